@@ -1,0 +1,180 @@
+"""The cluster's YAML as types. Each field's comment is its documentation: `mooncake config schema` and `config init` print it.
+
+Sizes and durations are written with units in YAML ("4GiB", "30s"); here they are bytes and seconds. A default lives here
+and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+Size = Annotated[int, Meta(ge=0, extra_json_schema={"x-unit": "bytes"})]
+Duration = Annotated[float, Meta(ge=0, extra_json_schema={"x-unit": "seconds"})]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$")]
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: unknown keys are errors."""
+
+
+class MasterConfig(Section):
+    name: Name = "master"
+    """Name of the process in logs and status."""
+    host: str = "127.0.0.1"
+    """Address it binds, and where the others find it."""
+    port: Port = 7801
+    """Control port; 0 takes a free one, which is published in the run directory."""
+    heartbeat_interval: Duration = 1.0
+    """How often members report."""
+    lease: Duration = 5.0
+    """A member silent for so long is taken for dead."""
+
+
+class GatewayConfig(Section):
+    name: Name = "gateway"
+    """Name of the process in logs and status."""
+    host: str = "127.0.0.1"
+    """Address the HTTP API binds."""
+    port: Port = 8000
+    """HTTP port; 0 takes a free one."""
+    request_timeout: Duration = 600.0
+    """A request that has not ended after so long is ended."""
+    max_body: Size = 8 << 20
+    """Largest request body."""
+    max_concurrent: Count = 1024
+    """Requests in progress; more are answered with 503."""
+
+
+class NodeConfig(Section):
+    capacity: Size = 256 << 20
+    """DRAM that the node contributes to the pool."""
+    object_size: Size = 16 << 10
+    """Smallest mean object size the directory has room for: capacity / object_size slots."""
+    data_port: Port = 0
+    """Port of the data server; 0 takes a free one."""
+
+
+class StoreConfig(NodeConfig):
+    name: Name = "store"
+    """Name of the process; with count above 1 a number is appended: store-0, store-1."""
+    count: Count = 1
+    """How many of these run on the host."""
+    host: str = "127.0.0.1"
+    """Address it binds and is reached at."""
+
+
+class EngineConfig(Section):
+    kind: str = "torch"
+    """Engine plugin: torch, mock."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """auto is float32 on CPU and the model's own type on a GPU."""
+    kv_memory: Size = 256 << 20
+    """Memory for the KV of running sequences."""
+    threads: Annotated[int, Meta(ge=0)] = 0
+    """Compute threads; 0 shares the cores of the host among its instances."""
+    max_batch: Count = 32
+    """Sequences per decode step."""
+    chunk_tokens: Count = 512
+    """Most tokens computed in one step: longer prompts are prefilled in chunks of so many."""
+    options: dict[str, Any] = {}
+    """The engine's own options."""
+
+
+class InstanceConfig(Section):
+    name: Name = ""  # the role's name, where empty
+    """Name of the process; with count above 1 a number is appended: prefill-0, prefill-1."""
+    count: Count = 1
+    """How many of these run on the host."""
+    host: str = "127.0.0.1"
+    """Address it binds and is reached at."""
+    data_port: Port = 0
+    """Port of the data server; 0 takes a free one."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """What computes."""
+    local_node: NodeConfig | None = field(default_factory=NodeConfig)
+    """The node on the instance's own host, in a process beside it; null for none."""
+
+
+class PoolConfig(Section):
+    replicas: Count = 1
+    """Copies of each block, on different nodes."""
+    read_lease: Duration = 5.0
+    """How long a located object is neither evicted nor overwritten."""
+    writer_deadline: Duration = 30.0
+    """A put that has not ended after so long is reclaimed."""
+    eviction: str = "lru"
+    """Eviction policy plugin."""
+    high_watermark: Annotated[float, Meta(gt=0, le=1)] = 0.95
+    """Eviction starts when a segment is fuller than this."""
+    low_watermark: Annotated[float, Meta(ge=0, le=1)] = 0.85
+    """Eviction goes on until a segment is emptier than this."""
+    checksum: bool = True
+    """Verify each block's checksum on get."""
+
+
+class SchedulerConfig(Section):
+    policy: str = "kvcache-centric"
+    """Scheduling policy plugin."""
+    balancing_threshold: Annotated[float, Meta(ge=1)] = 2.0
+    """Fetch the best remote prefix when it is longer than the local one by more than this factor."""
+    ttft_slo: Duration | None = None
+    """Reject a request whose expected time to first token is longer; null admits all."""
+    tbt_slo: Duration | None = None
+    """Reject a request whose expected time between tokens is longer; null admits all."""
+    seed: int = 0
+    """For breaking ties."""
+    decisions: Count = 1000
+    """How many decisions are kept for `mooncake inspect decisions`."""
+
+
+class TransferConfig(Section):
+    transports: list[str] = ["tcp"]
+    """Transport plugins, the preferred first."""
+    host_id: str = ""
+    """Processes with the same id may share memory; empty: derived from the machine."""
+    connections: Count = 2
+    """Connections per peer."""
+    timeout: Duration = 30.0
+    """A transfer that has not ended after so long fails."""
+
+
+class AuthConfig(Section):
+    key_file: str = ""
+    """The cluster key (`mooncake auth init`); empty: $MOONCAKE_KEY_FILE."""
+
+
+class ClusterConfig(Section):
+    cluster: Name = "local"
+    """Name of the cluster; its run directory is called so."""
+    model: str = "demo"
+    """Hugging Face folder of the model; `demo` is the one that ships with the package."""
+    served_name: str = ""
+    """Name clients ask for; empty: the folder's name."""
+    block_tokens: Annotated[int, Meta(ge=1, le=4096)] = 32
+    """Tokens per KVCache block."""
+    auth: AuthConfig | None = None
+    """Needed where an address is not loopback, unless `insecure` says otherwise."""
+    insecure: bool = False
+    """Allow addresses that are not loopback without authentication."""
+    master: MasterConfig = field(default_factory=MasterConfig)
+    """The master: membership, the pool's index, the Conductor."""
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    """The OpenAI-compatible HTTP API, a process of its own beside the master."""
+    store: list[StoreConfig] = []
+    """Nodes that only contribute memory."""
+    prefill: list[InstanceConfig] = [InstanceConfig(name="prefill")]
+    """Prefill instances."""
+    decode: list[InstanceConfig] = [InstanceConfig(name="decode")]
+    """Decode instances."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    """The distributed KVCache."""
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    """The Conductor."""
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    """The Transfer Engine."""

@@ -1,0 +1,1 @@
+"""Engines that compute, and the batching that feeds them."""

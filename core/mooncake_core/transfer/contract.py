@@ -1,0 +1,153 @@
+"""What a transport is. A plugin author reads this page, subclasses `Transport`, and runs the suite in
+`mooncake_core.testing.transport_contract`.
+
+Transfers are one-sided: the initiator posts reads and writes against memory that a peer has exported, and no code of
+the peer's application takes part. A transport may run threads or processes of its own for that; `post` never blocks for
+the network, completions are collected with `poll`, and `fileno()` becomes readable when there are some.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mooncake_core.errors import TransferError
+
+
+class Kind(enum.IntEnum):
+    """Direction of a transfer, seen from the initiator."""
+
+    READ = 1
+    WRITE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a transport can do, as data; the engine asks no names."""
+
+    same_host_only: bool = False
+    """Peers on other hosts cannot be reached."""
+    needs_registration: bool = False
+    """Local memory of a transfer must have been registered."""
+    max_pieces: int = 1024
+    """Local pieces per operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportSettings:
+    """What the engine gives a transport when it makes it."""
+
+    owner: str
+    """Name of this process, for messages."""
+    host_id: str
+    incarnation: int
+    listen_host: str = "127.0.0.1"
+    listen_port: int = 0
+    """0 is any free port; the descriptor carries the real one."""
+    secret: bytes | None = None
+    """Shared by the cluster; None means no authentication (loopback)."""
+    connections_per_peer: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bytes [offset, offset + length) of a registered region."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One transfer between local pieces and one contiguous remote range of the same total length.
+
+    The pieces are written to in order for a READ, and read from in order for a WRITE. They belong to the transport until
+    the operation's completion was collected; the caller must not touch (READ) or change (WRITE) them before.
+    """
+
+    operation_id: int
+    kind: Kind
+    pieces: tuple[memoryview, ...]
+    path: bytes
+    """The peer's descriptor for this transport, as its `export` returned it."""
+    remote_offset: int
+    """From the start of the exported region (not of one of its ranges)."""
+    deadline_s: float
+    """time.monotonic() after which the operation fails with DeadlineExceeded."""
+
+    @property
+    def length(self) -> int:
+        """Bytes to move."""
+        return sum(piece.nbytes for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """How an operation ended. `error` None: all bytes have moved, and for a WRITE are visible at the peer."""
+
+    operation_id: int
+    error: TransferError | TimeoutError | None = None
+
+
+class Transport(ABC):
+    """One way to move bytes between processes. All methods may be called from any thread.
+
+    Ordering: operations complete in any order. Two writes to overlapping ranges that are in flight together leave either
+    content. A write that must be seen after another is posted after the other's completion.
+    """
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    @abstractmethod
+    def __init__(self, settings: TransportSettings) -> None:
+        """Makes it ready to export and to post.
+
+        Raises:
+            PluginUnavailable: something it needs is missing on this machine; says what to install.
+            TransferError: it cannot listen; names address and errno.
+        """
+
+    @abstractmethod
+    def register(self, memory: memoryview) -> int:
+        """Makes local memory known (pins it, where that is needed) and returns a handle.
+
+        The memory must be writable, contiguous bytes, and must stay alive until `unregister`.
+        """
+
+    @abstractmethod
+    def unregister(self, handle: int) -> None:
+        """Forgets a region; its exports are withdrawn first."""
+
+    @abstractmethod
+    def export(self, handle: int, *, writable: bool, ranges: Sequence[Range] | None = None) -> bytes:
+        """Lets peers read (and write, when writable) the region, or only some ranges of it.
+
+        Returns the opaque path for peers. Every export has a key of its own, so that each is withdrawn for itself.
+        """
+
+    @abstractmethod
+    def withdraw(self, path: bytes) -> None:
+        """Ends an export. When it returns, no operation that names this path touches the memory any more; such
+        operations complete with StaleSegment at their initiator. Unknown paths are ignored."""
+
+    @abstractmethod
+    def post(self, operations: Sequence[Operation]) -> None:
+        """Starts transfers. Errors are completions: a dead peer is PathFailed with peer and errno, a withdrawn or
+        unknown key StaleSegment, a range outside of the export OutOfRange, a wrong secret AuthenticationFailed wrapped
+        in PathFailed. Every posted operation gets exactly one completion, by its deadline at the latest."""
+
+    @abstractmethod
+    def poll(self) -> list[Completion]:
+        """The completions since the last call; never blocks."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """A descriptor that is readable while `poll` has something to return."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Completes what is in flight with PathFailed, withdraws all exports, frees sockets and threads. Idempotent."""

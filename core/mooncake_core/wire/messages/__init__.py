@@ -1,0 +1,86 @@
+"""The closed union of everything peers say to each other.
+
+A message's tag is its class name. Fields may be added with a default, never removed or reused: so protocol version N
+understands N+1. What must not be understood by an older peer gets a new message or a new PROTOCOL_VERSION.
+"""
+
+from __future__ import annotations
+
+from typing import Final, get_args
+
+import msgspec
+
+from mooncake_core.errors import ProtocolError
+from mooncake_core.wire.messages import envelope, inspection, membership, pool, serving
+
+PROTOCOL_VERSION: Final = 1
+OLDEST_PROTOCOL_VERSION: Final = 1
+
+Message = (
+    envelope.Done
+    | envelope.Ping
+    | envelope.Failure
+    | membership.Join
+    | membership.Joined
+    | membership.Heartbeat
+    | membership.Leave
+    | pool.PutStart
+    | pool.PutStarted
+    | pool.PutEnd
+    | pool.PutEnded
+    | pool.Get
+    | pool.Got
+    | pool.Exists
+    | pool.ExistsReply
+    | pool.Remove
+    | pool.Removed
+    | pool.RemoveAll
+    | pool.RemovedAll
+    | pool.Fence
+    | pool.Fenced
+    | pool.ReportBlocks
+    | pool.BlockReport
+    | pool.ClearSlots
+    | serving.DescribeModels
+    | serving.Models
+    | serving.Place
+    | serving.Placed
+    | serving.Reserve
+    | serving.Reserved
+    | serving.Release
+    | serving.Prefill
+    | serving.Prefilled
+    | serving.KVArrived
+    | serving.Decode
+    | serving.Tokens
+    | serving.PrefillEnded
+    | serving.RequestEnded
+    | inspection.GetStatus
+    | inspection.Status
+    | inspection.InspectCache
+    | inspection.CacheReport
+    | inspection.InspectDecisions
+    | inspection.Decisions
+)
+
+MESSAGE_TYPES: Final[tuple[type, ...]] = get_args(Message)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """A message as MessagePack."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes | memoryview) -> Message:
+    """The message in `data`.
+
+    Raises:
+        ProtocolError: it is none of ours, or a field is missing or of another type; says which.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ProtocolError(f"cannot understand a message of {len(data)} bytes: {error}") from error

@@ -1,0 +1,128 @@
+"""What `mooncake status` and `mooncake inspect` ask."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from mooncake_core.wire.messages.membership import InstanceLoad
+
+
+class GetStatus(Struct, frozen=True, tag=True, kw_only=True):
+    """Who is there, and is the cluster able to serve?"""
+
+
+class MemberStatus(Struct, frozen=True, kw_only=True):
+    """One member as the master sees it."""
+
+    name: str
+    role: str
+    host_id: str
+    control_address: str
+    pid: int
+    state: str
+    """joining (block report under way) or ready."""
+    last_heard_s: float
+    """Seconds since its last sign of life."""
+    capacity_bytes: int = 0
+    used_bytes: int = 0
+    num_objects: int = 0
+    local_to: str = ""
+    """The instance whose local node this is."""
+    model: str = ""
+    load: InstanceLoad | None = None
+
+
+class Status(Struct, frozen=True, tag=True, kw_only=True):
+    """The cluster. `missing` says in words what is needed before it can serve; empty means it can."""
+
+    cluster: str
+    term: int
+    uptime_s: float
+    members: list[MemberStatus]
+    missing: list[str]
+    num_requests: int
+    """Requests placed and not ended."""
+
+
+class InspectCache(Struct, frozen=True, tag=True, kw_only=True):
+    """What does the pool hold? Optionally one key's placement, or the first `limit` keys that start with `prefix`."""
+
+    prefix: str = ""
+    limit: int = 0
+
+
+class CacheEntry(Struct, frozen=True, kw_only=True):
+    """One object."""
+
+    key: str
+    size_bytes: int
+    nodes: list[str]
+    leased: bool
+    idle_s: float
+    """Seconds since it was last put or read."""
+
+
+class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
+    """The pool in numbers; counters count since the master's start. Tokens are prompt tokens of served requests."""
+
+    num_objects: int
+    num_writing: int
+    capacity_bytes: int
+    used_bytes: int
+    """Space taken by objects, those being written and those awaiting clearing included."""
+    quarantined_bytes: int
+    puts: int
+    skipped_puts: int
+    refused_puts: int
+    hits: int
+    misses: int
+    evicted: int
+    prompt_tokens: int
+    cached_tokens: int
+    entries: list[CacheEntry]
+
+
+class InspectDecisions(Struct, frozen=True, tag=True, kw_only=True):
+    """The Conductor's latest decisions, newest first, or those of one request."""
+
+    limit: int = 20
+    request_id: str = ""
+
+
+class CandidateScore(Struct, frozen=True, kw_only=True):
+    """How one prefill instance would have done."""
+
+    prefill: str
+    local_blocks: int
+    fetched_blocks: int
+    queue_s: float
+    transfer_s: float
+    prefill_s: float
+    ttft_s: float
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """Why a request went where it went, or was rejected."""
+
+    request_id: str
+    age_s: float
+    prompt_tokens: int
+    prompt_blocks: int
+    policy: str
+    outcome: str
+    """dispatched, rejected, or unavailable."""
+    reason: str
+    prefill: str
+    decode: str
+    best_match_blocks: int
+    best_match_holder: str
+    expected_ttft_s: float
+    expected_tbt_s: float
+    candidates: list[CandidateScore]
+    """The winner and the next eight."""
+
+
+class Decisions(Struct, frozen=True, tag=True, kw_only=True):
+    """Newest first."""
+
+    decisions: list[Decision]

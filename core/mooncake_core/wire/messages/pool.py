@@ -1,0 +1,201 @@
+"""The pool: two-phase put, reads under lease, removal; and what the master asks of a node.
+
+Times cross the wire as durations. A lease or a writer's deadline counts on the asker's monotonic clock from the moment it
+*sent* the request, and on the master's from the moment it answered: the asker's ends first.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from mooncake_core.wire.messages.memory import SegmentDescriptor
+
+
+class NewObject(Struct, frozen=True, kw_only=True):
+    """An object somebody wants to put."""
+
+    key: str
+    size_bytes: int
+    parent: str = ""
+    """The object before this one in its chain (the previous block): eviction takes a chain's tail before its head."""
+
+
+class Placement(Struct, frozen=True, kw_only=True):
+    """Where one replica of an object lies, or is to be written: a slot and a range of a node's segment."""
+
+    node: str
+    incarnation: int
+    slot: int
+    offset: int
+    """Of the object's header, from the start of the segment; its data follows the header."""
+
+
+class Grant(Struct, frozen=True, kw_only=True):
+    """Space to write an object to. Without placements the object is to be skipped, and `refusal` says why (an error
+    code: object_exists when it is there or being written, no_space)."""
+
+    key: str
+    allocation_id: int = 0
+    placements: list[Placement] = []
+    refusal: str = ""
+
+
+class PutStart(Struct, frozen=True, tag=True, kw_only=True):
+    """Reserves space for objects. `preferred_node` gets the first replica where it has room."""
+
+    objects: list[NewObject]
+    replicas: int = 1
+    preferred_node: str = ""
+
+
+class PutStarted(Struct, frozen=True, tag=True, kw_only=True):
+    """One grant per object, in order; `segments` are the write descriptors of the nodes named in them."""
+
+    term: int
+    writer_deadline_s: float
+    """Commit before this many seconds have passed; later the space is reclaimed."""
+    grants: list[Grant]
+    segments: dict[str, SegmentDescriptor]
+
+
+class Commit(Struct, frozen=True, kw_only=True):
+    """One object is written: all its placements hold the data and the committed slot."""
+
+    allocation_id: int
+    checksum: int
+
+
+class PutEnd(Struct, frozen=True, tag=True, kw_only=True):
+    """Makes objects readable, and gives back the space of those that could not be written."""
+
+    term: int
+    commits: list[Commit]
+    revoked: list[int] = []
+    """Allocation ids."""
+
+
+class PutEnded(Struct, frozen=True, tag=True, kw_only=True):
+    """One error code per commit, empty for success (stale_allocation: not committed, the object is not there)."""
+
+    refusals: list[str]
+
+
+class Located(Struct, frozen=True, kw_only=True):
+    """A readable object under lease."""
+
+    key: str
+    allocation_id: int
+    size_bytes: int
+    checksum: int
+    placements: list[Placement]
+
+
+class Get(Struct, frozen=True, tag=True, kw_only=True):
+    """Where are these objects? Takes a lease on each that is found."""
+
+    keys: list[str]
+
+
+class Got(Struct, frozen=True, tag=True, kw_only=True):
+    """One entry per key, None for a miss; `segments` are the read descriptors of the nodes named in them."""
+
+    term: int
+    lease_s: float
+    objects: list[Located | None]
+    segments: dict[str, SegmentDescriptor]
+
+
+class Exists(Struct, frozen=True, tag=True, kw_only=True):
+    """Which of these keys can be read now? Renews no lease."""
+
+    keys: list[str]
+
+
+class ExistsReply(Struct, frozen=True, tag=True, kw_only=True):
+    """One answer per key."""
+
+    present: list[bool]
+
+
+class Remove(Struct, frozen=True, tag=True, kw_only=True):
+    """Removes objects; with `force` also leased ones (their space is used again only after the lease)."""
+
+    keys: list[str]
+    force: bool = False
+
+
+class Removed(Struct, frozen=True, tag=True, kw_only=True):
+    """One error code per key, empty for success (object_not_found, object_leased)."""
+
+    refusals: list[str]
+
+
+class RemoveAll(Struct, frozen=True, tag=True, kw_only=True):
+    """Removes every object."""
+
+    force: bool = False
+
+
+class RemovedAll(Struct, frozen=True, tag=True, kw_only=True):
+    """How many went, and how many stayed because of a lease."""
+
+    removed: int
+    kept: int
+
+
+# Master to node.
+
+
+class Fence(Struct, frozen=True, tag=True, kw_only=True):
+    """A new term begins: withdraw the write descriptor that writers of older terms hold, and export a new one."""
+
+    term: int
+
+
+class Fenced(Struct, frozen=True, tag=True, kw_only=True):
+    """No writer of an older term can touch the segment any more; uncommitted reservations were dropped."""
+
+    incarnation: int
+    write: SegmentDescriptor
+
+
+class StoredObject(Struct, frozen=True, kw_only=True):
+    """A committed object as the node's directory has it."""
+
+    key: str
+    parent: str
+    allocation_id: int
+    size_bytes: int
+    checksum: int
+    slot: int
+    offset: int
+
+
+class ReportBlocks(Struct, frozen=True, tag=True, kw_only=True):
+    """Asks a fenced node for the next part of its directory, from slot `cursor` on."""
+
+    term: int
+    cursor: int = 0
+
+
+class BlockReport(Struct, frozen=True, tag=True, kw_only=True):
+    """Some thousand committed objects; `next_cursor` is -1 after the last part."""
+
+    incarnation: int
+    objects: list[StoredObject]
+    next_cursor: int
+
+
+class SlotClearing(Struct, frozen=True, kw_only=True):
+    """A directory slot whose object is gone; cleared only if it still holds that allocation."""
+
+    slot: int
+    allocation_id: int
+
+
+class ClearSlots(Struct, frozen=True, tag=True, kw_only=True):
+    """The master dropped these objects; it uses their space again once the node has answered Done."""
+
+    term: int
+    incarnation: int
+    slots: list[SlotClearing]

@@ -1,0 +1,163 @@
+"""A request's way: placed by the master, prefilled in one instance, decoded in another."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from mooncake_core.wire.messages.membership import ModelOffer
+from mooncake_core.wire.messages.memory import SegmentDescriptor
+
+FinishReason = Literal["stop", "length"]
+Outcome = Literal["finished", "cancelled", "failed"]
+
+
+class Sampling(Struct, frozen=True, kw_only=True):
+    """How tokens are chosen. The generator is keyed by (seed, position), so a sequence continues anywhere."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    seed: int = 0
+    max_tokens: int = 16
+    ignore_eos: bool = False
+    stop_token_ids: list[int] = []
+
+
+class DescribeModels(Struct, frozen=True, tag=True, kw_only=True):
+    """Which models can be served now?"""
+
+
+class Models(Struct, frozen=True, tag=True, kw_only=True):
+    """The models that have at least one prefill and one decode instance."""
+
+    models: list[ModelOffer]
+
+
+class Place(Struct, frozen=True, tag=True, kw_only=True):
+    """The gateway asks where a request shall run. Answered with Placed, or an error: rejected (429), unavailable (503)."""
+
+    request_id: str
+    model: str
+    prompt_tokens: int
+    max_tokens: int
+    block_keys: list[bytes]
+    """Keys of the prompt's full blocks that may be reused: at most floor((prompt_tokens - 1) / block_tokens)."""
+    tenant: str = ""
+    deadline_s: float = 600.0
+
+
+class Reservation(Struct, frozen=True, kw_only=True):
+    """Memory that a decode instance holds for one sequence. Block i of the sequence lies at block_offsets[i] of `memory`.
+
+    The descriptor admits writes to just these blocks and is withdrawn when the reservation ends, so that a late write of
+    a cancelled prefill cannot land.
+    """
+
+    reservation_id: int
+    memory: SegmentDescriptor
+    block_offsets: list[int]
+    ttl_s: float
+
+
+class Placed(Struct, frozen=True, tag=True, kw_only=True):
+    """The Conductor's decision, with memory reserved at the decode instance."""
+
+    request_id: str
+    prefill: str
+    prefill_address: str
+    decode: str
+    decode_address: str
+    reservation: Reservation
+    matched_tokens: int
+    expected_ttft_s: float
+    expected_tbt_s: float
+
+
+class Reserve(Struct, frozen=True, tag=True, kw_only=True):
+    """Master to decode: hold memory for a sequence of so many tokens, prompt and answer. Error: no_space."""
+
+    request_id: str
+    prompt_tokens: int
+    max_tokens: int
+    ttl_s: float
+
+
+class Reserved(Struct, frozen=True, tag=True, kw_only=True):
+    """The memory held."""
+
+    reservation: Reservation
+
+
+class Release(Struct, frozen=True, tag=True, kw_only=True):
+    """To decode: the reservation or the running sequence is not needed any more. Repeating it is harmless."""
+
+    request_id: str
+
+
+class Prefill(Struct, frozen=True, tag=True, kw_only=True):
+    """Gateway to prefill: compute the prompt's KV, write it to the reserved memory, choose the first token."""
+
+    request_id: str
+    token_ids: list[int]
+    block_keys: list[bytes]
+    """Keys of all full blocks of the prompt, in order; empty: do not use the pool."""
+    max_cached_blocks: int
+    """How many of them may be read from the pool: at least one prompt token is computed."""
+    sampling: Sampling
+    decode_address: str
+    reservation: Reservation
+
+
+class Prefilled(Struct, frozen=True, tag=True, kw_only=True):
+    """The first token, sent as soon as it is known. Seconds are durations on the prefill instance."""
+
+    token_id: int
+    finish_reason: FinishReason | None
+    cached_tokens: int
+    queued_s: float
+    fetched_s: float
+    computed_s: float
+
+
+class KVArrived(Struct, frozen=True, tag=True, kw_only=True):
+    """Prefill to decode: all KV of the prompt is written."""
+
+    request_id: str
+    reservation_id: int
+
+
+class Decode(Struct, frozen=True, tag=True, kw_only=True):
+    """Gateway to decode: continue after the first token, once the KV has arrived. Answered with a stream of Tokens."""
+
+    request_id: str
+    reservation_id: int
+    prompt_tokens: int
+    first_token_id: int
+    sampling: Sampling
+
+
+class Tokens(Struct, frozen=True, tag=True, kw_only=True):
+    """New tokens of a sequence; the stream's last message carries the finish reason."""
+
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+
+
+class PrefillEnded(Struct, frozen=True, tag=True, kw_only=True):
+    """Gateway to master: the first token is there."""
+
+    request_id: str
+    cached_tokens: int
+    computed_s: float
+
+
+class RequestEnded(Struct, frozen=True, tag=True, kw_only=True):
+    """Gateway to master: nothing of the request runs any more."""
+
+    request_id: str
+    outcome: Outcome
+    output_tokens: int = 0
