@@ -1,0 +1,79 @@
+"""What every role process has: configuration, identity, and how it reaches the others."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mooncake_core.address import HostPort
+from mooncake_core.config.processes import ProcessSpec
+from mooncake_core.errors import ConfigError
+from mooncake_core.roles.parent import Boot, announce
+from mooncake_core.wire.auth import ClusterKey
+from mooncake_core.wire.client import Clients
+
+if TYPE_CHECKING:
+    from mooncake_core.transfer.engine import TransferEngine
+
+
+class RoleContext:
+    """Made once per process; roles take from it what they need."""
+
+    def __init__(self, boot: Boot, spec: ProcessSpec) -> None:
+        self.config = boot.config
+        self.spec = spec
+        self.name = spec.name
+        self.stop = asyncio.Event()
+        self.incarnation = secrets.randbits(63)
+        self.key = load_key(boot.config.auth.key_file if boot.config.auth else None)
+        self.master_address = boot.master_address
+        self.clients = Clients(name=spec.name, key=self.key)
+
+    @property
+    def host_id(self) -> str:
+        """Processes with equal ids may share memory."""
+        from mooncake_core.transfer.host import default_host_id
+
+        return self.config.transfer.host_id or default_host_id()
+
+    def announce(self, address: str) -> None:
+        """Tells the supervisor that this process is ready."""
+        announce(address)
+
+    def transfer_engine(self, host: str, data_port: int) -> TransferEngine:
+        """A Transfer Engine as the configuration wants it, listening on host:data_port."""
+        from mooncake_core.transfer.engine import TransferEngine
+
+        transfer = self.config.transfer
+        return TransferEngine(
+            owner=self.name,
+            host_id=self.host_id,
+            incarnation=self.incarnation,
+            transports=transfer.transports,
+            listen_host=host,
+            listen_port=data_port,
+            secret=self.key.secret if self.key else None,
+            connections_per_peer=transfer.connections,
+            timeout_s=transfer.timeout,
+        )
+
+    def endpoint(self) -> HostPort:
+        """Where this process's control server listens: a free port, which it publishes when it joins."""
+        return HostPort(self.spec.section.host, 0)
+
+
+def load_key(key_file: str | None) -> ClusterKey | None:
+    """The cluster key, or None where authentication is off.
+
+    Raises:
+        ConfigError: authentication is on and the key is missing or malformed.
+    """
+    if key_file is None:
+        return None
+    path = key_file or os.environ.get("MOONCAKE_KEY_FILE", "")
+    if not path:
+        raise ConfigError("auth: expected auth.key_file or $MOONCAKE_KEY_FILE; `mooncake auth init` writes a key")
+    return ClusterKey.load(Path(path).expanduser())

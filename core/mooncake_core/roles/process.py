@@ -1,0 +1,62 @@
+"""`python -m mooncake_core.roles.process NAME`: one role process, started by a supervisor (see parent.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import signal
+import sys
+from typing import Final
+
+from mooncake_core.config.processes import processes
+from mooncake_core.errors import ConfigError, ModelError, MooncakeError, PluginUnavailable, PluginUnknown
+from mooncake_core.roles.context import RoleContext
+from mooncake_core.roles.parent import Boot, end_with_parent, read_boot
+from mooncake_core.telemetry import logs
+
+EXIT_FAILED: Final = 1
+EXIT_CONFIGURATION: Final = 2
+_CONFIGURATION_ERRORS: Final = (ConfigError, ModelError, PluginUnknown, PluginUnavailable)
+
+_log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Runs the role until told to stop; returns the exit code."""
+    boot = read_boot()
+    end_with_parent()
+    logs.configure(name=boot.name, level=boot.log_level)
+    try:
+        asyncio.run(_run(boot))
+    except _CONFIGURATION_ERRORS as error:
+        return _fail(error, EXIT_CONFIGURATION)
+    except MooncakeError as error:
+        return _fail(error, EXIT_FAILED)
+    except Exception:
+        _log.exception("unexpected failure")
+        return EXIT_FAILED
+    return 0
+
+
+async def _run(boot: Boot) -> None:
+    spec = next(spec for spec in processes(boot.config) if spec.name == boot.name)
+    context = RoleContext(boot, spec)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, context.stop.set)
+    role = importlib.import_module(f"mooncake_core.roles.{spec.role}")
+    await role.run(context)
+
+
+def _fail(error: MooncakeError, code: int) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return code
+
+
+if __name__ == "__main__":
+    code = main()
+    # Threads that wait for work in foreign libraries must not keep a finished process alive.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)

@@ -1,0 +1,252 @@
+"""Starts the processes of one host, restarts what dies, and ends everything together.
+
+The supervisor does no serving and imports neither zmq nor torch: it waits for its children and passes on their logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from mooncake_core.address import HostPort, parse_host_port
+from mooncake_core.config.processes import ProcessSpec
+from mooncake_core.config.schema import ClusterConfig
+from mooncake_core.roles.parent import Announcement, Boot
+from mooncake_core.roles.restart import RestartPolicy
+from mooncake_core.roles.run_directory import ProcessState, StartState, StateFile
+
+TERMINATE_S: Final = 3.5
+"""How long children may take to end before they are killed; the whole stop stays under five seconds."""
+LOG_LINE_LIMIT: Final = 1 << 20
+
+
+class Child:
+    """One process, through all its restarts."""
+
+    def __init__(self, spec: ProcessSpec, log: Callable[[str, str], None]) -> None:
+        self.spec = spec
+        self.address = ""
+        self.ready = asyncio.Event()
+        self.process: asyncio.subprocess.Process | None = None
+        self._log = log
+
+    async def run_once(self, boot: Boot) -> int:
+        """Starts the process and waits for its end; returns the exit code (negative: killed by that signal)."""
+        self.process = process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "mooncake_core.roles.process", self.spec.name),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends the others in order
+            limit=LOG_LINE_LIMIT,
+        )
+        assert process.stdin is not None  # all three were asked for above
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(msgspec.json.encode(boot) + b"\n")
+        await asyncio.gather(self._announcements(process.stdout), self._logs(process.stderr))
+        self.ready.clear()
+        return await process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal if the process lives."""
+        if self.process and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
+
+    async def _announcements(self, stdout: asyncio.StreamReader) -> None:
+        async for line in _lines(stdout):
+            try:
+                self.address = msgspec.json.decode(line, type=Announcement).address
+                self.ready.set()
+            except msgspec.MsgspecError:
+                self._log(self.spec.name, line.decode(errors="replace").rstrip())
+
+    async def _logs(self, stderr: asyncio.StreamReader) -> None:
+        async for line in _lines(stderr):
+            self._log(self.spec.name, line.decode(errors="replace").rstrip())
+
+
+class Supervisor:
+    """Runs a set of processes until told to stop.
+
+    A process that fails before it was ever ready ends the whole start with its exit code: the reason is in the
+    configuration or the machine, and a restart would only repeat it. Later deaths are restarted with back-off.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        specs: Sequence[ProcessSpec],
+        *,
+        state_file: StateFile,
+        selection: str,
+        config_path: str,
+        log: Callable[[str, str], None],
+        on_ready: Callable[[StartState], None],
+    ) -> None:
+        self._config = config
+        self._children = [Child(spec, log) for spec in specs]
+        self._state_file = state_file
+        self._selection = selection
+        self._config_path = config_path
+        self._log = log
+        self._on_ready = on_ready
+        self._stop = asyncio.Event()
+        self._exit_code = 0
+
+    async def run(self) -> int:
+        """Starts everything, serves until SIGINT or SIGTERM, ends everything; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._stop.set)
+        self._write_state(ready=False)
+        keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
+        announcer = asyncio.create_task(self._announce_ready())
+        try:
+            await self._stop.wait()
+        finally:
+            announcer.cancel()
+            await self._end(keepers)
+            self._state_file.close()
+        return self._exit_code
+
+    async def _keep(self, child: Child) -> None:
+        """Starts one process again and again until the end."""
+        policy, was_ready = RestartPolicy(), False
+        await self._wait_for_master(child)
+        while not self._stop.is_set():
+            started = time.monotonic()
+            watch = asyncio.create_task(self._note_ready(child))
+            code = await child.run_once(self._boot(child))
+            was_ready = was_ready or watch.done()
+            watch.cancel()
+            if self._stop.is_set():
+                return
+            if not was_ready and code > 0:
+                self._log(child.spec.name, f"could not start (exit code {code}); ending the others")
+                self._exit_code = code
+                self._stop.set()
+                return
+            delay = policy.delay_after(time.monotonic() - started)
+            self._log(child.spec.name, f"died ({_describe(code)}); starting it again in {delay:.1f}s")
+            await _sleep_or(self._stop, delay)
+
+    async def _note_ready(self, child: Child) -> None:
+        await child.ready.wait()
+        self._write_state(ready=all(other.ready.is_set() for other in self._children))
+
+    async def _wait_for_master(self, child: Child) -> None:
+        """The others are started once the master's address is known; with a fixed port it is known at once."""
+        master = self._child_of("master")
+        if master and master is not child and not self._config.master.port:
+            await _first(master.ready, self._stop)
+
+    async def _announce_ready(self) -> None:
+        await asyncio.gather(*(child.ready.wait() for child in self._children))
+        self._on_ready(self._write_state(ready=True))
+
+    async def _end(self, keepers: Sequence[asyncio.Task[None]]) -> None:
+        """SIGTERM to all, SIGKILL to what is left after TERMINATE_S."""
+        for child in self._children:
+            child.signal(signal.SIGTERM)
+        _, pending = await asyncio.wait(keepers, timeout=TERMINATE_S)
+        if pending:
+            late = [child for child in self._children if child.process and child.process.returncode is None]
+            for child in late:
+                self._log(child.spec.name, f"did not end within {TERMINATE_S:g}s: killed")
+                child.signal(signal.SIGKILL)
+            _, stuck = await asyncio.wait(pending, timeout=1.0)
+            for task in stuck:
+                task.cancel()
+
+    def _boot(self, child: Child) -> Boot:
+        return Boot(
+            config=self._pinned_config(),
+            name=child.spec.name,
+            master_address=self._master_address(),
+            log_level=os.environ.get("MOONCAKE_LOG_LEVEL", "info"),
+        )
+
+    def _pinned_config(self) -> ClusterConfig:
+        """The configuration with ports that were once published: a restarted master or gateway keeps its address."""
+        config = self._config
+        if port := _port_of(self._child_of("master")):
+            config = msgspec.structs.replace(config, master=msgspec.structs.replace(config.master, port=port))
+        if port := _port_of(self._child_of("gateway")):
+            config = msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, port=port))
+        return config
+
+    def _master_address(self) -> str:
+        master = self._child_of("master")
+        if master and master.address:
+            return master.address
+        return HostPort(self._config.master.host, self._config.master.port).url
+
+    def _child_of(self, role: str) -> Child | None:
+        return next((child for child in self._children if child.spec.role == role), None)
+
+    def _write_state(self, *, ready: bool) -> StartState:
+        gateway = self._child_of("gateway")
+        state = StartState(
+            cluster=self._config.cluster,
+            selection=self._selection,
+            pid=os.getpid(),
+            config=self._config_path,
+            master_address=self._master_address(),
+            gateway_url=gateway.address if gateway else "",
+            key_file=self._config.auth.key_file if self._config.auth else "",
+            processes=[
+                ProcessState(name=child.spec.name, role=child.spec.role, pid=child.process.pid if child.process else 0)
+                for child in self._children
+            ],
+            ready=ready,
+        )
+        self._state_file.write(state)
+        return state
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The lines of a stream; one that exceeds the limit comes in parts."""
+    while True:
+        try:
+            line = await stream.readuntil(b"\n")
+        except asyncio.IncompleteReadError as error:
+            if error.partial:
+                yield error.partial
+            return
+        except asyncio.LimitOverrunError as error:
+            line = await stream.readexactly(error.consumed)
+        yield line
+
+
+async def _first(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def _sleep_or(stop: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
+
+
+def _port_of(child: Child | None) -> int:
+    if child is None or not child.address:
+        return 0
+    return parse_host_port(child.address.rpartition("/")[2]).port
+
+
+def _describe(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
