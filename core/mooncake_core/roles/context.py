@@ -8,12 +8,12 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mooncake_core.address import HostPort
 from mooncake_core.config.processes import ProcessSpec
 from mooncake_core.errors import ConfigError
 from mooncake_core.roles.parent import Boot, announce
 from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.client import Clients
+from mooncake_core.wire.member import Member
 
 if TYPE_CHECKING:
     from mooncake_core.transfer.engine import TransferEngine
@@ -60,9 +60,18 @@ class RoleContext:
             timeout_s=transfer.timeout,
         )
 
-    def endpoint(self) -> HostPort:
-        """Where this process's control server listens: a free port, which it publishes when it joins."""
-        return HostPort(self.spec.section.host, 0)
+    async def serve(self, member: Member) -> None:
+        """Stays a member of the cluster until told to stop, then leaves in good order."""
+        membership = asyncio.create_task(member.run())
+        stopped = asyncio.create_task(self.stop.wait())
+        try:
+            await asyncio.wait([membership, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if membership.done():
+                membership.result()  # it ends only by an error, such as a wrong key
+            await member.leave()
+        finally:
+            membership.cancel()
+            stopped.cancel()
 
 
 def load_key(key_file: str | None) -> ClusterKey | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
+
+SHORTEST_WAIT_S: Final = 1e-3
+"""A deadline in the past must not turn the loop into a busy one."""
 
 Event = TypeVar("Event", contravariant=True)
 Command = TypeVar("Command", covariant=True)
@@ -54,7 +57,7 @@ class Drive(Generic[E_, C_]):
             return  # wakes early enough; it then arms itself for the later deadline
         self.close()
         if deadline is not None:
-            self._timer = self._loop.call_at(deadline, self._wake)
+            self._timer = self._loop.call_at(max(deadline, self.now() + SHORTEST_WAIT_S), self._wake)
 
     def _wake(self) -> None:
         self._timer = None

@@ -31,7 +31,7 @@ class ModelOffer(Struct, frozen=True, kw_only=True):
 
     name: str
     fingerprint: bytes
-    """Digest of weights, config, adapter, dtype, KV layout, TP shape and block_tokens: equal means interchangeable KV."""
+    """Digest of weights, config, adapter, dtype, KV layout, TP shape, block_tokens: equal means interchangeable KV."""
     block_tokens: int
     block_bytes: int
     max_context_tokens: int

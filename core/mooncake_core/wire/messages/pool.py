@@ -1,7 +1,7 @@
 """The pool: two-phase put, reads under lease, removal; and what the master asks of a node.
 
-Times cross the wire as durations. A lease or a writer's deadline counts on the asker's monotonic clock from the moment it
-*sent* the request, and on the master's from the moment it answered: the asker's ends first.
+Times cross the wire as durations. A lease or a writer's deadline counts on the asker's monotonic clock from the moment
+it *sent* the request, and on the master's from the moment it answered: the asker's ends first.
 """
 
 from __future__ import annotations

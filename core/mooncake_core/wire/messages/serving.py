@@ -38,7 +38,7 @@ class Models(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Place(Struct, frozen=True, tag=True, kw_only=True):
-    """The gateway asks where a request shall run. Answered with Placed, or an error: rejected (429), unavailable (503)."""
+    """The gateway asks where a request shall run. Answered with Placed, or refused: rejected (429), unavailable (503)."""
 
     request_id: str
     model: str
@@ -51,10 +51,10 @@ class Place(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Reservation(Struct, frozen=True, kw_only=True):
-    """Memory that a decode instance holds for one sequence. Block i of the sequence lies at block_offsets[i] of `memory`.
+    """Memory that a decode instance holds for one sequence. Its block i lies at block_offsets[i] of `memory`.
 
-    The descriptor admits writes to just these blocks and is withdrawn when the reservation ends, so that a late write of
-    a cancelled prefill cannot land.
+    The descriptor admits writes to just these blocks and is withdrawn when the reservation ends, so that a late write
+    of a cancelled prefill cannot land.
     """
 
     reservation_id: int
@@ -124,10 +124,11 @@ class Prefilled(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class KVArrived(Struct, frozen=True, tag=True, kw_only=True):
-    """Prefill to decode: all KV of the prompt is written."""
+    """Prefill to decode: all KV of the prompt is written, or, with `error`, will never be."""
 
     request_id: str
     reservation_id: int
+    error: str = ""
 
 
 class Decode(Struct, frozen=True, tag=True, kw_only=True):

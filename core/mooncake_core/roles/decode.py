@@ -1,0 +1,156 @@
+"""The decode role: holds memory for sequences, receives their KV, and produces tokens in a running batch."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from mooncake_core.errors import DeadlineExceeded, InvalidRequest, RequestCancelled, TransferError
+from mooncake_core.inference.batching import Sequence
+from mooncake_core.roles.context import RoleContext
+from mooncake_core.roles.instance import Instance
+from mooncake_core.roles.tasks import Tasks
+from mooncake_core.wire.messages.envelope import Done
+from mooncake_core.wire.messages.memory import SegmentDescriptor
+from mooncake_core.wire.messages.serving import Decode, KVArrived, Release, Reservation, Reserve, Reserved, Tokens
+from mooncake_core.wire.server import Call, Handler
+
+
+@dataclass(slots=True)
+class Held:
+    """Memory held for one request, from its reservation to its last token."""
+
+    reservation_id: int
+    sequence_id: int
+    memory: SegmentDescriptor
+    prompt_blocks: list[int]
+    arrived: asyncio.Future[None]
+    expiry: asyncio.TimerHandle | None = None
+
+
+async def run(context: RoleContext) -> None:
+    """Serves until told to stop."""
+    instance = await Instance.load(context)
+    role = DecodeRole(instance, transfer_timeout_s=context.config.transfer.timeout)
+    try:
+        await instance.serve(role.handlers())
+    finally:
+        await role.close()
+        await instance.close()
+
+
+class DecodeRole:
+    """Handlers of a decode instance. All run on one event loop."""
+
+    def __init__(self, instance: Instance, *, transfer_timeout_s: float) -> None:
+        self._instance = instance
+        self._transfer_timeout_s = transfer_timeout_s
+        self._held: dict[str, Held] = {}
+        self._sequence_ids = itertools.count(1)
+        self._tasks = Tasks()
+
+    def handlers(self) -> dict[type, Handler]:
+        return {Reserve: self.reserve, Release: self.release, KVArrived: self.kv_arrived, Decode: self.decode}
+
+    async def reserve(self, message: Reserve, call: Call) -> Reserved:
+        """Holds blocks for prompt and answer; the writer may touch only those of the prompt."""
+        if message.request_id in self._held:
+            raise InvalidRequest(f"request {message.request_id} holds a reservation already")
+        sequence_id = next(self._sequence_ids)
+        blocks = self._instance.loop.reserve(sequence_id, message.prompt_tokens + message.max_tokens)
+        prompt_blocks = blocks[: self._instance.info.layout.blocks_for(message.prompt_tokens)]
+        held = Held(
+            reservation_id=secrets.randbits(63),
+            sequence_id=sequence_id,
+            memory=self._instance.export_blocks(prompt_blocks),
+            prompt_blocks=prompt_blocks,
+            arrived=asyncio.get_running_loop().create_future(),
+        )
+        held.expiry = asyncio.get_running_loop().call_later(message.ttl_s, self._free, message.request_id)
+        self._held[message.request_id] = held
+        return Reserved(
+            reservation=Reservation(
+                reservation_id=held.reservation_id,
+                memory=held.memory,
+                block_offsets=[block_id * self._instance.block_bytes for block_id in prompt_blocks],
+                ttl_s=message.ttl_s,
+            )
+        )
+
+    async def release(self, message: Release, call: Call) -> Done:
+        """Gives the memory back; a running sequence ends with RequestCancelled."""
+        self._free(message.request_id)
+        return Done()
+
+    async def kv_arrived(self, message: KVArrived, call: Call) -> Done:
+        """The prefill instance has written everything, or says why it could not."""
+        held = self._held_by(message.request_id, message.reservation_id)
+        if not held.arrived.done():
+            if message.error:
+                held.arrived.set_exception(TransferError(message.error))
+            else:
+                held.arrived.set_result(None)
+        return Done()
+
+    async def decode(self, message: Decode, call: Call) -> AsyncIterator[Tokens]:
+        """Waits for the KV, then yields the tokens after the first one as they come."""
+        held = self._held_by(message.request_id, message.reservation_id)
+        if held.expiry:
+            held.expiry.cancel()
+        try:
+            await self._wait_for_kv(held, message.request_id, call)
+            async with aclosing(self._instance.loop.run(self._sequence(held, message))) as tokens:
+                async for emitted in tokens:
+                    yield Tokens(token_ids=[emitted.token_id], finish_reason=emitted.finish_reason)
+        finally:
+            self._free(message.request_id)
+
+    async def close(self) -> None:
+        """Lets everything go."""
+        for request_id in list(self._held):
+            self._free(request_id)
+        await self._tasks.close()
+
+    async def _wait_for_kv(self, held: Held, request_id: str, call: Call) -> None:
+        patience_s = min(call.remaining_s(), self._transfer_timeout_s)
+        done, _ = await asyncio.wait([held.arrived], timeout=patience_s)
+        if not done:
+            raise DeadlineExceeded(f"the KV of request {request_id} did not arrive within {patience_s:.1f}s")
+        held.arrived.result()
+        self._instance.engine.stage_in(held.prompt_blocks)
+
+    def _sequence(self, held: Held, message: Decode) -> Sequence:
+        return Sequence(
+            sequence_id=held.sequence_id,
+            token_ids=[message.first_token_id],
+            start=message.prompt_tokens,
+            sampling=message.sampling,
+            max_new_tokens=message.sampling.max_tokens - 1,
+            eos_token_ids=self._instance.info.eos_token_ids,
+        )
+
+    def _held_by(self, request_id: str, reservation_id: int) -> Held:
+        held = self._held.get(request_id)
+        if held is None or held.reservation_id != reservation_id:
+            raise RequestCancelled(f"no memory is held for request {request_id}: it was released or has expired")
+        return held
+
+    def _free(self, request_id: str) -> None:
+        held = self._held.pop(request_id, None)
+        if held is None:
+            return
+        if held.expiry:
+            held.expiry.cancel()
+        if not held.arrived.done():
+            held.arrived.set_exception(RequestCancelled(f"request {request_id} was released"))
+        held.arrived.exception()  # seen, whether or not somebody waits for it
+        self._tasks.start(self._let_go(held))
+
+    async def _let_go(self, held: Held) -> None:
+        # The writer is shut out before the blocks can be given to another sequence.
+        await asyncio.to_thread(self._instance.transfer.withdraw, held.memory)
+        self._instance.loop.release(held.sequence_id)

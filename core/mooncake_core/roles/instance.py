@@ -1,0 +1,138 @@
+"""What prefill and decode roles share: an engine, its memory made reachable, and membership."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+
+from mooncake_core import registry
+from mooncake_core.address import HostPort
+from mooncake_core.config.processes import local_node_name
+from mooncake_core.config.schema import InstanceConfig
+from mooncake_core.inference.batching import Batching
+from mooncake_core.inference.contract import Engine, EngineSettings
+from mooncake_core.inference.loop import EngineLoop
+from mooncake_core.inference.models import resolve_model, served_name
+from mooncake_core.roles.context import RoleContext
+from mooncake_core.transfer.contract import Range
+from mooncake_core.wire.member import Member
+from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer, Join, ModelOffer
+from mooncake_core.wire.messages.memory import SegmentDescriptor
+from mooncake_core.wire.server import Handler, Server
+
+
+class Instance:
+    """An engine in a process: KV memory registered with the Transfer Engine, steps run in a loop of their own."""
+
+    def __init__(self, context: RoleContext, engine: Engine) -> None:
+        section = context.spec.section
+        assert isinstance(section, InstanceConfig)  # what config.processes gives prefill and decode
+        self.context = context
+        self.section = section
+        self.engine = engine
+        self.info = engine.info
+        self.block_bytes = engine.info.layout.block_bytes
+        self.block_tokens = engine.info.layout.block_tokens
+        self.transfer = context.transfer_engine(section.host, section.data_port)
+        self.region = self.transfer.register_memory(engine.kv_memory)
+        self.loop = EngineLoop(engine, _batching(engine, section))
+
+    @classmethod
+    async def load(cls, context: RoleContext) -> Instance:
+        """Loads the engine off the event loop, so that the process can be told to stop meanwhile."""
+        engine = await asyncio.to_thread(_load_engine, context)
+        return cls(context, engine)
+
+    def block(self, block_id: int) -> memoryview:
+        """One block's bytes in the engine's KV memory."""
+        return self.engine.kv_memory[block_id * self.block_bytes : (block_id + 1) * self.block_bytes]
+
+    def export_blocks(self, block_ids: Sequence[int]) -> SegmentDescriptor:
+        """Lets a peer write to just these blocks."""
+        ranges = [Range(block_id * self.block_bytes, self.block_bytes) for block_id in block_ids]
+        return self.transfer.export(self.region, writable=True, ranges=ranges)
+
+    async def serve(self, handlers: Mapping[type, Handler]) -> None:
+        """Answers requests as a member of the cluster until told to stop."""
+        server = Server(self.context.name, handlers, key=self.context.key)
+        try:
+            address = await server.start(HostPort(self.section.host, 0))
+            member = Member(
+                self.context.clients.get(self.context.master_address),
+                join=lambda: self._join(address),
+                load=self._load,
+                on_joined=lambda joined: self.context.announce(address.url),
+            )
+            await self.context.serve(member)
+        finally:
+            await server.close()
+
+    async def close(self) -> None:
+        """Ends the steps, then the transfers, then frees the memory they used."""
+        await self.loop.close()
+        await self.context.clients.close()
+        self.transfer.close()
+        self.engine.close()
+
+    def _load(self) -> InstanceLoad:
+        return self.loop.load()
+
+    def _join(self, address: HostPort) -> Join:
+        context, info = self.context, self.info
+        return Join(
+            name=context.name,
+            role="prefill" if context.spec.role == "prefill" else "decode",
+            host_id=context.host_id,
+            incarnation=context.incarnation,
+            control_address=address.url,
+            pid=os.getpid(),
+            instance=InstanceOffer(
+                model=ModelOffer(
+                    name=served_name(context.config),
+                    fingerprint=info.fingerprint,
+                    block_tokens=info.layout.block_tokens,
+                    block_bytes=info.layout.block_bytes,
+                    max_context_tokens=info.max_context_tokens,
+                    vocab_size=info.vocab_size,
+                ),
+                num_blocks=info.num_blocks,
+                local_node=local_node_name(context.spec) if self.section.local_node else "",
+                cost=info.cost,
+            ),
+        )
+
+
+def _batching(engine: Engine, section: InstanceConfig) -> Batching:
+    return Batching(
+        num_blocks=engine.info.num_blocks,
+        block_tokens=engine.info.layout.block_tokens,
+        max_batch=section.engine.max_batch,
+        chunk_tokens=section.engine.chunk_tokens,
+    )
+
+
+def _load_engine(context: RoleContext) -> Engine:
+    config, section = context.config, context.spec.section
+    assert isinstance(section, InstanceConfig)
+    engine_class = registry.load("engine", section.engine.kind)
+    engine: Engine = engine_class(
+        EngineSettings(
+            model_path=str(resolve_model(config.model)),
+            device=section.engine.device,
+            dtype=section.engine.dtype,
+            block_tokens=config.block_tokens,
+            kv_memory_bytes=section.engine.kv_memory,
+            threads=section.engine.threads or _shared_threads(context),
+            options=section.engine.options,
+        )
+    )
+    return engine
+
+
+def _shared_threads(context: RoleContext) -> int:
+    """The host's cores divided among its instances, at least one each."""
+    host = context.spec.host
+    config = context.config
+    instances = sum(entry.count for entry in (*config.prefill, *config.decode) if entry.host == host)
+    return max(1, len(os.sched_getaffinity(0)) // max(1, instances))

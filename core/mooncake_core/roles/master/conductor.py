@@ -1,0 +1,206 @@
+"""Drives the Conductor: requests in, reservations at decode instances, placements or refusals out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mooncake_core.conductor.conductor import Conductor
+
+from mooncake_core.conductor import commands as c
+from mooncake_core.conductor import events as e
+from mooncake_core.errors import MooncakeError, NoSpace, RequestRejected, ServiceUnavailable
+from mooncake_core.roles.drive import Drive
+from mooncake_core.roles.tasks import Tasks
+from mooncake_core.wire.client import Client
+from mooncake_core.wire.messages.envelope import Done
+from mooncake_core.wire.messages.serving import (
+    DescribeModels,
+    Models,
+    Place,
+    Placed,
+    PrefillEnded,
+    Release,
+    RequestEnded,
+    Reservation,
+    Reserve,
+    Reserved,
+)
+from mooncake_core.wire.server import Call, Handler
+
+RESERVE_TIMEOUT_S: Final = 5.0
+RELEASE_TIMEOUT_S: Final = 5.0
+RESERVATION_TTL_S: Final = 60.0
+"""A reservation nobody has begun to use ends by itself after so long."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Placement:
+    """A request on its way to being placed."""
+
+    answer: asyncio.Future[Placed]
+    reservation: Reservation | None = None
+
+
+class ConductorDriver:
+    """Owns the Conductor; executes its commands."""
+
+    def __init__(
+        self, conductor: Conductor, *, client_of: Callable[[str], Client | None], address_of: Callable[[str], str]
+    ) -> None:
+        self.conductor = conductor
+        self._client_of = client_of
+        self._address_of = address_of
+        self._drive: Drive[e.Event, c.Command] = Drive(conductor, execute=self._execute, tick=e.Tick)
+        self._placing: dict[str, _Placement] = {}
+        self._asked_by: dict[str, str] = {}  # request → gateway that answers for it
+        self._tasks = Tasks()
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self._prompt_tokens_of: dict[str, int] = {}
+
+    def handlers(self) -> dict[type, Handler]:
+        """What gateways may ask and tell."""
+        return {
+            DescribeModels: self._describe,
+            Place: self._place,
+            PrefillEnded: self._prefill_ended,
+            RequestEnded: self._request_ended,
+        }
+
+    def feed(self, event: e.Event) -> None:
+        """Membership and the pool tell what has changed."""
+        self._drive.feed(event)
+
+    def now(self) -> float:
+        return self._drive.now()
+
+    def gateway_left(self, name: str) -> None:
+        """Nobody waits for a dead gateway's requests any more."""
+        for request_id in [request for request, gateway in self._asked_by.items() if gateway == name]:
+            self._end(request_id, "cancelled")
+
+    async def close(self) -> None:
+        """Ends ticks and what instances are being asked."""
+        self._drive.close()
+        await self._tasks.close()
+
+    async def _describe(self, message: DescribeModels, call: Call) -> Models:
+        return Models(models=list(self.conductor.describe_models()))
+
+    async def _place(self, message: Place, call: Call) -> Placed:
+        answer: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
+        self._placing[message.request_id] = _Placement(answer)
+        self._asked_by[message.request_id] = call.peer
+        self._prompt_tokens_of[message.request_id] = message.prompt_tokens
+        try:
+            self._drive.feed(_arrival(message, self.now()))
+            return await answer
+        except BaseException:  # cancelled too: the gateway will never say that this request ended
+            self._end(message.request_id, "cancelled")
+            raise
+        finally:
+            self._placing.pop(message.request_id, None)
+
+    async def _prefill_ended(self, message: PrefillEnded, call: Call) -> Done:
+        self.prompt_tokens += self._prompt_tokens_of.pop(message.request_id, 0)
+        self.cached_tokens += message.cached_tokens
+        self._drive.feed(e.PrefillEnded(message.request_id, message.cached_tokens, message.computed_s))
+        return Done()
+
+    async def _request_ended(self, message: RequestEnded, call: Call) -> Done:
+        self._end(message.request_id, message.outcome)
+        return Done()
+
+    def _end(self, request_id: str, outcome: Any) -> None:
+        self._asked_by.pop(request_id, None)
+        self._prompt_tokens_of.pop(request_id, None)
+        self._drive.feed(e.RequestEnded(request_id, outcome))
+
+    def _execute(self, command: c.Command) -> None:
+        match command:
+            case c.ReserveDecode():
+                self._tasks.start(self._reserve(command))
+            case c.Dispatch():
+                self._dispatch(command)
+            case c.Reject(request_id=request_id, reason=reason, retry_after_s=retry_after_s):
+                self._refuse(request_id, RequestRejected(reason, retry_after_s=retry_after_s))
+            case c.Unavailable(request_id=request_id, reason=reason, retry_after_s=retry_after_s):
+                self._refuse(request_id, ServiceUnavailable(reason, retry_after_s=retry_after_s))
+            case c.ReleaseDecode():
+                self._tasks.start(self._release(command))
+
+    async def _reserve(self, command: c.ReserveDecode) -> None:
+        client = self._client_of(command.decode)
+        try:
+            if client is None:
+                raise ServiceUnavailable(f"decode instance {command.decode} has left")
+            reserved = await client.call(_reserve_message(command), Reserved, timeout_s=RESERVE_TIMEOUT_S)
+        except NoSpace as error:
+            self._drive.feed(e.ReservationRefused(command.request_id, error.message))
+            return
+        except MooncakeError as error:
+            _log.warning("decode %s cannot reserve for %s: %s", command.decode, command.request_id, error)
+            self._drive.feed(e.ReservationFailed(command.request_id, error.message))
+            return
+        if placement := self._placing.get(command.request_id):
+            placement.reservation = reserved.reservation
+        self._drive.feed(e.ReservationGranted(command.request_id))
+
+    async def _release(self, command: c.ReleaseDecode) -> None:
+        client = self._client_of(command.decode)
+        if client is None:
+            return
+        try:
+            await client.call(Release(request_id=command.request_id), Done, timeout_s=RELEASE_TIMEOUT_S)
+        except MooncakeError as error:  # the reservation's time to live ends it
+            _log.warning("decode %s did not release %s: %s", command.decode, command.request_id, error)
+
+    def _dispatch(self, command: c.Dispatch) -> None:
+        placement = self._placing.get(command.request_id)
+        if placement is None or placement.answer.done() or placement.reservation is None:
+            return  # the gateway went away; its cancellation ends the request
+        placement.answer.set_result(
+            Placed(
+                request_id=command.request_id,
+                prefill=command.prefill,
+                prefill_address=self._address_of(command.prefill),
+                decode=command.decode,
+                decode_address=self._address_of(command.decode),
+                reservation=placement.reservation,
+                matched_tokens=command.matched_tokens,
+                expected_ttft_s=command.expected_ttft_s,
+                expected_tbt_s=command.expected_tbt_s,
+            )
+        )
+
+    def _refuse(self, request_id: str, error: MooncakeError) -> None:
+        placement = self._placing.get(request_id)
+        if placement and not placement.answer.done():
+            placement.answer.set_exception(error)
+
+
+def _arrival(message: Place, now: float) -> e.RequestArrived:
+    return e.RequestArrived(
+        request_id=message.request_id,
+        model=message.model,
+        prompt_tokens=message.prompt_tokens,
+        max_tokens=message.max_tokens,
+        block_keys=message.block_keys,
+        tenant=message.tenant,
+        deadline=now + message.deadline_s,
+    )
+
+
+def _reserve_message(command: c.ReserveDecode) -> Reserve:
+    return Reserve(
+        request_id=command.request_id,
+        prompt_tokens=command.prompt_tokens,
+        max_tokens=command.max_tokens,
+        ttl_s=RESERVATION_TTL_S,
+    )

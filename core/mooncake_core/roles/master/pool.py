@@ -1,0 +1,131 @@
+"""Drives the Pool: clients' questions in, answers out, and what nodes have to be asked."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from mooncake_core.errors import MooncakeError
+from mooncake_core.roles.drive import Drive
+from mooncake_core.roles.tasks import Tasks
+from mooncake_core.store import pool as p
+from mooncake_core.wire.client import Client
+from mooncake_core.wire.messages import Message
+from mooncake_core.wire.messages.envelope import Done
+from mooncake_core.wire.messages.pool import (
+    BlockReport,
+    ClearSlots,
+    Exists,
+    Fence,
+    Fenced,
+    Get,
+    PutEnd,
+    PutStart,
+    Remove,
+    RemoveAll,
+    ReportBlocks,
+)
+from mooncake_core.wire.server import Call, Handler
+
+NODE_TIMEOUT_S: Final = 10.0
+QUESTIONS: Final = (PutStart, PutEnd, Get, Exists, Remove, RemoveAll)
+
+_log = logging.getLogger(__name__)
+
+
+class PoolDriver:
+    """Owns the Pool object; executes its commands."""
+
+    def __init__(
+        self,
+        pool: p.Pool,
+        *,
+        term: int,
+        node_client: Callable[[str], Client | None],
+        on_change: Callable[[p.BlocksStored | p.BlocksRemoved], None],
+    ) -> None:
+        self.pool = pool
+        self._term = term
+        self._node_client = node_client
+        self._on_change = on_change
+        self._drive: Drive[p.Event, p.Command] = Drive(pool, execute=self._execute, tick=p.Tick)
+        self._tokens = itertools.count()
+        self._asked: dict[int, asyncio.Future[Message]] = {}
+        self._tasks = Tasks()
+
+    def handlers(self) -> dict[type, Handler]:
+        """What clients may ask."""
+        return dict.fromkeys(QUESTIONS, self._ask)
+
+    def feed(self, event: p.Event) -> None:
+        """Membership tells what became of a node."""
+        self._drive.feed(event)
+
+    def now(self) -> float:
+        return self._drive.now()
+
+    async def close(self) -> None:
+        """Ends ticks and what nodes are being asked."""
+        self._drive.close()
+        await self._tasks.close()
+
+    async def _ask(self, message: Any, call: Call) -> Message:
+        token = next(self._tokens)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._asked[token] = answer
+        try:
+            self._drive.feed(p.Asked(token, message))
+            return await answer
+        finally:
+            del self._asked[token]
+
+    def _execute(self, command: p.Command) -> None:
+        match command:
+            case p.Answer(token=token, message=message):
+                self._answer(token, message)
+            case p.BlocksStored() | p.BlocksRemoved():
+                self._on_change(command)
+            case p.FenceNode(name=name, incarnation=incarnation):
+                self._tasks.start(self._fence(name, incarnation))
+            case p.AskReport(name=name, incarnation=incarnation, cursor=cursor):
+                self._tasks.start(self._report(name, incarnation, cursor))
+            case p.ClearNodeSlots(name=name, incarnation=incarnation, slots=slots):
+                self._tasks.start(self._clear(name, incarnation, slots))
+
+    def _answer(self, token: int, message: Message | MooncakeError) -> None:
+        answer = self._asked.get(token)
+        if answer is None or answer.done():
+            return  # whoever asked has gone
+        if isinstance(message, MooncakeError):
+            answer.set_exception(message)
+        else:
+            answer.set_result(message)
+
+    async def _fence(self, name: str, incarnation: int) -> None:
+        fenced = await self._call_node(name, Fence(term=self._term), Fenced)
+        if fenced is not None and fenced.incarnation == incarnation:
+            self.feed(p.NodeFenced(name, incarnation, fenced.write))
+
+    async def _report(self, name: str, incarnation: int, cursor: int) -> None:
+        report = await self._call_node(name, ReportBlocks(term=self._term, cursor=cursor), BlockReport)
+        if report is not None and report.incarnation == incarnation:
+            self.feed(p.BlocksReported(name, report))
+
+    async def _clear(self, name: str, incarnation: int, slots: Sequence[Any]) -> None:
+        message = ClearSlots(term=self._term, incarnation=incarnation, slots=list(slots))
+        if await self._call_node(name, message, Done) is not None:
+            self.feed(p.SlotsCleared(name, incarnation, slots))
+
+    async def _call_node(self, name: str, message: Message, reply_type: type[Any]) -> Any:
+        """The node's answer, or None: the Pool asks again on a tick, and membership decides when a node is dead."""
+        client = self._node_client(name)
+        if client is None:
+            return None
+        try:
+            return await client.call(message, reply_type, timeout_s=NODE_TIMEOUT_S)
+        except MooncakeError as error:
+            _log.warning("node %s did not answer %s: %s", name, type(message).__name__, error)
+            return None

@@ -1,0 +1,275 @@
+"""Asks a server: calls with one reply, and streams of replies, each with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import AsyncIterator
+from typing import Final, TypeVar
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from mooncake_core.errors import (
+    AuthenticationFailed,
+    DeadlineExceeded,
+    MooncakeError,
+    PeerUnreachable,
+    ProtocolError,
+    from_wire,
+)
+from mooncake_core.wire.auth import ClusterKey
+from mooncake_core.wire.channel import Channel, limit
+from mooncake_core.wire.envelope import Head, Hello, Kind, decode_hello, encode_part, pack, unpack
+from mooncake_core.wire.messages import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, Message, decode, encode
+from mooncake_core.wire.messages.envelope import Done, Failure
+from mooncake_core.wire.versions import agree
+
+HELLO_TIMEOUT_S: Final = 2.0
+HANDSHAKE_FAILURES: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
+MONITORED: Final = HANDSHAKE_FAILURES | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+
+M = TypeVar("M")
+_log = logging.getLogger(__name__)
+
+
+class Client:
+    """Asks one server. Reconnects by itself when the server comes back at the same address."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        name: str,
+        key: ClusterKey | None = None,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        versions: tuple[int, int] = (OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION),
+    ) -> None:
+        self.address = address
+        self._key = key
+        self._hello = Hello(name=name, oldest=versions[0], newest=versions[1])
+        self._owns_context = context is None
+        self._context = context or zmq.Context()
+        self._channel: Channel | None = None
+        self._monitor: Channel | None = None
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Queue[Message | MooncakeError]] = {}
+        self._welcome: asyncio.Future[None] | None = None
+
+    async def call(self, message: Message, reply_type: type[M], *, timeout_s: float) -> M:
+        """The reply to a request.
+
+        Raises:
+            MooncakeError: the peer's own error, as it was raised there.
+            PeerUnreachable: nobody is there, or the connection broke while waiting.
+            DeadlineExceeded: no reply within timeout_s.
+            ProtocolError: the reply is of another type.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                number, replies = await self._ask(message, timeout_s)
+                try:
+                    reply = await replies.get()
+                finally:
+                    self._forget(number)
+        except TimeoutError as error:
+            raise self._late(message, timeout_s, error) from error
+        return self._expect(reply, reply_type, message)
+
+    async def stream(self, message: Message, reply_type: type[M], *, timeout_s: float) -> AsyncIterator[M]:
+        """The replies to a request, as they come. Closing the iterator early cancels the request at the peer.
+
+        Raises as `call` does; timeout_s is for the whole stream.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        number = 0
+        try:
+            async with asyncio.timeout_at(deadline):
+                number, replies = await self._ask(message, timeout_s)
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    reply = await replies.get()
+                if isinstance(reply, Done):
+                    return
+                yield self._expect(reply, reply_type, message)
+        except TimeoutError as error:
+            raise self._late(message, timeout_s, error) from error
+        finally:
+            self._forget(number)
+
+    async def close(self) -> None:
+        """Frees the socket; whoever waits gets PeerUnreachable. Idempotent."""
+        self._break(PeerUnreachable(f"the connection to {self.address} was closed"))
+        for channel in (self._monitor, self._channel):
+            if channel:
+                channel.close()
+        if self._owns_context and not self._context.closed:
+            self._context.destroy()
+
+    async def _ask(self, message: Message, timeout_s: float) -> tuple[int, asyncio.Queue[Message | MooncakeError]]:
+        await self._greet()
+        number = next(self._numbers)
+        replies: asyncio.Queue[Message | MooncakeError] = asyncio.Queue()
+        self._waiting[number] = replies
+        try:
+            self._send(pack(Kind.REQUEST, number, encode_part(Head(timeout_s=timeout_s)), encode(message)))
+        except MooncakeError:
+            del self._waiting[number]
+            raise
+        return number, replies
+
+    def _forget(self, number: int) -> None:
+        """The asker has its answer, or does not want it any more; then the peer is told."""
+        replies = self._waiting.pop(number, None)
+        if replies is not None and self._welcome is not None:
+            with contextlib.suppress(PeerUnreachable):  # whoever is gone need not be told
+                self._send(pack(Kind.CANCEL, number))
+
+    async def _greet(self) -> None:
+        """Says hello once per connection; all callers wait for the same welcome."""
+        if self._welcome is None:
+            self._connect()
+            welcome = self._welcome = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().create_task(self._say_hello(welcome))
+        await asyncio.shield(self._welcome)
+
+    async def _say_hello(self, welcome: asyncio.Future[None]) -> None:
+        deadline = asyncio.get_running_loop().time() + HELLO_TIMEOUT_S
+        while not welcome.done():
+            try:
+                self._send(pack(Kind.HELLO, 0, encode_part(self._hello)))
+                break
+            except PeerUnreachable:  # not connected yet
+                if asyncio.get_running_loop().time() > deadline:
+                    break
+                await asyncio.sleep(0.002)
+        await asyncio.wait([welcome], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+        if not welcome.done():
+            self._break(PeerUnreachable(f"nobody answers at {self.address} (waited {HELLO_TIMEOUT_S:g}s)"))
+
+    def _connect(self) -> None:
+        if self._channel is not None:
+            return
+        socket = self._context.socket(zmq.DEALER)
+        limit(socket)
+        socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a peer that is not there
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
+        if self._key:
+            socket.curve_serverkey = self._key.server_public.encode()
+            socket.curve_publickey = self._key.client_public.encode()
+            socket.curve_secretkey = self._key.client_secret.encode()
+        self._monitor = Channel(socket.get_monitor_socket(MONITORED), self._on_event)
+        socket.connect(self.address)
+        self._channel = Channel(socket, self._on_frames)
+
+    def _send(self, frames: list[bytes]) -> None:
+        if self._channel is None:
+            raise PeerUnreachable(f"not connected to {self.address}")
+        try:
+            self._channel.send(frames)
+        except zmq.ZMQError as error:
+            raise PeerUnreachable(f"cannot send to {self.address}: {error.strerror}") from error
+
+    def _on_frames(self, frames: list[bytes]) -> None:
+        try:
+            envelope = unpack(frames)
+            if envelope.kind is Kind.WELCOME:
+                agree(self._hello, decode_hello(envelope.head))
+                if self._welcome is not None and not self._welcome.done():
+                    self._welcome.set_result(None)
+                return
+            message: Message | MooncakeError = decode(envelope.body)
+        except MooncakeError as error:
+            self._break(error)
+            return
+        if isinstance(message, Failure):
+            message = from_wire(message.code, message.message, message.detail)
+        if envelope.number == 0 and isinstance(message, MooncakeError):
+            self._break(message)  # the hello was refused
+            return
+        replies = self._waiting.get(envelope.number)
+        if replies is not None:
+            if envelope.kind is Kind.LAST:
+                del self._waiting[envelope.number]
+            replies.put_nowait(message)
+
+    def _on_event(self, frames: list[bytes]) -> None:
+        event = parse_monitor_message(frames)["event"]
+        if event & HANDSHAKE_FAILURES:
+            self._break(self._handshake_error())
+        elif event == zmq.EVENT_DISCONNECTED:
+            lost = f"the connection to {self.address} broke"
+            self._break(PeerUnreachable(lost) if self._greeted() else self._handshake_error())
+        elif event == zmq.EVENT_CONNECT_RETRIED and not self._greeted():
+            self._break(PeerUnreachable(f"nobody listens at {self.address}"))
+
+    def _greeted(self) -> bool:
+        return self._welcome is not None and self._welcome.done() and self._welcome.exception() is None
+
+    def _handshake_error(self) -> MooncakeError:
+        have = "the key given is not that of the cluster" if self._key else "no key was given"
+        return AuthenticationFailed(
+            f"{self.address} refused the connection before the first message: {have}, or it expects "
+            f"{'none' if self._key else 'one'}; check auth.key_file in the YAML or $MOONCAKE_KEY_FILE"
+        )
+
+    def _break(self, error: MooncakeError) -> None:
+        """Whoever waits gets the error; the next call says hello again."""
+        welcome, self._welcome = self._welcome, None
+        if welcome is not None and not welcome.done():
+            welcome.set_exception(error)
+            welcome.exception()  # seen, whether or not a caller is left
+        waiting, self._waiting = self._waiting, {}
+        for replies in waiting.values():
+            replies.put_nowait(error)
+
+    def _expect(self, reply: object, reply_type: type[M], message: Message) -> M:
+        if isinstance(reply, MooncakeError):
+            raise reply
+        if not isinstance(reply, reply_type):
+            raise ProtocolError(
+                f"{self.address} answered {type(message).__name__} with {type(reply).__name__}, "
+                f"expected {reply_type.__name__}"
+            )
+        return reply
+
+    def _late(self, message: Message, timeout_s: float, error: TimeoutError) -> MooncakeError:
+        if isinstance(error, MooncakeError):
+            return error
+        return DeadlineExceeded(f"{self.address} did not answer {type(message).__name__} within {timeout_s:.3g}s")
+
+
+class Clients:
+    """One Client per address, all in one zmq context."""
+
+    def __init__(self, name: str, key: ClusterKey | None = None) -> None:
+        self._name = name
+        self._key = key
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._clients: dict[str, Client] = {}
+
+    def get(self, address: str) -> Client:
+        """The client for an address; it connects when it is first used."""
+        client = self._clients.get(address)
+        if client is None:
+            client = Client(address, name=self._name, key=self._key, context=self._context)
+            self._clients[address] = client
+        return client
+
+    async def drop(self, address: str) -> None:
+        """Closes the client of a peer that is gone for good."""
+        if client := self._clients.pop(address, None):
+            await client.close()
+
+    async def close(self) -> None:
+        """Closes all. Idempotent."""
+        for address in list(self._clients):
+            await self.drop(address)
+        if not self._context.closed:
+            self._context.destroy()

@@ -1,0 +1,86 @@
+"""Being a member: joins the master, sends heartbeats, joins again when the master forgot or was replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from mooncake_core.errors import AuthenticationFailed, ConfigError, MemberUnknown, MooncakeError, VersionMismatch
+from mooncake_core.wire.client import Client
+from mooncake_core.wire.messages.envelope import Done
+from mooncake_core.wire.messages.membership import Heartbeat, InstanceLoad, Join, Joined, Leave
+
+FIRST_DELAY_S: Final = 0.1
+LONGEST_DELAY_S: Final = 2.0
+CALL_TIMEOUT_S: Final = 3.0
+HOPELESS: Final = (AuthenticationFailed, VersionMismatch, ConfigError)
+
+_log = logging.getLogger(__name__)
+
+
+class Member:
+    """One process's membership. `join` makes the message anew each time, since offers change."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        join: Callable[[], Join],
+        load: Callable[[], InstanceLoad | None],
+        on_joined: Callable[[Joined], None],
+    ) -> None:
+        self._client = client
+        self._join = join
+        self._load = load
+        self._on_joined = on_joined
+        self._joined: Joined | None = None
+
+    async def run(self) -> None:
+        """Stays a member until cancelled.
+
+        Raises:
+            AuthenticationFailed, VersionMismatch, ConfigError: it can never become one; says why.
+        """
+        while True:
+            joined = await self._join_master()
+            await self._beat(joined)
+
+    async def leave(self) -> None:
+        """Says good-bye; a master that does not listen finds out by itself."""
+        if self._joined is None:
+            return
+        join = self._join()
+        with contextlib.suppress(MooncakeError):
+            await self._client.call(Leave(name=join.name, incarnation=join.incarnation), Done, timeout_s=0.5)
+
+    async def _join_master(self) -> Joined:
+        delay = FIRST_DELAY_S
+        while True:
+            try:
+                self._joined = joined = await self._client.call(self._join(), Joined, timeout_s=CALL_TIMEOUT_S)
+            except HOPELESS:
+                raise
+            except MooncakeError as error:
+                _log.log(logging.INFO if delay > 1 else logging.DEBUG, "waiting for the master: %s", error)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LONGEST_DELAY_S)
+            else:
+                self._on_joined(joined)
+                return joined
+
+    async def _beat(self, joined: Joined) -> None:
+        """Heartbeats until the master does not know this member any more."""
+        join = self._join()
+        while True:
+            await asyncio.sleep(joined.heartbeat_interval_s)
+            beat = Heartbeat(name=join.name, incarnation=join.incarnation, term=joined.term, load=self._load())
+            try:
+                await self._client.call(beat, Done, timeout_s=CALL_TIMEOUT_S)
+            except MemberUnknown:
+                return
+            except MooncakeError as error:
+                _log.warning("the master does not answer: %s", error)
+                return

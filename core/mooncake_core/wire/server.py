@@ -1,0 +1,239 @@
+"""Answers requests: one ROUTER socket, one handler per message type, and a reply to every request."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Final, cast
+
+import zmq
+
+from mooncake_core.address import HostPort
+from mooncake_core.errors import (
+    DeadlineExceeded,
+    MooncakeError,
+    ProtocolError,
+    RequestCancelled,
+    WireError,
+    to_wire,
+)
+from mooncake_core.wire.auth import ClusterKey
+from mooncake_core.wire.channel import Channel, limit
+from mooncake_core.wire.envelope import (
+    Envelope,
+    Hello,
+    Kind,
+    decode_head,
+    decode_hello,
+    encode_part,
+    pack,
+    unpack,
+)
+from mooncake_core.wire.messages import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, Message, decode, encode
+from mooncake_core.wire.messages.envelope import Done, Failure, Ping
+from mooncake_core.wire.versions import agree
+
+ZAP_ADDRESS: Final = "inproc://zeromq.zap.01"
+
+_log = logging.getLogger(__name__)
+
+
+class Call:
+    """Who asks, and until when."""
+
+    __slots__ = ("deadline", "peer")
+
+    def __init__(self, peer: str, deadline: float) -> None:
+        self.peer = peer
+        self.deadline = deadline
+        """time.monotonic() after which nobody waits for the answer."""
+
+    def remaining_s(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self.deadline - time.monotonic())
+
+
+Handler = Callable[[Any, Call], Awaitable[Message]] | Callable[[Any, Call], AsyncIterator[Message]]
+"""Answers one request, or yields several replies. It is cancelled when the asker cancels, the deadline passes, or the
+server closes."""
+
+
+class Server:
+    """Serves handlers at one address.
+
+    A handler's error goes to whoever asked; an unexpected one is logged as well.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handlers: Mapping[type, Handler],
+        *,
+        key: ClusterKey | None = None,
+        versions: tuple[int, int] = (OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION),
+    ) -> None:
+        self._handlers = {Ping: _pong, **handlers}
+        self._key = key
+        self._hello = Hello(name=name, oldest=versions[0], newest=versions[1])
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._channel: Channel | None = None
+        self._zap: Channel | None = None
+        self._peers: dict[bytes, str] = {}
+        self._running: dict[tuple[bytes, int], asyncio.Task[None]] = {}
+
+    async def start(self, address: HostPort) -> HostPort:
+        """Binds; port 0 takes a free one. Returns the real address.
+
+        Raises:
+            WireError: the address cannot be bound; says which, why, and what to do.
+        """
+        self._context = zmq.Context()
+        socket = self._context.socket(zmq.ROUTER)
+        limit(socket)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if self._key:
+            self._demand_key(socket, self._key)
+        try:
+            socket.bind(f"tcp://{address.host}:{address.port or '*'}")
+        except zmq.ZMQError as error:
+            socket.close()
+            raise WireError(f"cannot listen on {address}: {error.strerror}; {_bind_hint(error, address)}") from error
+        bound = cast(bytes, socket.getsockopt(zmq.LAST_ENDPOINT)).decode()
+        self._channel = Channel(socket, self._on_frames)
+        return HostPort(address.host, int(bound.rpartition(":")[2]))
+
+    async def close(self) -> None:
+        """Tells whoever waits for an answer that there will be none, and frees everything. Idempotent."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for channel in (self._channel, self._zap):
+            if channel:
+                channel.close()
+        if self._context and not self._context.closed:
+            self._context.destroy()
+
+    def _demand_key(self, socket: zmq.Socket[bytes], key: ClusterKey) -> None:
+        """Admits only the cluster's client key (ZAP, RFC 27)."""
+        assert self._context is not None
+        zap = self._context.socket(zmq.REP)
+        zap.bind(ZAP_ADDRESS)
+        self._zap = Channel(zap, lambda frames: self._admit(frames, key))
+        socket.curve_server = True
+        socket.curve_publickey = key.server_public.encode()
+        socket.curve_secretkey = key.server_secret.encode()
+        socket.zap_domain = b"mooncake"
+
+    def _admit(self, frames: list[bytes], key: ClusterKey) -> None:
+        from zmq.utils import z85
+
+        version, request_id, *_, mechanism, credential = frames
+        admitted = mechanism == b"CURVE" and z85.encode(credential) == key.client_public.encode()
+        status = (b"200", b"OK") if admitted else (b"400", b"not a key of this cluster")
+        assert self._zap is not None
+        self._zap.send([version, request_id, *status, b"", b""])
+
+    def _on_frames(self, frames: list[bytes]) -> None:
+        identity, *rest = frames
+        try:
+            envelope = unpack(rest)
+            self._on_envelope(identity, envelope)
+        except MooncakeError as error:
+            _log.warning("refused a message: %s", error)
+            number = rest[1] if len(rest) > 1 and len(rest[1]) == 8 else bytes(8)
+            self._send(identity, Kind.LAST, int.from_bytes(number, "little"), _failure(error))
+
+    def _on_envelope(self, identity: bytes, envelope: Envelope) -> None:
+        if envelope.kind is Kind.HELLO:
+            theirs = decode_hello(envelope.head)
+            agree(self._hello, theirs)
+            self._peers[identity] = theirs.name
+            self._send_frames(identity, pack(Kind.WELCOME, envelope.number, encode_part(self._hello)))
+        elif envelope.kind is Kind.REQUEST:
+            self._start(identity, envelope)
+        elif envelope.kind is Kind.CANCEL:
+            if task := self._running.get((identity, envelope.number)):
+                task.cancel()
+        else:
+            raise ProtocolError(f"a server expects hello, request or cancel, got {envelope.kind.name.lower()}")
+
+    def _start(self, identity: bytes, envelope: Envelope) -> None:
+        peer = self._peers.get(identity)
+        if peer is None:
+            raise ProtocolError("expected a hello before the first request")
+        message = decode(envelope.body)
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            raise ProtocolError(f"{self._hello.name} does not answer {type(message).__name__}")
+        call = Call(peer, time.monotonic() + decode_head(envelope.head).timeout_s)
+        number = (identity, envelope.number)
+        task = asyncio.get_running_loop().create_task(self._run(number, handler, message, call))
+        self._running[number] = task
+        task.add_done_callback(lambda _: self._running.pop(number, None))
+
+    async def _run(self, number: tuple[bytes, int], handler: Handler, message: Message, call: Call) -> None:
+        name = type(message).__name__
+        reply: Message
+        try:
+            async with asyncio.timeout(call.remaining_s()):
+                reply = await self._answer(number, handler, message, call)
+        except TimeoutError as error:
+            late = error if isinstance(error, MooncakeError) else DeadlineExceeded(f"{name} took too long")
+            reply = _failure(late)
+        except asyncio.CancelledError:
+            reply = _failure(RequestCancelled(f"{name} was cancelled, or {self._hello.name} is shutting down"))
+        except MooncakeError as error:
+            reply = _failure(error)
+        except Exception as error:
+            _log.exception("%s from %s failed", name, call.peer)
+            reply = _failure(error)
+        self._send(number[0], Kind.LAST, number[1], reply)
+
+    async def _answer(self, number: tuple[bytes, int], handler: Handler, message: Message, call: Call) -> Message:
+        """Runs the handler. A stream's replies are sent as they come, and it ends with Done."""
+        result = handler(message, call)
+        if inspect.isawaitable(result):
+            return await result
+        async with aclosing(cast(Any, result)) as replies:
+            async for reply in replies:
+                self._send(number[0], Kind.REPLY, number[1], reply)
+        return Done()
+
+    def _send(self, identity: bytes, kind: Kind, number: int, message: Message) -> None:
+        self._send_frames(identity, pack(kind, number, b"", encode(message)))
+
+    def _send_frames(self, identity: bytes, frames: list[bytes]) -> None:
+        if self._channel is None:
+            return
+        try:
+            self._channel.send([identity, *frames])
+        except zmq.ZMQError as error:
+            self._gone(identity, error)
+
+    def _gone(self, identity: bytes, error: zmq.ZMQError) -> None:
+        """The peer has vanished or stopped reading: nobody waits for its answers any more."""
+        name = self._peers.pop(identity, "a peer")
+        _log.info("%s is gone: %s", name, error.strerror)
+        for (owner, _), task in list(self._running.items()):
+            if owner == identity:
+                task.cancel()
+
+
+async def _pong(message: Ping, call: Call) -> Done:
+    return Done()
+
+
+def _failure(error: BaseException) -> Failure:
+    code, message, detail = to_wire(error)
+    return Failure(code=code, message=message, detail=detail)
+
+
+def _bind_hint(error: zmq.ZMQError, address: HostPort) -> str:
+    if error.errno == zmq.EADDRINUSE:
+        return f"another process uses port {address.port}: stop it, or choose another port (0 takes a free one)"
+    return "check the host in the configuration"
