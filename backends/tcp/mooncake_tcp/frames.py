@@ -1,0 +1,82 @@
+"""The bytes on a data connection.
+
+After the handshake (handshake.py) the initiator sends requests, each a REQUEST header and, for a write, its payload; the
+target answers each in order with a RESPONSE header and, for a read that succeeded, the payload.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+from mooncake_core.errors import MooncakeError, OutOfRange, StaleSegment, TransferError
+
+REQUEST: Final = struct.Struct("<B7xQ16sQQ")  # kind, operation id, key, offset, length
+RESPONSE: Final = struct.Struct("<B7xQQ")  # status, operation id, payload length
+MAX_VECTORS: Final = 512
+SOCKET_BUFFER_BYTES: Final = 4 << 20
+
+
+class Status(enum.IntEnum):
+    """How the target answers."""
+
+    OK = 0
+    STALE = 1
+    OUT_OF_RANGE = 2
+    FAILED = 3
+
+
+def status_of(error: MooncakeError) -> Status:
+    """What to answer for an error at the target."""
+    if isinstance(error, StaleSegment):
+        return Status.STALE
+    return Status.OUT_OF_RANGE if isinstance(error, OutOfRange) else Status.FAILED
+
+
+def error_of(status: Status, peer: str) -> TransferError:
+    """What an answer means to the initiator."""
+    if status is Status.STALE:
+        return StaleSegment(f"{peer} has withdrawn the segment, or was started anew")
+    if status is Status.OUT_OF_RANGE:
+        return OutOfRange(f"{peer} does not export these bytes for this use")
+    return TransferError(f"{peer} failed to serve the transfer")
+
+
+def tune(sock: socket.socket) -> None:
+    """Low latency for small messages, room for large ones."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+
+
+def send_all(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None:
+    """Sends all buffers in order, without copying them together."""
+    views = [view for view in (memoryview(buffer) for buffer in buffers) if view.nbytes]
+    start = 0
+    while start < len(views):
+        sent = sock.sendmsg(views[start : start + MAX_VECTORS])
+        while start < len(views) and sent >= views[start].nbytes:
+            sent -= views[start].nbytes
+            start += 1
+        if sent:
+            views[start] = views[start][sent:]
+
+
+def receive_into(sock: socket.socket, view: memoryview) -> None:
+    """Fills a view. Raises ConnectionResetError when the peer ends before that."""
+    while view.nbytes:
+        received = sock.recv_into(view, view.nbytes, socket.MSG_WAITALL)
+        if received == 0:
+            raise ConnectionResetError("the peer closed the connection")
+        view = view[received:]
+
+
+def discard(sock: socket.socket, num_bytes: int, scratch: memoryview) -> None:
+    """Reads and drops a payload that must not land."""
+    while num_bytes:
+        part = min(num_bytes, scratch.nbytes)
+        receive_into(sock, scratch[:part])
+        num_bytes -= part

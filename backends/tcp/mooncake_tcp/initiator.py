@@ -1,0 +1,179 @@
+"""The initiator's side: connections to a peer, each with a thread that sends and one that receives."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, PathFailed, TransferError, VersionMismatch
+from mooncake_core.transfer.contract import Completion, Kind, Operation
+from mooncake_tcp import handshake
+from mooncake_tcp.frames import REQUEST, RESPONSE, Status, error_of, receive_into, send_all, tune
+
+CONNECT_TIMEOUT_S: Final = 5.0
+
+
+class Connection:
+    """One connection to a peer, opened by its sending thread. When it breaks, all its operations fail and it is done."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        secret: bytes | None,
+        complete: Callable[[Completion], None],
+        on_end: Callable[[Connection], None],
+    ) -> None:
+        self._host, self._port = host, port
+        self.peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._secret = secret
+        self._complete = complete
+        self._on_end = on_end
+        self._changed = threading.Condition()
+        self._queue: deque[tuple[Operation, bytes]] = deque()
+        self._pending: dict[int, Operation] = {}
+        self.pending_bytes = 0
+        self._broken: TransferError | None = None
+        self._socket: socket.socket | None = None
+        self._thread = threading.Thread(target=self._run, name=f"tcp-to-{self.peer}", daemon=True)
+        self._thread.start()
+
+    def submit(self, operations: Sequence[tuple[Operation, bytes]]) -> bool:
+        """Queues (operation, key) pairs; False when the connection has ended and another must take them."""
+        with self._changed:
+            if self._broken:
+                return False
+            for operation, key in operations:
+                self._queue.append((operation, key))
+                self._pending[operation.operation_id] = operation
+                self.pending_bytes += operation.length
+            self._changed.notify()
+            return True
+
+    def earliest_deadline(self) -> float | None:
+        """Of what is under way."""
+        with self._changed:
+            if self._broken:
+                return None
+            return min((operation.deadline_s for operation in self._pending.values()), default=None)
+
+    def expire(self, now: float) -> None:
+        """Breaks the connection if an operation is late: only so it is sure that its memory is not touched any more."""
+        with self._changed:
+            late = [operation for operation in self._pending.values() if operation.deadline_s <= now]
+        if late:
+            self.end(PathFailed(f"{self.peer} over tcp was set aside: a transfer missed its deadline"))
+
+    def end(self, reason: TransferError) -> None:
+        """Breaks the connection; its threads fail what is under way. Idempotent."""
+        with self._changed:
+            self._broken = self._broken or reason
+            if self._socket:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+            self._changed.notify()
+
+    def join(self) -> None:
+        """Waits until the threads have ended."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        """Connects once there is something to send, sends until the end, then fails what is left."""
+        receiver: threading.Thread | None = None
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._broken)
+            sock = self._connect()
+            receiver = threading.Thread(target=self._receive, args=(sock,), name=f"tcp-from-{self.peer}", daemon=True)
+            receiver.start()
+            while batch := self._next_batch():
+                send_all(sock, _frames(batch))
+        except (AuthenticationFailed, VersionMismatch) as error:
+            self.end(PathFailed(f"{self.peer} over tcp: {error}"))
+        except OSError as error:
+            self.end(self._path_failed(error))
+        self.end(PathFailed(f"{self.peer} over tcp ended"))  # shuts the socket down, if that was not done yet
+        if receiver:
+            receiver.join()
+        if self._socket:
+            self._socket.close()
+        self._on_end(self)
+        self._fail_pending()
+
+    def _connect(self) -> socket.socket:
+        deadline = self.earliest_deadline() or time.monotonic() + CONNECT_TIMEOUT_S
+        patience_s = min(CONNECT_TIMEOUT_S, max(0.001, deadline - time.monotonic()))
+        sock = socket.create_connection((self._host, self._port), timeout=patience_s)
+        with self._changed:
+            self._socket = sock
+        tune(sock)
+        sock.settimeout(handshake.TIMEOUT_S)
+        handshake.introduce(sock, self._secret, self.peer)
+        sock.settimeout(None)
+        return sock
+
+    def _next_batch(self) -> list[tuple[Operation, bytes]]:
+        """What is queued, all at once; empty at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._broken)
+            if self._broken:
+                return []
+            batch = list(self._queue)
+            self._queue.clear()
+            return batch
+
+    def _receive(self, sock: socket.socket) -> None:
+        header = memoryview(bytearray(RESPONSE.size))
+        try:
+            while True:
+                receive_into(sock, header)
+                status, operation_id, length = RESPONSE.unpack(header)
+                self._receive_one(sock, Status(status), operation_id, length)
+        except OSError as error:
+            self.end(self._path_failed(error))
+        except (ValueError, KeyError) as error:
+            self.end(PathFailed(f"{self.peer} over tcp answered nonsense: {error!r}"))
+
+    def _receive_one(self, sock: socket.socket, status: Status, operation_id: int, length: int) -> None:
+        with self._changed:
+            operation = self._pending[operation_id]
+        if status is Status.OK and operation.kind is Kind.READ:
+            if length != operation.length:
+                raise ValueError(f"{length} bytes for a read of {operation.length}")
+            for piece in operation.pieces:
+                receive_into(sock, piece)
+        with self._changed:
+            del self._pending[operation_id]
+            self.pending_bytes -= operation.length
+        self._complete(Completion(operation_id, None if status is Status.OK else error_of(status, self.peer)))
+
+    def _path_failed(self, error: OSError) -> PathFailed:
+        reason = error.strerror or str(error) or type(error).__name__
+        return PathFailed(f"{self.peer} over tcp: {reason}", peer=self.peer, path="tcp", errno=error.errno or 0)
+
+    def _fail_pending(self) -> None:
+        now = time.monotonic()
+        with self._changed:
+            reason = self._broken or PathFailed(f"{self.peer} over tcp ended")
+            pending, self._pending = self._pending, {}
+        for operation in pending.values():
+            late = operation.deadline_s <= now
+            error = DeadlineExceeded(f"{self.peer} over tcp did not finish the transfer in time") if late else reason
+            self._complete(Completion(operation.operation_id, error))
+
+
+def _frames(batch: Sequence[tuple[Operation, bytes]]) -> list[bytes | memoryview]:
+    frames: list[bytes | memoryview] = []
+    for operation, key in batch:
+        frames.append(
+            REQUEST.pack(operation.kind, operation.operation_id, key, operation.remote_offset, operation.length)
+        )
+        if operation.kind is Kind.WRITE:
+            frames.extend(operation.pieces)
+    return frames

@@ -1,0 +1,173 @@
+"""Transport `tcp`, as the Transfer Engine sees it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+import msgspec
+from msgspec import Struct
+
+from mooncake_core.errors import DeadlineExceeded, PathFailed
+from mooncake_core.transfer.completions import Completions
+from mooncake_core.transfer.contract import (
+    Capabilities,
+    Completion,
+    Operation,
+    Range,
+    Transport,
+    TransportSettings,
+)
+from mooncake_core.transfer.exports import Exports
+from mooncake_tcp.initiator import Connection
+from mooncake_tcp.target import Target
+
+
+class TcpPath(Struct, frozen=True, array_like=True):
+    """What a peer needs to reach one export."""
+
+    host: str
+    port: int
+    key: bytes
+
+
+class TcpTransport(Transport):
+    """Reads and writes over TCP connections, several per peer, opened on demand."""
+
+    name: ClassVar[str] = "tcp"
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def __init__(self, settings: TransportSettings) -> None:
+        self._settings = settings
+        self._exports = Exports()
+        self._target = Target(settings.listen_host, settings.listen_port, self._exports, settings.secret)
+        self._completions = Completions()
+        self._regions: dict[int, memoryview] = {}
+        self._handles = itertools.count(1)
+        self._lock = threading.Condition()
+        self._connections: dict[tuple[str, int], list[Connection]] = {}
+        self._closing = False
+        self._earliest: float | None = None
+        self._timer = threading.Thread(target=self._watch_deadlines, name="tcp-deadlines", daemon=True)
+        self._timer.start()
+
+    def register(self, memory: memoryview) -> int:
+        handle = next(self._handles)
+        self._regions[handle] = memory
+        return handle
+
+    def unregister(self, handle: int) -> None:
+        self._exports.withdraw_all(self._regions.pop(handle))
+
+    def export(self, handle: int, *, writable: bool, ranges: Sequence[Range] | None = None) -> bytes:
+        key = self._exports.add(self._regions[handle], writable=writable, ranges=ranges)
+        return msgspec.msgpack.encode(TcpPath(self._settings.listen_host, self._target.port, key))
+
+    def withdraw(self, path: bytes) -> None:
+        self._exports.withdraw(_decode(path).key)
+
+    def post(self, operations: Sequence[Operation]) -> None:
+        peers: dict[tuple[str, int], list[tuple[Operation, bytes]]] = {}
+        now = time.monotonic()
+        for operation in operations:
+            if operation.deadline_s <= now:
+                self._completions.add(Completion(operation.operation_id, DeadlineExceeded("posted after its deadline")))
+                continue
+            path = _decode(operation.path)
+            peers.setdefault((path.host, path.port), []).append((operation, path.key))
+        for peer, pairs in peers.items():
+            self._post_to(peer, pairs)
+
+    def poll(self) -> list[Completion]:
+        return self._completions.take()
+
+    def fileno(self) -> int:
+        return self._completions.fileno()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            connections = [connection for pool in self._connections.values() for connection in pool]
+            self._lock.notify_all()
+        for connection in connections:
+            connection.end(PathFailed(f"the transport of {self._settings.owner} was closed"))
+        self._target.close()
+        for connection in connections:
+            connection.join()
+        self._timer.join()
+        self._exports.withdraw_all()
+        self._completions.close()
+
+    def _post_to(self, peer: tuple[str, int], pairs: Sequence[tuple[Operation, bytes]]) -> None:
+        """Spreads operations over the peer's connections, by bytes under way."""
+        shares = self._share(peer, pairs)
+        if not shares:
+            error = PathFailed(f"the transport of {self._settings.owner} was closed")
+            for operation, _ in pairs:
+                self._completions.add(Completion(operation.operation_id, error))
+            return
+        for connection, share in shares:
+            if not connection.submit(share):
+                self._ended(connection)
+                self._post_to(peer, share)
+        self._note_deadline(min(operation.deadline_s for operation, _ in pairs))
+
+    def _share(
+        self, peer: tuple[str, int], pairs: Sequence[tuple[Operation, bytes]]
+    ) -> list[tuple[Connection, list[tuple[Operation, bytes]]]]:
+        with self._lock:
+            if self._closing:
+                return []
+            pool = self._connections.setdefault(peer, [])
+            while len(pool) < min(self._settings.connections_per_peer, len(pairs)) or not pool:
+                pool.append(self._connect(peer))
+            loads = [(connection.pending_bytes, index) for index, connection in enumerate(pool)]
+            shares: list[list[tuple[Operation, bytes]]] = [[] for _ in pool]
+            for pair in pairs:
+                load, index = min(loads)
+                shares[index].append(pair)
+                loads[index] = (load + pair[0].length + 1, index)
+            return [(connection, share) for connection, share in zip(pool, shares, strict=True) if share]
+
+    def _connect(self, peer: tuple[str, int]) -> Connection:
+        return Connection(*peer, secret=self._settings.secret, complete=self._completions.add, on_end=self._ended)
+
+    def _ended(self, connection: Connection) -> None:
+        with self._lock:
+            for peer, pool in list(self._connections.items()):
+                if connection in pool:
+                    pool.remove(connection)
+                if not pool:
+                    del self._connections[peer]
+
+    def _note_deadline(self, deadline: float) -> None:
+        with self._lock:
+            if self._earliest is None or deadline < self._earliest:
+                self._earliest = deadline
+                self._lock.notify_all()
+
+    def _watch_deadlines(self) -> None:
+        """Breaks connections whose operations are late. Sleeps without a limit while nothing is under way."""
+        while True:
+            with self._lock:
+                if self._closing:
+                    return
+                patience = None if self._earliest is None else max(0.0, self._earliest - time.monotonic())
+                if patience is None or patience > 0:
+                    self._lock.wait(patience)
+                    continue
+                connections = [connection for pool in self._connections.values() for connection in pool]
+                self._earliest = None
+            for connection in connections:
+                connection.expire(time.monotonic())
+                if (deadline := connection.earliest_deadline()) is not None:
+                    self._note_deadline(deadline)
+
+
+def _decode(path: bytes) -> TcpPath:
+    return msgspec.msgpack.decode(path, type=TcpPath)

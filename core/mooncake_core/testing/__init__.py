@@ -1,0 +1,1 @@
+"""For plugin authors: contract suites, and implementations in memory that misbehave on purpose."""

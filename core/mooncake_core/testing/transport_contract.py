@@ -1,0 +1,238 @@
+"""The contract of a transport as tests. A plugin's test file subclasses TransportContract:
+
+class TestMine(TransportContract):
+    transport = MyTransport
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import select
+import threading
+import time
+from collections.abc import Iterator
+from typing import ClassVar
+
+import pytest
+
+from mooncake_core.errors import DeadlineExceeded, OutOfRange, PathFailed, StaleSegment, TransferError
+from mooncake_core.transfer.contract import Completion, Kind, Operation, Range, Transport, TransportSettings
+
+PATIENCE_S = 20.0
+
+
+class Ends:
+    """An initiator and a target of one transport."""
+
+    def __init__(self, transport: type[Transport]) -> None:
+        self._transport = transport
+        self.initiator = self.make("initiator", 1)
+        self.target = self.make("target", 2)
+        self.memory = bytearray(os.urandom(1 << 20))
+        self.handle = self.target.register(memoryview(self.memory))
+        self.numbers = itertools.count(1)
+
+    def make(self, owner: str, incarnation: int, secret: bytes | None = None) -> Transport:
+        return self._transport(
+            TransportSettings(owner=owner, host_id="h", incarnation=incarnation, secret=secret, connections_per_peer=2)
+        )
+
+    def operation(
+        self, kind: Kind, path: bytes, pieces: list[memoryview], offset: int, timeout_s: float = PATIENCE_S
+    ) -> Operation:
+        return Operation(
+            operation_id=next(self.numbers),
+            kind=kind,
+            pieces=tuple(pieces),
+            path=path,
+            remote_offset=offset,
+            deadline_s=time.monotonic() + timeout_s,
+        )
+
+    def complete(self, operations: list[Operation]) -> dict[int, TransferError | TimeoutError | None]:
+        """Posts operations and waits for one completion each."""
+        self.initiator.post(operations)
+        return self.collect(len(operations))
+
+    def collect(self, count: int) -> dict[int, TransferError | TimeoutError | None]:
+        done: list[Completion] = []
+        deadline = time.monotonic() + PATIENCE_S
+        while len(done) < count:
+            readable, _, _ = select.select([self.initiator.fileno()], [], [], max(0, deadline - time.monotonic()))
+            assert readable, f"{len(done)} of {count} operations completed within {PATIENCE_S:g}s"
+            done.extend(self.initiator.poll())
+        assert len({completion.operation_id for completion in done}) == len(done), "a second completion"
+        return {completion.operation_id: completion.error for completion in done}
+
+    def transfer(self, kind: Kind, path: bytes, pieces: list[memoryview], offset: int) -> Exception | None:
+        """One operation and how it ended."""
+        operation = self.operation(kind, path, pieces, offset)
+        return self.complete([operation])[operation.operation_id]
+
+    def close(self) -> None:
+        self.initiator.close()
+        self.target.close()
+
+
+class TransportContract:
+    """Subclass, set `transport`, inherit the tests."""
+
+    transport: ClassVar[type[Transport]]
+
+    @pytest.fixture
+    def ends(self) -> Iterator[Ends]:
+        ends = Ends(self.transport)
+        yield ends
+        ends.close()
+
+    @pytest.mark.parametrize(("offset", "length"), [(0, 0), (0, 1), (7, 4096), (12345, 100_001), (0, 1 << 20)])
+    def test_reads_what_is_there(self, ends: Ends, offset: int, length: int) -> None:
+        path = ends.target.export(ends.handle, writable=False)
+        here = bytearray(length)
+        assert ends.transfer(Kind.READ, path, [memoryview(here)], offset) is None
+        assert here == ends.memory[offset : offset + length]
+
+    @pytest.mark.parametrize(("offset", "length"), [(0, 0), (3, 1), (7, 4096), (12345, 100_001), (0, 1 << 20)])
+    def test_writes_there_and_nowhere_else(self, ends: Ends, offset: int, length: int) -> None:
+        path = ends.target.export(ends.handle, writable=True)
+        expected = bytearray(ends.memory)
+        here = os.urandom(length)
+        expected[offset : offset + length] = here
+        assert ends.transfer(Kind.WRITE, path, [memoryview(here)], offset) is None
+        assert ends.memory == expected
+
+    def test_scatters_and_gathers_pieces_in_order(self, ends: Ends) -> None:
+        path = ends.target.export(ends.handle, writable=True)
+        sizes = [1, 0, 4095, 17, 65536] + [3] * 700
+        source = [memoryview(os.urandom(size)) for size in sizes]
+        assert ends.transfer(Kind.WRITE, path, source, 100) is None
+        sinks = [bytearray(size) for size in sizes]
+        assert ends.transfer(Kind.READ, path, [memoryview(sink) for sink in sinks], 100) is None
+        assert [bytes(sink) for sink in sinks] == [bytes(piece) for piece in source]
+
+    def test_moves_more_than_any_buffer_holds(self, ends: Ends) -> None:
+        big = bytearray(32 << 20)
+        path = ends.target.export(ends.target.register(memoryview(big)), writable=True)
+        source = random.Random(1).randbytes(len(big))
+        assert ends.transfer(Kind.WRITE, path, [memoryview(source)], 0) is None
+        assert big == source
+
+    def test_many_operations_of_both_kinds_at_once(self, ends: Ends) -> None:
+        path = ends.target.export(ends.handle, writable=True)
+        before = bytes(ends.memory)
+        sinks = [bytearray(1024) for _ in range(200)]
+        reads = [ends.operation(Kind.READ, path, [memoryview(sink)], n * 1024) for n, sink in enumerate(sinks)]
+        sources = [os.urandom(1024) for _ in range(200)]
+        writes = [
+            ends.operation(Kind.WRITE, path, [memoryview(source)], (512 << 10) + n * 1024)
+            for n, source in enumerate(sources)
+        ]
+        mixed = [operation for pair in zip(reads, writes, strict=True) for operation in pair]
+        assert set(ends.complete(mixed).values()) == {None}
+        assert b"".join(sinks) == before[: 200 * 1024]
+        assert ends.memory[512 << 10 : (512 << 10) + 200 * 1024] == b"".join(sources)
+
+    def test_threads_may_post_at_once(self, ends: Ends) -> None:
+        path = ends.target.export(ends.handle, writable=False)
+        sinks = [bytearray(4096) for _ in range(80)]
+        groups = [
+            [ends.operation(Kind.READ, path, [memoryview(sink)], n * 4096) for n, sink in enumerate(sinks)][start::8]
+            for start in range(8)
+        ]
+        threads = [threading.Thread(target=ends.initiator.post, args=(group,)) for group in groups]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(ends.collect(80).values()) == {None}
+        assert b"".join(sinks) == ends.memory[: 80 * 4096]
+
+    def test_a_read_only_export_refuses_writes(self, ends: Ends) -> None:
+        path = ends.target.export(ends.handle, writable=False)
+        before = bytes(ends.memory)
+        assert isinstance(ends.transfer(Kind.WRITE, path, [memoryview(b"x" * 100_000)], 0), OutOfRange)
+        assert ends.memory == before
+        here = bytearray(10)
+        assert ends.transfer(Kind.READ, path, [memoryview(here)], 0) is None  # the connection lives on
+
+    @pytest.mark.parametrize(("offset", "length"), [(0, 101), (99, 2), (300, 1), (199, 2), (1 << 40, 1), (150, 100)])
+    def test_what_lies_outside_of_the_ranges_is_refused(self, ends: Ends, offset: int, length: int) -> None:
+        path = ends.target.export(ends.handle, writable=True, ranges=[Range(200, 100), Range(0, 100)])
+        before = bytes(ends.memory)
+        assert isinstance(ends.transfer(Kind.WRITE, path, [memoryview(b"x" * length)], offset), OutOfRange)
+        assert ends.memory == before
+
+    def test_what_lies_inside_of_a_range_is_served(self, ends: Ends) -> None:
+        path = ends.target.export(ends.handle, writable=True, ranges=[Range(200, 100), Range(0, 100)])
+        assert ends.transfer(Kind.WRITE, path, [memoryview(b"y" * 100)], 200) is None
+        assert ends.memory[200:300] == b"y" * 100
+
+    def test_an_impossible_range_cannot_be_exported(self, ends: Ends) -> None:
+        with pytest.raises(OutOfRange):
+            ends.target.export(ends.handle, writable=True, ranges=[Range(1 << 20, 1)])
+
+    def test_a_withdrawn_export_is_stale_and_others_live_on(self, ends: Ends) -> None:
+        gone = ends.target.export(ends.handle, writable=True)
+        kept = ends.target.export(ends.handle, writable=True)
+        ends.target.withdraw(gone)
+        ends.target.withdraw(gone)
+        assert isinstance(ends.transfer(Kind.WRITE, gone, [memoryview(b"x")], 0), StaleSegment)
+        assert ends.transfer(Kind.WRITE, kept, [memoryview(b"x")], 0) is None
+
+    def test_unregistering_withdraws(self, ends: Ends) -> None:
+        path = ends.target.export(ends.handle, writable=True)
+        ends.target.unregister(ends.handle)
+        assert isinstance(ends.transfer(Kind.READ, path, [memoryview(bytearray(1))], 0), StaleSegment)
+
+    def test_after_withdraw_returns_memory_does_not_change(self, ends: Ends) -> None:
+        for _ in range(10):
+            path = ends.target.export(ends.handle, writable=True)
+            source = os.urandom(64 << 10)
+            operations = [ends.operation(Kind.WRITE, path, [memoryview(source)], n << 16) for n in range(16)]
+            ends.initiator.post(operations)
+            ends.target.withdraw(path)
+            at_withdrawal = bytes(ends.memory)
+            ends.collect(len(operations))
+            assert ends.memory == at_withdrawal
+
+    def test_poll_never_blocks_and_is_empty_when_idle(self, ends: Ends) -> None:
+        assert ends.initiator.poll() == []
+        assert select.select([ends.initiator.fileno()], [], [], 0) == ([], [], [])
+
+    def test_a_target_that_is_gone_is_a_failed_path(self, ends: Ends) -> None:
+        path = ends.target.export(ends.handle, writable=True)
+        ends.target.close()
+        error = ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0)
+        assert isinstance(error, PathFailed)
+        assert error.detail["errno"] > 0
+
+    def test_closing_completes_what_is_under_way(self, ends: Ends) -> None:
+        path = ends.target.export(ends.handle, writable=True)
+        source = os.urandom(1 << 16)
+        operations = [ends.operation(Kind.WRITE, path, [memoryview(source)], n << 16) for n in range(16)]
+        ends.initiator.post(operations)
+        ends.initiator.close()
+        done = ends.initiator.poll()
+        assert len(done) == len(operations)
+        assert all(completion.error is None or isinstance(completion.error, PathFailed) for completion in done)
+
+    def test_an_operation_posted_too_late_is_a_missed_deadline(self, ends: Ends) -> None:
+        path = ends.target.export(ends.handle, writable=True)
+        operation = ends.operation(Kind.WRITE, path, [memoryview(b"x")], 0, timeout_s=-1)
+        assert isinstance(ends.complete([operation])[operation.operation_id], DeadlineExceeded)
+
+    def test_closing_frees_descriptors_and_threads(self) -> None:
+        before = _resources()
+        for _ in range(3):
+            ends = Ends(self.transport)
+            path = ends.target.export(ends.handle, writable=False)
+            assert ends.transfer(Kind.READ, path, [memoryview(bytearray(10))], 0) is None
+            ends.close()
+            ends.close()
+        assert _resources() == before
+
+
+def _resources() -> tuple[int, int]:
+    return len(os.listdir("/proc/self/fd")), threading.active_count()

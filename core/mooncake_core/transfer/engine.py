@@ -1,0 +1,374 @@
+"""The Transfer Engine: registered memory, exported segments, batches of reads and writes (FAST'25, section 3.2)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import itertools
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from mmap import mmap
+from typing import Final
+
+from mooncake_core import registry
+from mooncake_core.errors import OutOfRange, PathFailed, TransferError
+from mooncake_core.transfer.contract import (
+    Completion,
+    Kind,
+    Operation,
+    Range,
+    Transport,
+    TransportSettings,
+)
+from mooncake_core.transfer.local import LocalTransport
+from mooncake_core.transfer.slices import cut
+from mooncake_core.wire.messages.memory import SegmentDescriptor
+
+LOCAL: Final = LocalTransport.name
+Buffer = memoryview | bytearray | mmap
+
+
+class Region:
+    """Memory that was registered with every transport of an engine."""
+
+    __slots__ = ("handles", "memory")
+
+    def __init__(self, memory: memoryview, handles: dict[str, int]) -> None:
+        self.memory = memory
+        self.handles = handles
+
+
+class State(enum.Enum):
+    """Of one request of a batch."""
+
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRequest:
+    """One transfer between local pieces and one contiguous range of a segment."""
+
+    kind: Kind
+    pieces: tuple[memoryview, ...]
+    segment: SegmentDescriptor
+    offset: int
+
+
+class Transfer:
+    """A submitted request: what became of it."""
+
+    __slots__ = ("deadline_s", "error", "path", "remaining", "request", "state")
+
+    def __init__(self, request: TransferRequest, deadline_s: float) -> None:
+        self.request = request
+        self.deadline_s = deadline_s
+        self.state = State.PENDING
+        self.error: TransferError | TimeoutError | None = None
+        self.path = ""
+        """Name of the transport that carried it, or was tried last."""
+        self.remaining = 0
+        """Slices under way."""
+
+
+class Batch:
+    """Requests submitted together; made by allocate_batch, given back by free."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.transfers: list[Transfer] = []
+        self.pending = 0
+        self.on_done: Callable[[], None] | None = None
+
+
+@dataclass(slots=True)
+class _Slice:
+    """One operation under way, and where it may go if its path fails."""
+
+    operation: Operation
+    batch: Batch
+    transfer: Transfer
+    others: list[Transport]
+
+
+class TransferEngine:
+    """Moves bytes between registered local memory and segments that peers exported. Used by any thread."""
+
+    def __init__(
+        self,
+        *,
+        owner: str,
+        host_id: str,
+        incarnation: int,
+        transports: Sequence[str | type[Transport]] = ("tcp",),
+        listen_host: str = "127.0.0.1",
+        listen_port: int = 0,
+        secret: bytes | None = None,
+        connections_per_peer: int = 2,
+        timeout_s: float = 30.0,
+    ) -> None:
+        settings = TransportSettings(
+            owner=owner,
+            host_id=host_id,
+            incarnation=incarnation,
+            listen_host=listen_host,
+            listen_port=listen_port,
+            secret=secret,
+            connections_per_peer=connections_per_peer,
+        )
+        self._settings = settings
+        self._timeout_s = timeout_s
+        self._transports: dict[str, Transport] = {}
+        for choice in (LocalTransport, *transports):
+            kind: type[Transport] = registry.load("transport", choice) if isinstance(choice, str) else choice
+            self._transports[kind.name] = kind(settings)
+        self._operation_ids = itertools.count(1)
+        self._slices: dict[int, _Slice] = {}
+        self._changed = threading.Condition()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._closing = False
+        self._pump_thread = threading.Thread(target=self._pump, name="transfer-completions", daemon=True)
+        self._pump_thread.start()
+
+    def register_memory(self, memory: Buffer) -> Region:
+        """Makes local memory known to all transports. It must be writable and stay alive until unregistered."""
+        view = memoryview(memory).cast("B")
+        if view.readonly:
+            raise OutOfRange("cannot register memory that is read-only")
+        return Region(view, {name: transport.register(view) for name, transport in self._transports.items()})
+
+    def unregister_memory(self, region: Region) -> None:
+        """Forgets a region; its exports are withdrawn."""
+        for name, handle in region.handles.items():
+            self._transports[name].unregister(handle)
+
+    def export(self, region: Region, *, writable: bool, ranges: Sequence[Range] | None = None) -> SegmentDescriptor:
+        """Lets peers read, and write where writable, a region or only some ranges of it."""
+        return SegmentDescriptor(
+            owner=self._settings.owner,
+            host_id=self._settings.host_id,
+            incarnation=self._settings.incarnation,
+            length_bytes=region.memory.nbytes,
+            paths={
+                name: transport.export(region.handles[name], writable=writable, ranges=ranges)
+                for name, transport in self._transports.items()
+            },
+        )
+
+    def withdraw(self, descriptor: SegmentDescriptor) -> None:
+        """Ends an export. When it returns, no peer touches the memory through this descriptor any more."""
+        for name, path in descriptor.paths.items():
+            if name in self._transports:
+                self._transports[name].withdraw(path)
+
+    def allocate_batch(self, capacity: int) -> Batch:
+        """A batch for up to `capacity` requests."""
+        return Batch(capacity)
+
+    def submit(self, batch: Batch, requests: Sequence[TransferRequest], timeout_s: float | None = None) -> None:
+        """Starts transfers; returns at once. What fails shows in `status`."""
+        if len(batch.transfers) + len(requests) > batch.capacity:
+            raise OutOfRange(f"a batch of {batch.capacity} cannot take {len(requests)} requests more")
+        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        transfers = [Transfer(request, deadline_s) for request in requests]
+        with self._changed:
+            batch.transfers.extend(transfers)
+            batch.pending += len(transfers)
+        posts: dict[str, list[Operation]] = {}
+        for transfer in transfers:
+            self._plan(batch, transfer, posts)
+        for name, operations in posts.items():
+            self._transports[name].post(operations)
+
+    def status(self, batch: Batch) -> list[tuple[State, TransferError | TimeoutError | None]]:
+        """State and error of each request, in the order submitted."""
+        with self._changed:
+            return [(transfer.state, transfer.error) for transfer in batch.transfers]
+
+    def wait(self, batch: Batch, timeout_s: float | None = None) -> bool:
+        """Whether all requests have ended, after waiting for that at most timeout_s."""
+        with self._changed:
+            return self._changed.wait_for(lambda: batch.pending == 0, timeout_s)
+
+    def free(self, batch: Batch) -> None:
+        """Gives a finished batch back.
+
+        Raises:
+            TransferError: requests of it are still under way.
+        """
+        if batch.pending:
+            raise TransferError(f"{batch.pending} requests of the batch are still under way")
+        batch.transfers.clear()
+
+    async def read(
+        self,
+        segment: SegmentDescriptor,
+        transfers: Sequence[tuple[Sequence[memoryview], int]],
+        *,
+        timeout_s: float | None = None,
+    ) -> list[TransferError | TimeoutError | None]:
+        """Reads (pieces, offset) pairs from a segment, all at once; one result each, None for success."""
+        return await self._transfer(Kind.READ, segment, transfers, timeout_s)
+
+    async def write(
+        self,
+        segment: SegmentDescriptor,
+        transfers: Sequence[tuple[Sequence[memoryview], int]],
+        *,
+        timeout_s: float | None = None,
+    ) -> list[TransferError | TimeoutError | None]:
+        """Writes (pieces, offset) pairs to a segment, all at once; one result each, None for success."""
+        return await self._transfer(Kind.WRITE, segment, transfers, timeout_s)
+
+    def close(self) -> None:
+        """Fails what is under way, withdraws all exports, ends all threads. Idempotent."""
+        with self._changed:
+            if self._closing:
+                return
+            self._closing = True
+        for transport in self._transports.values():
+            transport.close()
+        os.eventfd_write(self._wake_fd, 1)
+        self._pump_thread.join()
+        self._collect()
+        os.close(self._wake_fd)
+
+    async def _transfer(
+        self,
+        kind: Kind,
+        segment: SegmentDescriptor,
+        transfers: Sequence[tuple[Sequence[memoryview], int]],
+        timeout_s: float | None,
+    ) -> list[TransferError | TimeoutError | None]:
+        if not transfers:
+            return []
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+        batch = self.allocate_batch(len(transfers))
+        batch.on_done = lambda: _call_soon(loop, done.set)
+        requests = [TransferRequest(kind, tuple(pieces), segment, offset) for pieces, offset in transfers]
+        self.submit(batch, requests, timeout_s)
+        # The pieces belong to the transports until the batch has ended: cancelling does not change that.
+        cancelled = False
+        while not done.is_set():
+            try:
+                await done.wait()
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+        return [transfer.error for transfer in batch.transfers]
+
+    def _plan(self, batch: Batch, transfer: Transfer, posts: dict[str, list[Operation]]) -> None:
+        """Cuts a request into slices for the best path there is."""
+        request = transfer.request
+        candidates = self._candidates(request.segment)
+        if not candidates:
+            self._end(batch, transfer, PathFailed(self._no_path(request.segment)))
+            return
+        best, *others = candidates
+        slices = cut(request.pieces, request.offset)
+        transfer.remaining = len(slices)
+        for pieces, offset in slices:
+            operation = Operation(
+                operation_id=next(self._operation_ids),
+                kind=request.kind,
+                pieces=pieces,
+                path=request.segment.paths[best.name],
+                remote_offset=offset,
+                deadline_s=transfer.deadline_s,
+            )
+            transfer.path = best.name
+            with self._changed:
+                self._slices[operation.operation_id] = _Slice(operation, batch, transfer, others)
+            posts.setdefault(best.name, []).append(operation)
+
+    def _candidates(self, segment: SegmentDescriptor) -> list[Transport]:
+        """Transports that reach the segment, the preferred first."""
+        same_process = segment.incarnation == self._settings.incarnation
+        same_host = segment.host_id == self._settings.host_id
+        return [
+            transport
+            for name, transport in self._transports.items()
+            if name in segment.paths
+            and (name != LOCAL or same_process)
+            and (same_host or not transport.capabilities.same_host_only)
+        ]
+
+    def _no_path(self, segment: SegmentDescriptor) -> str:
+        ours = ", ".join(name for name in self._transports if name != LOCAL)
+        theirs = ", ".join(name for name in segment.paths if name != LOCAL)
+        return f"no path to {segment.owner}: it offers {theirs or 'none'}, {self._settings.owner} has {ours or 'none'}"
+
+    def _pump(self) -> None:
+        """Collects completions of all transports until the engine closes."""
+        poller = select.poll()
+        for transport in self._transports.values():
+            poller.register(transport.fileno(), select.POLLIN)
+        poller.register(self._wake_fd, select.POLLIN)
+        while not self._closing:
+            poller.poll()
+            self._collect()
+
+    def _collect(self) -> None:
+        for transport in self._transports.values():
+            for completion in transport.poll():
+                self._complete(completion)
+
+    def _complete(self, completion: Completion) -> None:
+        with self._changed:
+            piece = self._slices.pop(completion.operation_id)
+        if isinstance(completion.error, PathFailed) and piece.others and not self._closing:
+            self._retry(piece)
+            return
+        transfer = piece.transfer
+        transfer.error = transfer.error or completion.error
+        transfer.remaining -= 1
+        if transfer.remaining == 0:
+            self._end(piece.batch, transfer, transfer.error)
+
+    def _retry(self, piece: _Slice) -> None:
+        """The path failed: the next one carries the slice."""
+        transport, *others = piece.others
+        old = piece.operation
+        operation = Operation(
+            operation_id=old.operation_id,
+            kind=old.kind,
+            pieces=old.pieces,
+            path=piece.transfer.request.segment.paths[transport.name],
+            remote_offset=old.remote_offset,
+            deadline_s=old.deadline_s,
+        )
+        piece.transfer.path = transport.name
+        with self._changed:
+            self._slices[operation.operation_id] = _Slice(operation, piece.batch, piece.transfer, others)
+        transport.post([operation])
+
+    def _end(self, batch: Batch, transfer: Transfer, error: TransferError | TimeoutError | None) -> None:
+        with self._changed:
+            transfer.error = error
+            transfer.state = State.FAILED if error else State.DONE
+            batch.pending -= 1
+            finished = batch.pending == 0
+            self._changed.notify_all()
+        if finished and batch.on_done:
+            batch.on_done()
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+        loop.call_soon_threadsafe(callback)
+
+
+def first_error(results: Sequence[TransferError | TimeoutError | None]) -> TransferError | TimeoutError | None:
+    """The first failure among the results of read or write."""
+    return next((error for error in results if error is not None), None)
+
+
+__all__ = ["Batch", "Region", "State", "TransferEngine", "TransferRequest", "first_error"]

@@ -1,0 +1,108 @@
+"""What a process lets its peers touch: keys, ranges, and a withdrawal that is final.
+
+Shared by transports whose far end checks each access in software.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from mooncake_core.errors import OutOfRange, StaleSegment
+from mooncake_core.transfer.contract import Range
+
+KEY_BYTES: Final = 16
+WITHDRAW_PATIENCE_S: Final = 2.0
+
+
+class Export:
+    """One export of one region."""
+
+    def __init__(self, memory: memoryview, *, writable: bool, ranges: Sequence[Range] | None) -> None:
+        self.key = secrets.token_bytes(KEY_BYTES)
+        self.memory = memory
+        self.writable = writable
+        ordered = sorted(ranges or [Range(0, memory.nbytes)], key=lambda allowed: allowed.offset)
+        self._starts = [allowed.offset for allowed in ordered]
+        self._ends = [allowed.offset + allowed.length for allowed in ordered]
+        self.accesses: set[Access] = set()
+
+    def allows(self, offset: int, length: int) -> bool:
+        """Whether one range covers [offset, offset + length)."""
+        index = bisect_right(self._starts, offset) - 1
+        return index >= 0 and offset + length <= self._ends[index]
+
+
+class Access:
+    """Somebody touches exported memory now."""
+
+    __slots__ = ("export", "interrupt", "memory")
+
+    def __init__(self, export: Export, memory: memoryview, interrupt: Callable[[], None]) -> None:
+        self.export = export
+        self.memory = memory
+        self.interrupt = interrupt
+
+
+class Exports:
+    """The exports of one process, by key. Used by many threads."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[bytes, Export] = {}
+        self._changed = threading.Condition()
+
+    def add(self, memory: memoryview, *, writable: bool, ranges: Sequence[Range] | None) -> bytes:
+        """Makes memory reachable; returns the key."""
+        for allowed in ranges or ():
+            if allowed.offset < 0 or allowed.length < 0 or allowed.offset + allowed.length > memory.nbytes:
+                raise OutOfRange(f"{allowed} does not lie in a region of {memory.nbytes} bytes")
+        export = Export(memory, writable=writable, ranges=ranges)
+        with self._changed:
+            self._by_key[export.key] = export
+        return export.key
+
+    def enter(self, key: bytes, offset: int, length: int, *, write: bool, interrupt: Callable[[], None]) -> Access:
+        """Begins an access; `leave` must follow. `interrupt` breaks it off from another thread.
+
+        Raises:
+            StaleSegment: no such key, or withdrawn.
+            OutOfRange: outside of the exported ranges, or a write to what is read-only.
+        """
+        with self._changed:
+            export = self._by_key.get(key)
+            if export is None:
+                raise StaleSegment("the segment was withdrawn, or its process was started anew")
+            if not export.allows(offset, length):
+                raise OutOfRange(f"bytes {offset} to {offset + length} are not exported")
+            if write and not export.writable:
+                raise OutOfRange("the segment is exported for reading only")
+            access = Access(export, export.memory[offset : offset + length], interrupt)
+            export.accesses.add(access)
+            return access
+
+    def leave(self, access: Access) -> None:
+        """Ends an access."""
+        with self._changed:
+            access.export.accesses.discard(access)
+            self._changed.notify_all()
+
+    def withdraw(self, key: bytes) -> None:
+        """Removes an export; returns when nobody touches its memory any more. Who is too slow is interrupted."""
+        with self._changed:
+            export = self._by_key.pop(key, None)
+            if export is None:
+                return
+            if not self._changed.wait_for(lambda: not export.accesses, WITHDRAW_PATIENCE_S):
+                for access in export.accesses:
+                    access.interrupt()
+                self._changed.wait_for(lambda: not export.accesses)
+
+    def withdraw_all(self, memory: memoryview | None = None) -> None:
+        """Removes the exports of one region, or all."""
+        with self._changed:
+            keys = [key for key, export in self._by_key.items() if memory is None or export.memory is memory]
+        for key in keys:
+            self.withdraw(key)

@@ -1,0 +1,118 @@
+"""The tcp transport keeps the contract, and what only sockets can do wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mooncake_core.errors import DeadlineExceeded, PathFailed
+from mooncake_core.testing.transport_contract import Ends, TransportContract
+from mooncake_core.transfer.contract import Kind, TransportSettings
+from mooncake_tcp import TcpTransport
+
+TARGET = """
+import sys, time
+from mooncake_core.transfer.contract import TransportSettings
+from mooncake_tcp import TcpTransport
+target = TcpTransport(TransportSettings(owner='t', host_id='h', incarnation=2))
+print(target.export(target.register(memoryview(bytearray(64 << 20))), writable=True).hex(), flush=True)
+time.sleep(60)
+"""
+
+
+class TestTcp(TransportContract):
+    transport = TcpTransport
+
+
+def test_a_peer_that_stops_answering_cannot_hang_a_transfer() -> None:
+    ends = Ends(TcpTransport)
+    with subprocess.Popen([sys.executable, "-c", TARGET], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        path = bytes.fromhex(process.stdout.readline())
+        assert ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is None
+        os.kill(process.pid, signal.SIGSTOP)
+        sink = bytearray(32 << 20)
+        operation = ends.operation(Kind.READ, path, [memoryview(sink)], 0, timeout_s=0.3)
+        assert isinstance(ends.complete([operation])[operation.operation_id], DeadlineExceeded)
+        os.kill(process.pid, signal.SIGKILL)
+    ends.close()
+
+
+def test_a_killed_peer_is_a_failed_path_that_names_peer_path_and_errno() -> None:
+    ends = Ends(TcpTransport)
+    with subprocess.Popen([sys.executable, "-c", TARGET], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        path = bytes.fromhex(process.stdout.readline())
+        assert ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is None
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        error = ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0)
+        if error is None:  # sent before the kernel said that the peer is gone
+            error = ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0)
+    assert isinstance(error, PathFailed)
+    assert "127.0.0.1" in str(error)
+    assert "tcp" in str(error)
+    ends.close()
+
+
+@pytest.mark.parametrize(("initiator", "target"), [(b"a", b"b"), (None, b"b"), (b"a", None)])
+def test_another_secret_is_refused(initiator: bytes | None, target: bytes | None) -> None:
+    ends = Ends(TcpTransport)
+    ends.close()
+    ends.initiator = ends.make("initiator", 1, initiator)
+    ends.target = ends.make("target", 2, target)
+    path = ends.target.export(ends.target.register(memoryview(bytearray(10))), writable=True)
+    error = ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0)
+    assert isinstance(error, PathFailed)
+    assert "another cluster key" in str(error)
+    ends.close()
+
+
+def test_the_same_secret_is_welcome() -> None:
+    ends = Ends(TcpTransport)
+    ends.close()
+    ends.initiator = ends.make("initiator", 1, b"s")
+    ends.target = ends.make("target", 2, b"s")
+    path = ends.target.export(ends.target.register(memoryview(bytearray(10))), writable=True)
+    assert ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is None
+    ends.close()
+
+
+def test_garbage_from_a_stranger_does_not_hurt_the_target() -> None:
+    ends = Ends(TcpTransport)
+    path = ends.target.export(ends.handle, writable=True)
+    port = ends.target._target.port  # type: ignore[attr-defined]
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+        stranger.settimeout(10)
+        while stranger.recv(4096):
+            pass
+    assert ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is None
+    ends.close()
+
+
+def test_a_data_port_in_use_is_named() -> None:
+    first = TcpTransport(TransportSettings(owner="a", host_id="h", incarnation=1))
+    port = first._target.port
+    with pytest.raises(PathFailed, match=f"cannot listen on 127.0.0.1:{port}"):
+        TcpTransport(TransportSettings(owner="b", host_id="h", incarnation=2, listen_port=port))
+    first.close()
+
+
+def test_a_dead_connection_is_opened_anew() -> None:
+    ends = Ends(TcpTransport)
+    path = ends.target.export(ends.handle, writable=True)
+    assert ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is None
+    for pool in list(ends.initiator._connections.values()):  # type: ignore[attr-defined]
+        for connection in list(pool):
+            connection.end(PathFailed("cut by the test"))
+    deadline = time.monotonic() + 10
+    while ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is not None:
+        assert time.monotonic() < deadline
+    ends.close()
