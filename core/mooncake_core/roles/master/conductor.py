@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mooncake_core.conductor.conductor import Conductor
-
 from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
+from mooncake_core.conductor.conductor import Conductor
 from mooncake_core.errors import MooncakeError, NoSpace, RequestRejected, ServiceUnavailable
 from mooncake_core.roles.drive import Drive
 from mooncake_core.roles.tasks import Tasks
@@ -141,12 +140,15 @@ class ConductorDriver:
             if client is None:
                 raise ServiceUnavailable(f"decode instance {command.decode} has left")
             reserved = await client.call(_reserve_message(command), Reserved, timeout_s=RESERVE_TIMEOUT_S)
-        except NoSpace as error:
-            self._drive.feed(e.ReservationRefused(command.request_id, error.message))
-            return
         except MooncakeError as error:
-            _log.warning("decode %s cannot reserve for %s: %s", command.decode, command.request_id, error)
-            self._drive.feed(e.ReservationFailed(command.request_id, error.message))
+            _log.log(
+                logging.DEBUG if isinstance(error, NoSpace) else logging.WARNING,
+                "decode %s cannot reserve for %s: %s",
+                command.decode,
+                command.request_id,
+                error,
+            )
+            self._drive.feed(e.ReservationRefused(command.request_id, error.message))
             return
         if placement := self._placing.get(command.request_id):
             placement.reservation = reserved.reservation

@@ -1,0 +1,56 @@
+"""What the Conductor wants done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveDecode:
+    """Ask a decode instance to hold memory; answered with ReservationGranted or ReservationRefused."""
+
+    request_id: str
+    decode: str
+    prompt_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """The request goes there."""
+
+    request_id: str
+    prefill: str
+    decode: str
+    matched_tokens: int
+    expected_ttft_s: float
+    expected_tbt_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Admission says no: HTTP 429."""
+
+    request_id: str
+    reason: str
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """Nobody can serve this: HTTP 503."""
+
+    request_id: str
+    reason: str
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseDecode:
+    """The memory held for a request is not needed any more. May come for what was released already."""
+
+    request_id: str
+    decode: str
+
+
+Command = ReserveDecode | Dispatch | Reject | Unavailable | ReleaseDecode

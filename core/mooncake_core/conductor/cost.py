@@ -1,0 +1,70 @@
+"""How long things take: first from an instance's own hint, then corrected by what is observed.
+
+A correction is one factor per instance and kind, an exponentially weighted mean of observed / predicted, bounded so that
+one odd observation cannot derail the scheduler.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mooncake_core.wire.messages.membership import CostHint
+
+WEIGHT: Final = 0.2
+SMALLEST_FACTOR: Final = 0.05
+LARGEST_FACTOR: Final = 20.0
+
+
+class Correction:
+    """The factor between prediction and reality."""
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+
+    def observe(self, predicted_s: float, observed_s: float) -> None:
+        """Takes one observation into account."""
+        if predicted_s <= 0 or observed_s <= 0:
+            return
+        ratio = min(max(observed_s / predicted_s, SMALLEST_FACTOR), LARGEST_FACTOR)
+        self.factor += WEIGHT * (ratio - self.factor)
+
+
+class CostModel:
+    """Predictions for one instance, in seconds."""
+
+    def __init__(self, hint: CostHint) -> None:
+        self._hint = hint
+        self._prefill = Correction()
+        self._step = Correction()
+
+    def prefill_s(self, prompt_tokens: int, matched_tokens: int) -> float:
+        """Time to compute a prompt of which a prefix is in place: linear in new tokens, attention quadratic."""
+        return self._prefill.factor * self._prefill_hint_s(prompt_tokens, matched_tokens)
+
+    def fetch_s(self, num_bytes: int) -> float:
+        """Time to fetch so many bytes from other nodes."""
+        return num_bytes / self._hint.fetch_bytes_per_s
+
+    def step_s(self, batch: int, context_tokens: int) -> float:
+        """Time of one decode step of `batch` sequences with so many tokens of context together: their TBT."""
+        return self._step.factor * self._step_hint_s(batch, context_tokens)
+
+    def observe_prefill(self, prompt_tokens: int, matched_tokens: int, observed_s: float) -> None:
+        """A prefill took so long."""
+        self._prefill.observe(self._prefill_hint_s(prompt_tokens, matched_tokens), observed_s)
+
+    def observe_step(self, batch: int, context_tokens: int, observed_s: float) -> None:
+        """Decode steps take so long now."""
+        self._step.observe(self._step_hint_s(batch, context_tokens), observed_s)
+
+    def _prefill_hint_s(self, prompt_tokens: int, matched_tokens: int) -> float:
+        hint = self._hint
+        return (
+            hint.prefill_base_s
+            + hint.prefill_per_token_s * (prompt_tokens - matched_tokens)
+            + hint.prefill_per_token2_s * (prompt_tokens**2 - matched_tokens**2)
+        )
+
+    def _step_hint_s(self, batch: int, context_tokens: int) -> float:
+        hint = self._hint
+        return hint.step_base_s + hint.step_per_sequence_s * batch + hint.step_per_context_token_s * context_tokens

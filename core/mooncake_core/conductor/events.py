@@ -1,0 +1,116 @@
+"""What the Conductor is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer
+from mooncake_core.wire.messages.serving import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceJoined:
+    """A prefill or decode instance can take requests."""
+
+    name: str
+    role: Literal["prefill", "decode"]
+    offer: InstanceOffer
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceLeft:
+    """An instance is gone, with what ran on it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReported:
+    """An instance's own word on its load."""
+
+    name: str
+    load: InstanceLoad
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksStored:
+    """A node has these blocks now."""
+
+    node: str
+    keys: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksRemoved:
+    """A node has these blocks no more."""
+
+    node: str
+    keys: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    """A request wants to be placed."""
+
+    request_id: str
+    model: str
+    prompt_tokens: int
+    max_tokens: int
+    block_keys: Sequence[bytes]
+    """Of the prompt's blocks that may be reused."""
+    tenant: str
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationGranted:
+    """The decode instance holds memory for the request."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRefused:
+    """The decode instance has no room, or cannot be reached."""
+
+    request_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillEnded:
+    """The first token is there."""
+
+    request_id: str
+    cached_tokens: int
+    computed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """Nothing of the request runs any more."""
+
+    request_id: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    InstanceJoined
+    | InstanceLeft
+    | LoadReported
+    | BlocksStored
+    | BlocksRemoved
+    | RequestArrived
+    | ReservationGranted
+    | ReservationRefused
+    | PrefillEnded
+    | RequestEnded
+    | Tick
+)
