@@ -128,10 +128,9 @@ class Conductor:
 
     def check(self) -> list[str]:
         """What does not add up; for tests."""
-        problems = []
-        for instance in (*self._prefill.values(), *self._decode.values()):
-            owners = instance.work if isinstance(instance, PrefillInstance) else instance.blocks_of
-            problems += [f"{instance.name} works for {owner}" for owner in owners if owner not in self._requests]
+        owners = [(prefill.name, owner) for prefill in self._prefill.values() for owner in prefill.work]
+        owners += [(decode.name, owner) for decode in self._decode.values() for owner in decode.blocks_of]
+        problems = [f"{name} works for {owner}" for name, owner in owners if owner not in self._requests]
         problems += [
             f"{decode.name} has promised {-decode.free_blocks()} blocks too many"
             for decode in self._decode.values()
@@ -293,10 +292,9 @@ class Conductor:
         self._decode.pop(name, None)
         commands: list[c.Command] = []
         for request_id, request in list(self._requests.items()):
-            if name in (request.score.prefill, request.decode):
+            if name in (request.score.prefill, request.decode) and not request.dispatched:
                 commands += self._ended(request_id)
-                if not request.dispatched:
-                    commands.append(c.Unavailable(request_id, f"instance {name} has left", SHORTEST_RETRY_S))
+                commands.append(c.Unavailable(request_id, f"instance {name} has left", SHORTEST_RETRY_S))
         return commands
 
     def _forget(self, request_id: str) -> _Request | None:

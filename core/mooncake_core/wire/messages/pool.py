@@ -86,6 +86,7 @@ class Located(Struct, frozen=True, kw_only=True):
     key: str
     allocation_id: int
     size_bytes: int
+    header_bytes: int
     checksum: int
     placements: list[Placement]
 

@@ -1,0 +1,181 @@
+"""A node: one segment of memory, its directory, and the master's orders about it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import os
+from pathlib import Path
+from typing import Final
+
+from mooncake_core.errors import ConfigError, StaleAllocation
+from mooncake_core.store.layout import (
+    ALIGNMENT,
+    SLOT_BYTES,
+    Slot,
+    SlotState,
+    align,
+    extent_bytes,
+    unpack_header,
+    unpack_slot,
+)
+from mooncake_core.transfer.engine import TransferEngine
+from mooncake_core.units import format_size
+from mooncake_core.wire.messages.envelope import Done
+from mooncake_core.wire.messages.membership import SegmentOffer
+from mooncake_core.wire.messages.pool import (
+    BlockReport,
+    ClearSlots,
+    Fence,
+    Fenced,
+    ReportBlocks,
+    StoredObject,
+)
+from mooncake_core.wire.server import Call, Handler
+
+SLOTS_PER_REPORT: Final = 4096
+MEMINFO: Final = Path("/proc/meminfo")
+
+_log = logging.getLogger(__name__)
+
+
+class Node:
+    """Owns a segment; knows nothing of policies. Its handlers run on one event loop."""
+
+    def __init__(
+        self, name: str, *, capacity_bytes: int, object_size_bytes: int, incarnation: int, engine: TransferEngine
+    ) -> None:
+        """Takes the memory.
+
+        Raises:
+            ConfigError: the machine has not got so much; shows the arithmetic.
+        """
+        self._name = name
+        self._incarnation = incarnation
+        self._engine = engine
+        self._capacity_bytes = align(capacity_bytes)
+        self._num_slots = max(1, capacity_bytes // max(object_size_bytes, ALIGNMENT))
+        self._data_offset = align(self._num_slots * SLOT_BYTES)
+        _check_memory(name, self._data_offset + self._capacity_bytes)
+        self._memory = _shared_memory(name, self._data_offset + self._capacity_bytes)
+        self._view = memoryview(self._memory)
+        self._region = engine.register_memory(self._memory)
+        self._read = engine.export(self._region, writable=False)
+        self._write = engine.export(self._region, writable=True)
+        self._term = 0
+
+    def offer(self) -> SegmentOffer:
+        """What the node tells the master when it joins."""
+        return SegmentOffer(
+            capacity_bytes=self._capacity_bytes,
+            data_offset=self._data_offset,
+            num_slots=self._num_slots,
+            slot_bytes=SLOT_BYTES,
+            read=self._read,
+            write=self._write,
+        )
+
+    def handlers(self) -> dict[type, Handler]:
+        """What a master may ask."""
+        return {Fence: self.fence, ReportBlocks: self.report_blocks, ClearSlots: self.clear_slots}
+
+    async def fence(self, message: Fence, call: Call) -> Fenced:
+        """Shuts out writers of older terms; when it returns none of them touches the segment any more."""
+        self._check_term(message.term)
+        self._term = message.term
+        old, self._write = self._write, self._engine.export(self._region, writable=True)
+        await asyncio.to_thread(self._engine.withdraw, old)
+        return Fenced(incarnation=self._incarnation, write=self._write)
+
+    async def report_blocks(self, message: ReportBlocks, call: Call) -> BlockReport:
+        """The next part of the directory: committed objects. Reservations of writers that were shut out are dropped."""
+        self._check_term(message.term)
+        last = min(message.cursor + SLOTS_PER_REPORT, self._num_slots)
+        found = (self._stored(number) for number in range(message.cursor, last))
+        return BlockReport(
+            incarnation=self._incarnation,
+            objects=[stored for stored in found if stored is not None],
+            next_cursor=last if last < self._num_slots else -1,
+        )
+
+    async def clear_slots(self, message: ClearSlots, call: Call) -> Done:
+        """Forgets objects that the master dropped."""
+        self._check_term(message.term)
+        for clearing in message.slots:
+            slot = self._slot(clearing.slot)
+            if slot is not None and slot.allocation_id == clearing.allocation_id:
+                self._erase(clearing.slot)
+        return Done()
+
+    def close(self) -> None:
+        """Gives the memory back. Idempotent."""
+        if not self._memory.closed:
+            self._engine.unregister_memory(self._region)
+            self._region.memory.release()
+            self._view.release()
+            self._memory.close()
+
+    def _check_term(self, term: int) -> None:
+        if term < self._term:
+            raise StaleAllocation(f"{self._name} obeys the master of term {self._term}, not that of term {term}")
+
+    def _slot(self, number: int) -> Slot | None:
+        return unpack_slot(self._view[number * SLOT_BYTES : (number + 1) * SLOT_BYTES])
+
+    def _erase(self, number: int) -> None:
+        self._view[number * SLOT_BYTES : (number + 1) * SLOT_BYTES] = bytes(SLOT_BYTES)
+
+    def _stored(self, number: int) -> StoredObject | None:
+        """The object of a slot, if slot and header agree; else the slot is erased."""
+        slot = self._slot(number)
+        if slot is None:
+            return None
+        header = unpack_header(self._view[slot.offset : slot.offset + ALIGNMENT * 64])
+        if (
+            slot.state is not SlotState.COMMITTED
+            or header is None
+            or (header.allocation_id, header.size_bytes) != (slot.allocation_id, slot.size_bytes)
+            or slot.offset < self._data_offset
+            or slot.offset + extent_bytes(header.key, header.parent, header.size_bytes) > len(self._view)
+        ):
+            _log.info("slot %d is not that of a committed object: dropped", number)
+            self._erase(number)
+            return None
+        return StoredObject(
+            key=header.key,
+            parent=header.parent,
+            allocation_id=slot.allocation_id,
+            size_bytes=slot.size_bytes,
+            checksum=slot.checksum,
+            slot=number,
+            offset=slot.offset,
+        )
+
+
+def _shared_memory(name: str, num_bytes: int) -> mmap.mmap:
+    """Memory with a descriptor, so that it can be handed to other processes; it ends with the last of them."""
+    fd = os.memfd_create(f"mooncake-{name}", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, num_bytes)
+        return mmap.mmap(fd, num_bytes)
+    finally:
+        os.close(fd)
+
+
+def _check_memory(name: str, num_bytes: int) -> None:
+    """Mapping alone always succeeds; the trouble would come when the pool fills."""
+    available = available_memory_bytes()
+    if num_bytes > available:
+        raise ConfigError(
+            f"{name}: expected {format_size(num_bytes)} of memory for capacity and directory, "
+            f"the machine has {format_size(available)} available: lower its capacity"
+        )
+
+
+def available_memory_bytes() -> int:
+    """What the kernel says can be had without swapping."""
+    for line in MEMINFO.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 1 << 62
