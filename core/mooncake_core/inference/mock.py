@@ -1,0 +1,146 @@
+"""The mock engine: sleeps what a cost model says. Its tokens and KV bytes are functions of the prompt, so tests can tell
+whether the right bytes arrived."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from mooncake_core.errors import ConfigError, EngineError
+from mooncake_core.inference.contract import Engine, EngineInfo, EngineSettings, Slice
+from mooncake_core.inference.models import eos_token_ids, read_json
+from mooncake_core.kvcache.layout import KVLayout
+from mooncake_core.wire.messages.membership import CostHint
+
+
+class MockOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The engine's `options` in the YAML."""
+
+    speed: float = 1.0
+    """Everything takes 1/speed of the time."""
+    verify: bool = True
+    """Check that the KV of earlier positions is what this sequence's tokens make."""
+    cost: CostHint = CostHint()
+    """The times to sleep."""
+
+
+class MockEngine(Engine):
+    """Takes time and memory like an engine, computes nothing."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        try:
+            self._options = msgspec.convert(dict(settings.options), MockOptions)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"engine.options of the mock engine: {error}") from error
+        folder = Path(settings.model_path)
+        config = read_json(folder / "config.json")
+        layout = KVLayout(num_layers=2, num_kv_heads=1, head_dim=8, dtype="float32", block_tokens=settings.block_tokens)
+        num_blocks = settings.kv_memory_bytes // layout.block_bytes
+        self._memory = mmap.mmap(-1, max(1, num_blocks) * layout.block_bytes)
+        self._view = memoryview(self._memory)
+        vocab_size = int(config.get("vocab_size", 2048))
+        identity = f"mock-1 {layout} {vocab_size}".encode()
+        self._info = EngineInfo(
+            model_name=folder.name,
+            fingerprint=hashlib.blake2b(identity, digest_size=16).digest(),
+            layout=layout,
+            num_blocks=num_blocks,
+            max_context_tokens=int(config.get("max_position_embeddings", 4096)),
+            vocab_size=vocab_size,
+            eos_token_ids=eos_token_ids(folder),
+            cost=_scaled(self._options.cost, self._options.speed),
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def kv_memory(self) -> memoryview:
+        return self._view
+
+    def stage_in(self, block_ids: Sequence[int]) -> None:
+        """Nothing to do: it computes in kv_memory."""
+
+    def stage_out(self, block_ids: Sequence[int]) -> None:
+        """Nothing to do: it computes in kv_memory."""
+
+    def step(self, slices: Sequence[Slice], on_layer: Callable[[int], None] | None = None) -> list[int | None]:
+        time.sleep(self._duration_s(slices))
+        for part in slices:
+            self._verify_start(part)
+            self._write(part)
+        for layer in range(self._info.layout.num_layers):
+            if on_layer:
+                on_layer(layer)
+        return [self._next_token(part) if part.sampling else None for part in slices]
+
+    def close(self) -> None:
+        if not self._memory.closed:
+            self._view.release()
+            self._memory.close()
+
+    def _duration_s(self, slices: Sequence[Slice]) -> float:
+        cost = self._info.cost
+        total = 0.0
+        decoding = [part for part in slices if len(part.token_ids) == 1]
+        if decoding:
+            context = sum(part.start for part in decoding)
+            total += cost.step_base_s + cost.step_per_sequence_s * len(decoding)
+            total += cost.step_per_context_token_s * context
+        for part in slices:
+            if len(part.token_ids) > 1:
+                end = part.start + len(part.token_ids)
+                total += cost.prefill_base_s + cost.prefill_per_token_s * len(part.token_ids)
+                total += cost.prefill_per_token2_s * (end**2 - part.start**2)
+        return total
+
+    def _record(self, block_ids: Sequence[int], position: int) -> tuple[int, int]:
+        """Where the record of a position lies: the K of its token in layer 0."""
+        layout = self._info.layout
+        block = block_ids[position // layout.block_tokens]
+        row = layout.head_dim * layout.num_kv_heads * layout.element_bytes
+        start = block * layout.block_bytes + (position % layout.block_tokens) * row
+        return start, start + 16
+
+    def _write(self, part: Slice) -> None:
+        """Each position's record is a digest of the record before it and its token."""
+        before = self._state(part.block_ids, part.start)
+        for index, token_id in enumerate(part.token_ids):
+            before = _chain(before, token_id)
+            start, end = self._record(part.block_ids, part.start + index)
+            self._view[start:end] = before
+
+    def _state(self, block_ids: Sequence[int], position: int) -> bytes:
+        if position == 0:
+            return bytes(16)
+        start, end = self._record(block_ids, position - 1)
+        return bytes(self._view[start:end])
+
+    def _verify_start(self, part: Slice) -> None:
+        if self._options.verify and part.start and self._state(part.block_ids, part.start) == bytes(16):
+            raise EngineError(f"sequence {part.sequence_id}: the KV before position {part.start} is not there")
+
+    def _next_token(self, part: Slice) -> int:
+        """Depends on all tokens so far, and is never an end of sequence."""
+        state = self._state(part.block_ids, part.start + len(part.token_ids))
+        token_id = int.from_bytes(state[:4], "little") % self._info.vocab_size
+        while token_id in self._info.eos_token_ids:
+            token_id = (token_id + 1) % self._info.vocab_size
+        return token_id
+
+
+def _chain(before: bytes, token_id: int) -> bytes:
+    return hashlib.blake2b(before + token_id.to_bytes(4, "little"), digest_size=16).digest()
+
+
+def _scaled(cost: CostHint, speed: float) -> CostHint:
+    times = {name: getattr(cost, name) / speed for name in cost.__struct_fields__ if name.endswith("_s")}
+    times.pop("fetch_bytes_per_s")
+    return msgspec.structs.replace(cost, **times)

@@ -1,0 +1,242 @@
+"""The torch engine, as roles see it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from mooncake_core.errors import ConfigError, EngineError, ModelError, ModelTooLarge, PluginUnavailable
+from mooncake_core.inference.contract import Engine, EngineInfo, EngineSettings, Slice
+from mooncake_core.inference.models import eos_token_ids, read_json
+from mooncake_core.inference.torch.weights import fingerprint, parameter_count, weight_files
+from mooncake_core.kvcache.layout import KVLayout
+from mooncake_core.store.node import available_memory_bytes
+from mooncake_core.units import format_size
+from mooncake_core.wire.messages.membership import CostHint
+from mooncake_core.wire.messages.serving import Sampling
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+try:
+    import torch
+    import transformers
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+except ImportError as error:
+    raise PluginUnavailable(
+        f"{error.name or error} is missing; install the serving extra: pip install 'mooncake-toolkit[serve]'"
+    ) from error
+
+from mooncake_core.inference.torch import attention, sampling
+
+RESERVE_BYTES: Final = 256 << 20
+"""For activations and the libraries themselves."""
+CALIBRATION_TOKENS: Final = 128
+
+
+class TorchEngine(Engine):
+    """Any causal language model that transformers runs with grouped-query or multi-head attention."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        if settings.options:
+            raise ConfigError(f"engine.options: the torch engine has none, got {', '.join(sorted(settings.options))}")
+        _quiet()
+        folder = Path(settings.model_path)
+        files = weight_files(folder)
+        self._device = _device(settings.device)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        config = _load_config(folder)
+        dtype = _dtype(settings.dtype, config, self._device)
+        layout = _layout(config, str(dtype).removeprefix("torch."), settings.block_tokens)
+        num_blocks = settings.kv_memory_bytes // layout.block_bytes
+        _check_memory(files, layout, num_blocks, settings.kv_memory_bytes, self._device)
+        self._windows = _windows(config)
+        self._model = _load_model(folder, dtype, self._device)
+        self._memory = mmap.mmap(-1, num_blocks * layout.block_bytes)
+        self._view = memoryview(self._memory)
+        self._kv, self._staging = self._make_kv(layout, num_blocks, dtype)
+        self._info = EngineInfo(
+            model_name=folder.name,
+            fingerprint=fingerprint(files, read_json(folder / "config.json"), layout),
+            layout=layout,
+            num_blocks=num_blocks,
+            max_context_tokens=int(config.max_position_embeddings),
+            vocab_size=int(config.vocab_size),
+            eos_token_ids=eos_token_ids(folder),
+            cost=self._calibrate(layout, num_blocks),
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def kv_memory(self) -> memoryview:
+        return self._view
+
+    def stage_in(self, block_ids: Sequence[int]) -> None:
+        if self._staging is not None:
+            for block_id in block_ids:
+                self._kv[block_id].copy_(self._staging[block_id])
+
+    def stage_out(self, block_ids: Sequence[int]) -> None:
+        if self._staging is not None:
+            for block_id in block_ids:
+                self._staging[block_id].copy_(self._kv[block_id])
+
+    def step(self, slices: Sequence[Slice], on_layer: Callable[[int], None] | None = None) -> list[int | None]:
+        try:
+            with torch.inference_mode():
+                return self._step(slices, on_layer)
+        except RuntimeError as error:
+            raise EngineError(f"the model failed on a batch of {len(slices)} slices: {error}") from error
+
+    def close(self) -> None:
+        if not self._memory.closed:
+            del self._kv, self._staging, self._model
+            self._view.release()
+            self._memory.close()
+
+    def _make_kv(self, layout: KVLayout, num_blocks: int, dtype: Any) -> tuple[Any, Any]:
+        """(blocks to compute in, staging memory or None), both [block, layer, k|v, token, kv_head, dim]."""
+        shape = (num_blocks, layout.num_layers, 2, layout.block_tokens, layout.num_kv_heads, layout.head_dim)
+        host = torch.frombuffer(self._memory, dtype=dtype).view(shape)
+        if self._device.type == "cpu":
+            return host, None
+        return torch.zeros(shape, dtype=dtype, device=self._device), host
+
+    def _step(self, slices: Sequence[Slice], on_layer: Callable[[int], None] | None) -> list[int | None]:
+        plan = attention.Plan(self._kv, slices, windows=self._windows, on_layer=on_layer)
+        attention.begin(plan)
+        try:
+            hidden = self._model.base_model(
+                input_ids=plan.input_ids, position_ids=plan.position_ids, use_cache=False
+            ).last_hidden_state[0]
+        finally:
+            attention.end()
+        chosen = [(rank, index) for rank, index in enumerate(plan.order) if slices[index].sampling]
+        results: list[int | None] = [None] * len(slices)
+        if not chosen:
+            return results
+        rows = plan.last_rows[[rank for rank, _ in chosen]]
+        logits = self._model.get_output_embeddings()(hidden[rows]).float()
+        wanted = [slices[index] for _, index in chosen]
+        tokens = sampling.choose(
+            logits,
+            [part.sampling for part in wanted if part.sampling],
+            [part.start + len(part.token_ids) for part in wanted],
+        )
+        for (_, index), token_id in zip(chosen, tokens, strict=True):
+            results[index] = token_id
+        return results
+
+    def _calibrate(self, layout: KVLayout, num_blocks: int) -> CostHint:
+        """Times a prefill and a decode step, so that the scheduler begins with numbers of this machine."""
+        tokens = min(CALIBRATION_TOKENS, num_blocks * layout.block_tokens - 1)
+        blocks = list(range(layout.blocks_for(tokens + 1)))
+        prompt = Slice(sequence_id=0, token_ids=[0] * tokens, start=0, block_ids=blocks, sampling=Sampling())
+        token = Slice(sequence_id=0, token_ids=[0], start=tokens, block_ids=blocks, sampling=Sampling())
+        self._timed([prompt])
+        prefill_s, step_s = self._timed([prompt]), self._timed([token])
+        return CostHint(
+            prefill_base_s=step_s,
+            prefill_per_token_s=max(1e-7, (prefill_s - step_s) / tokens),
+            prefill_per_token2_s=0.0,
+            step_base_s=step_s * 0.8,
+            step_per_sequence_s=step_s * 0.2,
+        )
+
+    def _timed(self, slices: Sequence[Slice]) -> float:
+        started = time.perf_counter()
+        self.step(slices)
+        return time.perf_counter() - started
+
+
+def _quiet() -> None:
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    AttentionInterface.register(attention.NAME, attention.paged_attention)
+    AttentionMaskInterface.register(attention.NAME, lambda *_, **__: None)
+
+
+def _device(name: str) -> Any:
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(chosen)
+    except RuntimeError as error:
+        raise ConfigError(f"engine.device: expected auto, cpu or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"engine.device: {name} was asked for, but torch finds no CUDA device here")
+    return device
+
+
+def _load_config(folder: Path) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}/config.json is not understood by transformers: {error}") from error
+    config = config.get_text_config()
+    served = getattr(config, "num_key_value_heads", None) and getattr(config, "max_position_embeddings", None)
+    layers = set(getattr(config, "layer_types", None) or ())
+    odd = layers - {"full_attention", "sliding_attention"}
+    if not served or getattr(config, "kv_lora_rank", None) or getattr(config, "is_encoder_decoder", False) or odd:
+        kind = f"layers of kind {', '.join(sorted(odd))}" if odd else f"model type {config.model_type}"
+        raise ModelError(f"{folder}: {kind} cannot be served by the torch engine, whose KV is one K and V per layer")
+    return config
+
+
+def _dtype(name: str, config: Any, device: Any) -> Any:
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cpu":
+        return torch.float32
+    return config.dtype if config.dtype in (torch.float16, torch.bfloat16, torch.float32) else torch.bfloat16
+
+
+def _layout(config: Any, dtype: str, block_tokens: int) -> KVLayout:
+    return KVLayout(
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        dtype=dtype,
+        block_tokens=block_tokens,
+    )
+
+
+def _windows(config: Any) -> list[int | None]:
+    """Sliding window of each layer, None for full attention."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return [window if kind == "sliding_attention" else None for kind in kinds]
+    return [window if getattr(config, "use_sliding_window", True) else None] * config.num_hidden_layers
+
+
+def _check_memory(files: list[Path], layout: KVLayout, num_blocks: int, kv_bytes: int, device: Any) -> None:
+    if num_blocks < 1:
+        raise ModelTooLarge(
+            f"engine.kv_memory: {format_size(kv_bytes)} does not hold one block of {format_size(layout.block_bytes)}"
+        )
+    weights = parameter_count(files) * layout.element_bytes
+    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
+    needed = weights + kv_bytes + RESERVE_BYTES
+    if needed > available:
+        raise ModelTooLarge(
+            f"the model does not fit {device}: {format_size(weights)} of weights ({layout.dtype}) + "
+            f"{format_size(kv_bytes)} of KV memory + {format_size(RESERVE_BYTES)} reserve = {format_size(needed)}, "
+            f"{format_size(available)} available; lower engine.kv_memory, or choose a smaller dtype or model"
+        )
+
+
+def _load_model(folder: Path, dtype: Any, device: Any) -> Any:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention.NAME, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}") from error
+    return model.to(device).eval()

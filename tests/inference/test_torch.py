@@ -1,0 +1,130 @@
+"""The torch engine against transformers' own generate, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence as SequenceOf
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mooncake_core.errors import ConfigError, ModelError, ModelNotFound, ModelTooLarge
+from mooncake_core.inference.batching import Batching, Sequence
+from mooncake_core.inference.contract import EngineSettings, Slice
+from mooncake_core.inference.loop import EngineLoop
+from mooncake_core.inference.torch.engine import TorchEngine
+from mooncake_core.testing.models import FAMILIES, Reference, make_model
+from mooncake_core.wire.messages.serving import Sampling
+
+pytestmark = pytest.mark.model
+GREEDY = Sampling(temperature=0, max_tokens=24, ignore_eos=True)
+
+
+def settings(folder: Path, **changes: object) -> EngineSettings:
+    base = {"model_path": str(folder), "device": "cpu", "block_tokens": 16, "kv_memory_bytes": 16 << 20, "threads": 1}
+    return EngineSettings(**{**base, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(request.param, tmp_path_factory.mktemp(request.param))
+
+
+async def _generate(engine: TorchEngine, prompts: SequenceOf[list[int]], chunk_tokens: int) -> list[list[int]]:
+    info = engine.info
+    batching = Batching(
+        num_blocks=info.num_blocks, block_tokens=info.layout.block_tokens, max_batch=8, chunk_tokens=chunk_tokens
+    )
+    loop = EngineLoop(engine, batching)
+
+    async def one(number: int, prompt: list[int]) -> list[int]:
+        loop.reserve(number, len(prompt) + GREEDY.max_tokens)
+        sequence = Sequence(
+            sequence_id=number,
+            token_ids=list(prompt),
+            start=0,
+            sampling=GREEDY,
+            max_new_tokens=GREEDY.max_tokens,
+            eos_token_ids=info.eos_token_ids,
+        )
+        tokens = [emitted.token_id async for emitted in loop.run(sequence)]
+        loop.release(number)
+        return tokens
+
+    results = await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
+    assert loop.check() == []
+    await loop.close()
+    return list(results)
+
+
+@pytest.mark.parametrize("chunk_tokens", [7, 64])
+async def test_greedy_tokens_are_those_of_generate(folder: Path, chunk_tokens: int) -> None:
+    draw = random.Random(3)
+    prompts = [[draw.randrange(2, 512) for _ in range(length)] for length in (1, 2, 15, 16, 17, 100, 230)]
+    engine = TorchEngine(settings(folder))
+    got = await _generate(engine, prompts, chunk_tokens)
+    engine.close()
+    reference = Reference(folder)
+    differences = [reference.compare(prompt, tokens) for prompt, tokens in zip(prompts, got, strict=True)]
+    assert [difference for difference in differences if difference and not difference.excused] == []
+
+
+def test_kv_is_reported_layer_by_layer_and_can_move_to_other_blocks(folder: Path) -> None:
+    prompt = list(range(2, 50))
+    engine, other = TorchEngine(settings(folder)), TorchEngine(settings(folder))
+    layers: list[int] = []
+    whole = Slice(sequence_id=1, token_ids=prompt, start=0, block_ids=[0, 1, 2], sampling=GREEDY)
+    expected = engine.step([whole], layers.append)
+    assert layers == [0, 1]
+    size = engine.info.layout.block_bytes
+    for here, there in ((0, 5), (1, 3)):
+        other.kv_memory[there * size : (there + 1) * size] = engine.kv_memory[here * size : (here + 1) * size]
+    rest = Slice(sequence_id=1, token_ids=prompt[32:], start=32, block_ids=[5, 3, 7], sampling=GREEDY)
+    assert other.step([rest]) == expected
+    engine.close()
+    other.close()
+
+
+def test_sampling_does_not_depend_on_the_batch(folder: Path) -> None:
+    engine = TorchEngine(settings(folder))
+    sampling = Sampling(temperature=0.8, top_p=0.9, top_k=50, seed=11)
+    alone = Slice(sequence_id=1, token_ids=[5, 6, 7], start=0, block_ids=[0], sampling=sampling)
+    crowd = [Slice(sequence_id=n, token_ids=[n] * n, start=0, block_ids=[n], sampling=sampling) for n in range(2, 6)]
+    expected = engine.step([alone])[0]
+    assert engine.step([*crowd, alone])[-1] == expected
+    engine.close()
+
+
+def test_fingerprints_differ_when_kv_is_not_interchangeable(tmp_path: Path) -> None:
+    one = make_model("llama", tmp_path / "one", seed=1)
+    same = make_model("llama", tmp_path / "same", seed=1)
+    two = make_model("llama", tmp_path / "two", seed=2)
+
+    def mark(folder: Path, **changes: object) -> bytes:
+        engine = TorchEngine(settings(folder, **changes))
+        engine.close()
+        return engine.info.fingerprint
+
+    assert mark(one) == mark(same)
+    assert len({mark(one), mark(two), mark(one, block_tokens=32), mark(one, dtype="bfloat16")}) == 4
+
+
+def test_what_cannot_be_served_is_refused_with_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="no \\*.safetensors"):
+        TorchEngine(settings(tmp_path))
+    model = make_model("llama", tmp_path / "model")
+    with pytest.raises(ModelTooLarge, match="of KV memory .* = .*available"):
+        TorchEngine(settings(model, kv_memory_bytes=1 << 50))
+    with pytest.raises(ModelTooLarge, match="does not hold one block"):
+        TorchEngine(settings(model, kv_memory_bytes=100))
+    with pytest.raises(ConfigError, match="typo"):
+        TorchEngine(settings(model, options={"typo": 1}))
+    config = msgspec.json.decode((model / "config.json").read_bytes())
+    (model / "config.json").write_bytes(msgspec.json.encode({**config, "model_type": "deepseek_v3"}))
+    with pytest.raises(ModelError, match="cannot be served"):
+        TorchEngine(settings(model))
+    (model / "config.json").write_bytes(msgspec.json.encode({**config, "model_type": "nonsense"}))
+    with pytest.raises(ModelError, match="not understood"):
+        TorchEngine(settings(model))
