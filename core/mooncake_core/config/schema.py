@@ -1,7 +1,7 @@
-"""The cluster's YAML as types. Each field's comment is its documentation: `mooncake config schema` and `config init` print it.
+"""The cluster's YAML as types. Each field's docstring is its documentation: `mooncake config schema` and `init` print it.
 
-Sizes and durations are written with units in YAML ("4GiB", "30s"); here they are bytes and seconds. A default lives here
-and nowhere else.
+Sizes and durations are written with units in YAML ("4GiB", "30s"); here they are bytes and seconds. A default lives
+here and nowhere else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all sections: unknown keys are errors."""
 
 
-class MasterConfig(Section):
+class MasterConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Name = "master"
     """Name of the process in logs and status."""
     host: str = "127.0.0.1"
@@ -34,7 +34,7 @@ class MasterConfig(Section):
     """A member silent for so long is taken for dead."""
 
 
-class GatewayConfig(Section):
+class GatewayConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Name = "gateway"
     """Name of the process in logs and status."""
     host: str = "127.0.0.1"
@@ -49,7 +49,7 @@ class GatewayConfig(Section):
     """Requests in progress; more are answered with 503."""
 
 
-class NodeConfig(Section):
+class NodeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     capacity: Size = 256 << 20
     """DRAM that the node contributes to the pool."""
     object_size: Size = 16 << 10
@@ -58,7 +58,7 @@ class NodeConfig(Section):
     """Port of the data server; 0 takes a free one."""
 
 
-class StoreConfig(NodeConfig):
+class StoreConfig(NodeConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Name = "store"
     """Name of the process; with count above 1 a number is appended: store-0, store-1."""
     count: Count = 1
@@ -67,7 +67,7 @@ class StoreConfig(NodeConfig):
     """Address it binds and is reached at."""
 
 
-class EngineConfig(Section):
+class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: str = "torch"
     """Engine plugin: torch, mock."""
     device: str = "auto"
@@ -86,7 +86,7 @@ class EngineConfig(Section):
     """The engine's own options."""
 
 
-class InstanceConfig(Section):
+class InstanceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Name = ""  # the role's name, where empty
     """Name of the process; with count above 1 a number is appended: prefill-0, prefill-1."""
     count: Count = 1
@@ -101,7 +101,7 @@ class InstanceConfig(Section):
     """The node on the instance's own host, in a process beside it; null for none."""
 
 
-class PoolConfig(Section):
+class PoolConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     replicas: Count = 1
     """Copies of each block, on different nodes."""
     read_lease: Duration = 5.0
@@ -118,7 +118,7 @@ class PoolConfig(Section):
     """Verify each block's checksum on get."""
 
 
-class SchedulerConfig(Section):
+class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     policy: str = "kvcache-centric"
     """Scheduling policy plugin."""
     balancing_threshold: Annotated[float, Meta(ge=1)] = 2.0
@@ -133,8 +133,8 @@ class SchedulerConfig(Section):
     """How many decisions are kept for `mooncake inspect decisions`."""
 
 
-class TransferConfig(Section):
-    transports: list[str] = ["tcp"]
+class TransferConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    transports: list[str] = field(default_factory=lambda: ["tcp"])
     """Transport plugins, the preferred first."""
     host_id: str = ""
     """Processes with the same id may share memory; empty: derived from the machine."""
@@ -144,12 +144,12 @@ class TransferConfig(Section):
     """A transfer that has not ended after so long fails."""
 
 
-class AuthConfig(Section):
+class AuthConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     key_file: str = ""
     """The cluster key (`mooncake auth init`); empty: $MOONCAKE_KEY_FILE."""
 
 
-class ClusterConfig(Section):
+class ClusterConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cluster: Name = "local"
     """Name of the cluster; its run directory is called so."""
     model: str = "demo"
@@ -168,9 +168,9 @@ class ClusterConfig(Section):
     """The OpenAI-compatible HTTP API, a process of its own beside the master."""
     store: list[StoreConfig] = []
     """Nodes that only contribute memory."""
-    prefill: list[InstanceConfig] = [InstanceConfig(name="prefill")]
+    prefill: list[InstanceConfig] = field(default_factory=lambda: [InstanceConfig(name="prefill")])
     """Prefill instances."""
-    decode: list[InstanceConfig] = [InstanceConfig(name="decode")]
+    decode: list[InstanceConfig] = field(default_factory=lambda: [InstanceConfig(name="decode")])
     """Decode instances."""
     pool: PoolConfig = field(default_factory=PoolConfig)
     """The distributed KVCache."""

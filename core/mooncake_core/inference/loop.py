@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 
 import msgspec
@@ -50,7 +50,7 @@ class EngineLoop:
         if outbox is not None:
             outbox.put_nowait(RequestCancelled(f"sequence {sequence_id} was released"))
 
-    async def run(self, sequence: Sequence) -> AsyncIterator[Emitted]:
+    async def run(self, sequence: Sequence) -> AsyncGenerator[Emitted, None]:
         """Computes a sequence; yields its new tokens. Closing the iterator stops it; its blocks stay reserved."""
         outbox: Outbox = asyncio.Queue()
         with self._changed:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final, TypeVar
 
 import zmq
@@ -80,7 +80,7 @@ class Client:
             raise self._late(message, timeout_s, error) from error
         return self._expect(reply, reply_type, message)
 
-    async def stream(self, message: Message, reply_type: type[M], *, timeout_s: float) -> AsyncIterator[M]:
+    async def stream(self, message: Message, reply_type: type[M], *, timeout_s: float) -> AsyncGenerator[M, None]:
         """The replies to a request, as they come. Closing the iterator early cancels the request at the peer.
 
         Raises as `call` does; timeout_s is for the whole stream.

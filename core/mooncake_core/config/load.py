@@ -1,0 +1,69 @@
+"""Loads the cluster's YAML: every problem at once, every value with its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mooncake_core.config.build import INVALID, Builder
+from mooncake_core.config.rules import findings
+from mooncake_core.config.schema import ClusterConfig
+from mooncake_core.config.source import Place, Problem, Source, Value
+from mooncake_core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration and where it came from."""
+
+    config: ClusterConfig
+    path: Path | None
+    values: Mapping[str, Value]
+
+    def origin(self, path: str) -> str:
+        """Where the value at a dotted path came from: a flag, the file (and the environment), or the default."""
+        value = self.values.get(path)
+        if value is None:
+            return "default"
+        variables = "".join(f", ${name}" for name in value.variables)
+        return f"{value.place}{variables}"
+
+
+def load_config(
+    path: Path | None, *, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> Loaded:
+    """The configuration in a file, or the defaults where there is none, with `--set` overrides on top.
+
+    Raises:
+        ConfigError: `problems` has a line for everything that is wrong.
+    """
+    source = Source(environ or {})
+    root = source.read(_text(path), str(path)) if path else Value({}, Place("defaults"))
+    for setting in overrides:
+        source.override(root, setting)
+    builder = Builder()
+    config = builder.build(root, ClusterConfig)
+    problems = [*source.problems, *builder.problems]
+    if config is not INVALID and not problems:
+        problems = [_located(builder, root, *finding) for finding in findings(config)]
+    if problems:
+        raise ConfigError("\n".join(map(str, problems)), problems=[str(problem) for problem in problems])
+    return Loaded(config, path, builder.origins)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read: {reason}") from error
+
+
+def _located(builder: Builder, root: Value, path: str, message: str) -> Problem:
+    """Points at the value, or at the nearest one around it that was written down."""
+    at = path
+    while at and at not in builder.origins:
+        at = at.rpartition(".")[0]
+    value = builder.origins.get(at, root)
+    return Problem(value.place, path, message)

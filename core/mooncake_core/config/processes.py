@@ -1,0 +1,74 @@
+"""Which processes a configuration describes: names and counts spelled out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mooncake_core.config.schema import (
+    ClusterConfig,
+    GatewayConfig,
+    InstanceConfig,
+    MasterConfig,
+    NodeConfig,
+    StoreConfig,
+)
+
+ProcessRole = Literal["master", "gateway", "store", "prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSpec:
+    """One process and its part of the configuration."""
+
+    name: str
+    role: ProcessRole
+    host: str
+    section: MasterConfig | GatewayConfig | NodeConfig | InstanceConfig
+    local_to: str = ""
+    """For the local node of an instance: the instance's name."""
+
+
+def processes(config: ClusterConfig) -> list[ProcessSpec]:
+    """All processes of the cluster, the master first."""
+    master, gateway = config.master, config.gateway
+    return [
+        ProcessSpec(name=master.name, role="master", host=master.host, section=master),
+        ProcessSpec(name=gateway.name, role="gateway", host=gateway.host, section=gateway),
+        *_stores(config.store),
+        *_instances("prefill", config.prefill),
+        *_instances("decode", config.decode),
+    ]
+
+
+def local_node_name(instance: ProcessSpec) -> str:
+    """Name of an instance's local node; empty when it has none."""
+    section = instance.section
+    has_node = isinstance(section, InstanceConfig) and section.local_node is not None
+    return f"{instance.name}-node" if has_node else ""
+
+
+def _stores(entries: Sequence[StoreConfig]) -> Iterator[ProcessSpec]:
+    for entry in entries:
+        for name in _numbered(entry.name, entry.count):
+            yield ProcessSpec(name=name, role="store", host=entry.host, section=entry)
+
+
+def _instances(role: Literal["prefill", "decode"], entries: Sequence[InstanceConfig]) -> Iterator[ProcessSpec]:
+    for entry in entries:
+        for name in _numbered(entry.name or role, entry.count):
+            instance = ProcessSpec(name=name, role=role, host=entry.host, section=entry)
+            yield instance
+            if entry.local_node is not None:
+                yield ProcessSpec(
+                    name=local_node_name(instance),
+                    role="store",
+                    host=entry.host,
+                    section=entry.local_node,
+                    local_to=name,
+                )
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [name] if count == 1 else [f"{name}-{number}" for number in range(count)]

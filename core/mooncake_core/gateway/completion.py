@@ -1,0 +1,65 @@
+"""One choice of an answer: tokens of the cluster become text, until a stop string, the end, or a hang-up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from mooncake_core.gateway.metrics import GatewayMetrics
+from mooncake_core.gateway.serving import Generation, Serving
+from mooncake_core.gateway.stops import StopStrings
+from mooncake_core.gateway.tokenizer import Detokenizer, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text; the last one carries the finish reason."""
+
+    text: str
+    finish_reason: str | None
+
+
+class Completion:
+    """A generation as text. The counts are right once `pieces` has ended."""
+
+    def __init__(
+        self, generation: Generation, tokenizer: Tokenizer, stops: Sequence[str], metrics: GatewayMetrics
+    ) -> None:
+        self._generation = generation
+        self._tokenizer = tokenizer
+        self._stops = StopStrings(stops)
+        self._metrics = metrics
+        self.output_tokens = 0
+        self.cached_tokens = 0
+
+    async def pieces(self, serving: Serving) -> AsyncGenerator[Piece, None]:
+        """Text as it becomes certain. Closing the iterator frees everything the request holds."""
+        detokenizer = Detokenizer(self._tokenizer)
+        before = time.monotonic()
+        async with aclosing(serving.generate(self._generation)) as steps:
+            async for step in steps:
+                now = time.monotonic()
+                self._observe(len(step.token_ids), step.cached_tokens, now - before)
+                before = now
+                ended = step.finish_reason == "stop"
+                shown = step.token_ids[:-1] if ended else step.token_ids  # the token that ends it is no text
+                text = "".join(self._stops.add(detokenizer.add(token_id)) for token_id in shown)
+                if step.finish_reason and not self._stops.matched:
+                    text += self._stops.add(detokenizer.finish()) + self._stops.finish()
+                reason = "stop" if self._stops.matched else step.finish_reason
+                yield Piece(text, reason)
+                if reason:
+                    return
+
+    def _observe(self, num_tokens: int, cached_tokens: int, gap_s: float) -> None:
+        if self.output_tokens == 0:
+            self.cached_tokens = cached_tokens
+            self._metrics.ttft.observe(gap_s)
+            self._metrics.prompt_tokens.inc(len(self._generation.token_ids))
+            self._metrics.cached_tokens.inc(cached_tokens)
+        else:
+            self._metrics.tbt.observe(gap_s)
+        self._metrics.output_tokens.inc(num_tokens)
+        self.output_tokens += num_tokens

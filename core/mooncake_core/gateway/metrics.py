@@ -1,0 +1,30 @@
+"""The gateway's metrics, in a registry of their own."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class GatewayMetrics:
+    """What `GET /metrics` shows."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        registry = self._registry
+        self.requests = Counter(
+            "mooncake_requests", "Requests by route and status", ["route", "status"], registry=registry
+        )
+        self.in_progress = Gauge("mooncake_requests_in_progress", "Requests being served", registry=registry)
+        self.ttft = Histogram(
+            "mooncake_ttft_seconds", "Time to first token", buckets=LATENCY_BUCKETS, registry=registry
+        )
+        self.tbt = Histogram("mooncake_tbt_seconds", "Gaps between tokens", buckets=LATENCY_BUCKETS, registry=registry)
+        self.prompt_tokens = Counter("mooncake_prompt_tokens", "Prompt tokens served", registry=registry)
+        self.cached_tokens = Counter("mooncake_cached_tokens", "Prompt tokens from the cache", registry=registry)
+        self.output_tokens = Counter("mooncake_output_tokens", "Tokens generated", registry=registry)
+
+    def render(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)

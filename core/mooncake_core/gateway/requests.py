@@ -1,0 +1,173 @@
+"""What clients may send: parsed, checked, and turned into sampling. Every refusal names the field."""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from mooncake_core.errors import InvalidRequest
+from mooncake_core.wire.messages.serving import Sampling
+
+DEFAULT_MAX_TOKENS: Final = 16
+MAX_STOPS: Final = 16
+
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Probability = Annotated[float, Meta(gt=0, le=1)]
+Positive = Annotated[int, Meta(ge=1)]
+Seed = Annotated[int, Meta(ge=0, lt=2**63)]
+
+UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False, 0),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "suffix": (),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+}
+"""OpenAI's parameters that are not served, with the values that ask for nothing (null always does)."""
+IGNORED: Final = frozenset({"user", "metadata", "store", "service_tier", "parallel_tool_calls"})
+"""Parameters without an influence on the answer."""
+
+
+class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a stream ends."""
+
+    include_usage: bool = False
+
+
+class Common(Struct, frozen=True, kw_only=True):
+    """What both kinds of request have."""
+
+    model: str
+    max_tokens: Positive | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    cache_salt: str | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        """Stop strings."""
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self, max_tokens: int, choice: int = 0) -> Sampling:
+        """How to choose tokens; without a seed a random one is drawn."""
+        seed = secrets.randbits(63) if self.seed is None else self.seed + choice
+        return Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=self.top_p or 1.0,
+            top_k=max(0, self.top_k or 0),
+            seed=seed,
+            max_tokens=max_tokens,
+            ignore_eos=bool(self.ignore_eos),
+            stop_token_ids=self.stop_token_ids or [],
+        )
+
+
+class CompletionRequest(Common, frozen=True, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+
+    def prompts(self) -> list[str | list[int]]:
+        """One entry per choice."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [list(self.prompt)]
+        return list(self.prompt)  # type: ignore[arg-type]
+
+
+class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
+    """The only kind of content part a language model without eyes takes."""
+
+    text: str
+
+
+class ChatMessage(Struct, frozen=True):
+    """One turn."""
+
+    role: str
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def as_template_input(self) -> dict[str, str]:
+        """What chat templates expect."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": self.role, "content": text}
+
+
+class ChatRequest(Common, frozen=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    max_completion_tokens: Positive | None = None
+
+
+R = TypeVar("R", CompletionRequest, ChatRequest)
+
+
+def parse(body: bytes, kind: type[R]) -> R:
+    """The request in a body.
+
+    Raises:
+        InvalidRequest: malformed JSON, an unknown or unsupported parameter, or a value that cannot be.
+    """
+    try:
+        raw = msgspec.json.decode(body)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the body is no JSON: {error}", param=None) from error
+    if not isinstance(raw, dict):
+        raise InvalidRequest("expected a JSON object", param=None)
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    for name in list(raw):
+        if name not in known:
+            _check_unknown(name, raw.pop(name), known)
+    try:
+        request = msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        raise InvalidRequest(message, param=place.strip("`.") or _named(message)) from error
+    if len(request.stops) > MAX_STOPS or "" in request.stops:
+        raise InvalidRequest(f"expected at most {MAX_STOPS} stop strings, none of them empty", param="stop")
+    return request
+
+
+def _check_unknown(name: str, value: Any, known: set[str]) -> None:
+    if name in IGNORED or (name in UNSUPPORTED and (value is None or value in UNSUPPORTED[name])):
+        return
+    if name in UNSUPPORTED:
+        raise InvalidRequest(f"{name} is not supported yet, got {value!r}", param=name)
+    close = difflib.get_close_matches(name, [*known, *UNSUPPORTED], n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise InvalidRequest(f"unknown parameter {name}{hint}", param=name)
+
+
+def _named(message: str) -> str | None:
+    """The field in "Object missing required field `model`"."""
+    parts = message.split("`")
+    return parts[1] if len(parts) > 1 else None

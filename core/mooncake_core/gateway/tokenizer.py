@@ -1,0 +1,111 @@
+"""Text to tokens and back, by the model's own tokenizer.json; chat templates as transformers renders them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as FastTokenizer
+
+from mooncake_core.errors import InvalidRequest, ModelNotFound
+from mooncake_core.inference.models import read_json
+
+REPLACEMENT: Final = "\ufffd"
+
+
+class Tokenizer:
+    """Of one model. Thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ModelNotFound(f"{folder} has no tokenizer.json: only fast tokenizers can be served")
+        self._tokenizer: Any = FastTokenizer.from_file(str(file))
+        config = read_json(folder / "tokenizer_config.json")
+        self._special = {name: _text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        self._template = _template(folder, config)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a prompt, special ones added as the tokenizer does."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Tokens of a conversation, ready for the assistant's turn.
+
+        Raises:
+            InvalidRequest: the model has no chat template, or it refuses these messages.
+        """
+        if self._template is None:
+            raise InvalidRequest("the model has no chat template: use /v1/completions", param="messages")
+        try:
+            text = self._template.render(messages=list(messages), add_generation_prompt=True, **self._special)
+        except jinja2.TemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses the messages: {error}", param="messages"
+            ) from error
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, special ones left out."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+class Detokenizer:
+    """Text of a growing list of tokens, in pieces that never end within a character.
+
+    What was given out is decoded again only as far as context for what follows: the tokens since the last piece, and the
+    piece's own.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._token_ids: list[int] = []
+        self._given = 0
+
+    def add(self, token_id: int) -> str:
+        """The text that is certain by now and was not given out before."""
+        self._token_ids.append(token_id)
+        text = self._tokenizer.decode(self._token_ids)
+        if text.endswith(REPLACEMENT):
+            return ""
+        piece, self._given = text[self._given :], len(text)
+        self._forget(text)
+        return piece
+
+    def finish(self) -> str:
+        """What is left, incomplete characters included."""
+        text = self._tokenizer.decode(self._token_ids)
+        piece, self._given = text[self._given :], len(text)
+        return piece
+
+    def _forget(self, text: str) -> None:
+        """Keeps decoding linear: old tokens go as soon as the rest decodes to the same end without them."""
+        if len(self._token_ids) < 32:
+            return
+        recent = self._token_ids[-8:]
+        tail = self._tokenizer.decode(recent)
+        if text.endswith(tail) and not tail.startswith(REPLACEMENT):
+            self._token_ids, self._given = recent, len(tail)
+
+
+def _text(token: Any) -> str:
+    if isinstance(token, dict):
+        return str(token.get("content", ""))
+    return token or ""
+
+
+def _template(folder: Path, config: dict[str, Any]) -> jinja2.Template | None:
+    file = folder / "chat_template.jinja"
+    source = file.read_text() if file.is_file() else config.get("chat_template")
+    if not isinstance(source, str):
+        return None
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _raise
+    return environment.from_string(source)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
