@@ -30,7 +30,6 @@ class ConductorSettings:
     ttft_slo_s: float | None = None
     tbt_slo_s: float | None = None
     max_decisions: int = 1000
-    seed: int = 0
 
 
 @dataclass(slots=True)
@@ -52,11 +51,11 @@ class Conductor:
     A request is first given to a decode instance, which reserves memory; only then is it dispatched.
     """
 
-    def __init__(self, settings: ConductorSettings, policy: Policy, policy_name: str) -> None:
+    def __init__(self, settings: ConductorSettings, policy: Policy, policy_name: str, rng: random.Random) -> None:
         self._settings = settings
         self._policy = policy
         self._policy_name = policy_name
-        self._random = random.Random(settings.seed)
+        self._random = rng
         self._index = PrefixIndex()
         self._prefill: dict[str, PrefillInstance] = {}
         self._decode: dict[str, DecodeInstance] = {}

@@ -150,8 +150,6 @@ class Gateway:
         wanted = parse(body, CompletionRequest)
         model = await self._model(wanted.model)
         prompts = [await self._prompt_tokens(prompt) for prompt in wanted.prompts()]
-        if not prompts:
-            raise HTTPError(400, "invalid_request", "expected at least one prompt", "prompt")
         default = DEFAULT_MAX_TOKENS
         completions = [
             self._completion(wanted, model, tokens, f"{request_id}-{index}" if index else request_id, default, index)

@@ -19,7 +19,7 @@ MAX_STOPS: Final = 16
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Probability = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[int, Meta(ge=1)]
-Seed = Annotated[int, Meta(ge=0, lt=2**63)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "n": (1,),
@@ -91,15 +91,22 @@ class Common(Struct, frozen=True, kw_only=True):
 class CompletionRequest(Common, frozen=True, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str | int | list[int]]
 
     def prompts(self) -> list[str | list[int]]:
-        """One entry per choice."""
+        """One entry per choice.
+
+        Raises:
+            InvalidRequest: texts, tokens and token lists are mixed.
+        """
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [list(self.prompt)]
-        return list(self.prompt)  # type: ignore[arg-type]
+        kinds = {type(item) for item in self.prompt}
+        if kinds == {int}:
+            return [[item for item in self.prompt if isinstance(item, int)]]
+        if len(kinds) != 1:
+            raise InvalidRequest("expected text, texts, tokens, or lists of tokens, none of them mixed", param="prompt")
+        return [item for item in self.prompt if not isinstance(item, int)]
 
 
 class TextPart(Struct, frozen=True, tag_field="type", tag="text"):

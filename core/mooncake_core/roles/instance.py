@@ -13,7 +13,7 @@ from mooncake_core.config.schema import InstanceConfig
 from mooncake_core.inference.batching import Batching
 from mooncake_core.inference.contract import Engine, EngineSettings
 from mooncake_core.inference.loop import EngineLoop
-from mooncake_core.inference.models import resolve_model, served_name
+from mooncake_core.inference.models import model_name, resolve_model
 from mooncake_core.roles.context import RoleContext
 from mooncake_core.transfer.contract import Range
 from mooncake_core.wire.member import Member
@@ -89,7 +89,7 @@ class Instance:
             pid=os.getpid(),
             instance=InstanceOffer(
                 model=ModelOffer(
-                    name=served_name(context.config),
+                    name=model_name(context.config.model, context.config.served_name),
                     fingerprint=info.fingerprint,
                     block_tokens=info.layout.block_tokens,
                     block_bytes=info.layout.block_bytes,
@@ -97,7 +97,7 @@ class Instance:
                     vocab_size=info.vocab_size,
                 ),
                 num_blocks=info.num_blocks,
-                local_node=local_node_name(context.spec) if self.section.local_node else "",
+                local_node=local_node_name(context.spec),
                 cost=info.cost,
             ),
         )

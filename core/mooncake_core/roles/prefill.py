@@ -34,7 +34,7 @@ async def run(context: RoleContext) -> None:
     pool = StoreClient(
         context.clients.get(context.master_address), engine=instance.transfer, checksum=context.config.pool.checksum
     )
-    local_node = local_node_name(context.spec) if instance.section.local_node else ""
+    local_node = local_node_name(context.spec)
     role = PrefillRole(instance, pool, local_node=local_node, replicas=context.config.pool.replicas)
     try:
         await instance.serve({Prefill: role.prefill})

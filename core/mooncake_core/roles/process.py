@@ -26,7 +26,7 @@ def main() -> int:
     """Runs the role until told to stop; returns the exit code."""
     boot = read_boot()
     end_with_parent()
-    logs.configure(name=boot.name, level=boot.log_level)
+    logs.configure(boot.log_level)
     try:
         asyncio.run(_run(boot))
     except _CONFIGURATION_ERRORS as error:

@@ -16,6 +16,6 @@ class RestartPolicy:
     def delay_after(self, lifetime_s: float) -> float:
         """Seconds to wait after a process has died at the age of `lifetime_s`."""
         self._failures = 0 if lifetime_s >= HEALTHY_AFTER_S else self._failures
-        delay = min(FIRST_DELAY_S * 2**self._failures, LONGEST_DELAY_S)
+        delay = min(FIRST_DELAY_S * float(2**self._failures), LONGEST_DELAY_S)
         self._failures += 1
         return delay

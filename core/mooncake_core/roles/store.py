@@ -19,7 +19,13 @@ async def run(context: RoleContext) -> None:
     host = context.spec.host
     assert isinstance(section, NodeConfig)  # what config.processes gives a store role
     engine = context.transfer_engine(host, section.data_port)
-    node = Node(context.name, capacity_bytes=section.capacity, object_size_bytes=section.object_size, engine=engine)
+    node = Node(
+        context.name,
+        capacity_bytes=section.capacity,
+        object_size_bytes=section.object_size,
+        incarnation=context.incarnation,
+        engine=engine,
+    )
     server = Server(context.name, node.handlers(), key=context.key)
     try:
         address = await server.start(HostPort(host, 0))
@@ -45,5 +51,6 @@ def _join(context: RoleContext, node: Node, address: HostPort) -> Join:
         incarnation=context.incarnation,
         control_address=address.url,
         pid=os.getpid(),
+        local_to=context.spec.local_to,
         segment=node.offer(),
     )

@@ -96,10 +96,8 @@ class TorchEngine(Engine):
             raise EngineError(f"the model failed on a batch of {len(slices)} slices: {error}") from error
 
     def close(self) -> None:
-        if not self._memory.closed:
-            del self._kv, self._staging, self._model
-            self._view.release()
-            self._memory.close()
+        # The memory itself is freed with the last view of it: a transfer region may still hold one.
+        self._kv = self._staging = self._model = None
 
     def _make_kv(self, layout: KVLayout, num_blocks: int, dtype: Any) -> tuple[Any, Any]:
         """(blocks to compute in, staging memory or None), both [block, layer, k|v, token, kv_head, dim]."""

@@ -12,8 +12,10 @@ from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
 from mooncake_core.conductor.conductor import Conductor
 from mooncake_core.errors import MooncakeError, NoSpace, RequestRejected, ServiceUnavailable
+from mooncake_core.kvcache.keys import block_key
 from mooncake_core.roles.drive import Drive
 from mooncake_core.roles.tasks import Tasks
+from mooncake_core.store.pool import BlocksRemoved, BlocksStored
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.serving import (
@@ -75,6 +77,13 @@ class ConductorDriver:
     def feed(self, event: e.Event) -> None:
         """Membership and the pool tell what has changed."""
         self._drive.feed(event)
+
+    def on_pool_change(self, change: BlocksStored | BlocksRemoved) -> None:
+        """What nodes have is what a prefill can reuse."""
+        keys = [key for key in map(block_key, change.keys) if key is not None]
+        if keys:
+            event = e.BlocksStored if isinstance(change, BlocksStored) else e.BlocksRemoved
+            self.feed(event(change.node, keys))
 
     def now(self) -> float:
         return self._drive.now()

@@ -75,6 +75,8 @@ class Join(Struct, frozen=True, tag=True, kw_only=True):
     control_address: str
     """Where its own server answers, e.g. tcp://127.0.0.1:43211; empty when it has none."""
     pid: int
+    local_to: str = ""
+    """Of a local node: the instance on whose host it stands."""
     segment: SegmentOffer | None = None
     instance: InstanceOffer | None = None
 

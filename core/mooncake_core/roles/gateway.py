@@ -1,0 +1,89 @@
+"""The gateway role: the HTTP API in a process of its own, so that tokenizing and streaming never delay metadata."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import socket
+
+import uvicorn
+
+from mooncake_core.address import HostPort
+from mooncake_core.config.schema import GatewayConfig
+from mooncake_core.errors import WireError
+from mooncake_core.gateway.app import Gateway
+from mooncake_core.gateway.serving import ClusterServing
+from mooncake_core.gateway.tokenizer import Tokenizer
+from mooncake_core.inference.models import resolve_model
+from mooncake_core.roles.context import RoleContext
+from mooncake_core.wire.member import Member
+from mooncake_core.wire.messages.membership import Join
+
+GRACE_S = 1
+"""How long answers under way may go on after the gateway was told to stop."""
+
+
+class _Server(uvicorn.Server):
+    """Signals are the role's business."""
+
+    def install_signal_handlers(self) -> None:
+        """None."""
+
+
+async def run(context: RoleContext) -> None:
+    """Serves until told to stop."""
+    section = context.spec.section
+    assert isinstance(section, GatewayConfig)  # what config.processes gives a gateway
+    folder = resolve_model(context.config.model)
+    tokenizer = functools.cache(lambda: Tokenizer(folder))
+    tokenizer()  # a model without one must fail now, not at the first request
+    master = context.clients.get(context.master_address)
+    serving = ClusterServing(master, context.clients)
+    listener = _listen(HostPort(section.host, section.port))
+    url = f"http://{HostPort(section.host, listener.getsockname()[1])}"
+    config = uvicorn.Config(
+        Gateway(serving, section, tokenizer).app(),
+        log_config=None,
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    server = _Server(config)
+    serve = asyncio.create_task(server._serve([listener]))
+    member = Member(master, join=lambda: _join(context), load=lambda: None, on_joined=lambda _: context.announce(url))
+    try:
+        await context.serve(member)
+    finally:
+        server.should_exit = True
+        await serve
+        await serving.close()
+        await context.clients.close()
+
+
+def _join(context: RoleContext) -> Join:
+    return Join(
+        name=context.name,
+        role="gateway",
+        host_id=context.host_id,
+        incarnation=context.incarnation,
+        control_address="",
+        pid=os.getpid(),
+    )
+
+
+def _listen(address: HostPort) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address.host, address.port))
+    except OSError as error:
+        listener.close()
+        raise WireError(
+            f"the HTTP API cannot listen on {address}: {error.strerror}; stop what uses the port, or choose another "
+            "(gateway.port, 0 takes a free one)"
+        ) from error
+    listener.listen(1024)
+    listener.setblocking(False)
+    return listener

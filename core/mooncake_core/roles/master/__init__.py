@@ -1,0 +1,73 @@
+"""The master role: membership, the pool's index and the Conductor, each driven on one event loop."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+
+from mooncake_core import registry
+from mooncake_core.address import HostPort
+from mooncake_core.conductor.conductor import Conductor, ConductorSettings
+from mooncake_core.conductor.policies.contract import PolicySettings
+from mooncake_core.config.schema import ClusterConfig, MasterConfig
+from mooncake_core.roles.context import RoleContext
+from mooncake_core.roles.master.conductor import ConductorDriver
+from mooncake_core.roles.master.inspection import Inspection
+from mooncake_core.roles.master.members import Members
+from mooncake_core.roles.master.pool import PoolDriver
+from mooncake_core.store.pool import Pool, PoolSettings
+from mooncake_core.wire.server import Server
+
+TERM_SHIFT = 10**6
+"""Ids of one term are below those of the next: a term is a start time in microseconds."""
+
+
+async def run(context: RoleContext) -> None:
+    """Serves until told to stop."""
+    section = context.spec.section
+    assert isinstance(section, MasterConfig)  # what config.processes gives a master
+    term = time.time_ns() // 1000
+    members = Members(
+        context.clients, term=term, heartbeat_interval_s=section.heartbeat_interval, lease_s=section.lease
+    )
+    conductor = ConductorDriver(_conductor(context.config), client_of=members.client_of, address_of=members.address_of)
+    pool = PoolDriver(
+        _pool(context.config, term), term=term, node_client=members.client_of, on_change=conductor.on_pool_change
+    )
+    members.listen(pool, conductor)
+    inspection = Inspection(context.config.cluster, term, members=members, pool=pool, conductor=conductor)
+    handlers = {**members.handlers(), **pool.handlers(), **conductor.handlers(), **inspection.handlers()}
+    server = Server(context.name, handlers, key=context.key)
+    try:
+        address = await server.start(HostPort(section.host, section.port))
+        context.announce(address.url)
+        await context.stop.wait()
+    finally:
+        await server.close()
+        members.close()
+        await pool.close()
+        await conductor.close()
+        await context.clients.close()
+
+
+def _conductor(config: ClusterConfig) -> Conductor:
+    scheduler = config.scheduler
+    policy_class = registry.load("policy", scheduler.policy)
+    settings = ConductorSettings(
+        ttft_slo_s=scheduler.ttft_slo, tbt_slo_s=scheduler.tbt_slo, max_decisions=scheduler.decisions
+    )
+    policy = policy_class(PolicySettings(balancing_threshold=scheduler.balancing_threshold))
+    return Conductor(settings, policy, scheduler.policy, random.Random(scheduler.seed))
+
+
+def _pool(config: ClusterConfig, term: int) -> Pool:
+    settings = PoolSettings(
+        read_lease_s=config.pool.read_lease,
+        writer_deadline_s=config.pool.writer_deadline,
+        high_watermark=config.pool.high_watermark,
+        low_watermark=config.pool.low_watermark,
+    )
+    ids = itertools.count(term)
+    eviction = registry.load("eviction", config.pool.eviction)
+    return Pool(settings, term=term, next_id=lambda: next(ids), eviction=eviction)

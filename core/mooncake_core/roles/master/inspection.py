@@ -1,0 +1,76 @@
+"""Answers what `mooncake status` and `mooncake inspect` ask."""
+
+from __future__ import annotations
+
+import msgspec
+
+from mooncake_core.roles.master.conductor import ConductorDriver
+from mooncake_core.roles.master.members import Members
+from mooncake_core.roles.master.pool import PoolDriver
+from mooncake_core.wire.membership import Record
+from mooncake_core.wire.messages.inspection import (
+    CacheReport,
+    Decisions,
+    GetStatus,
+    InspectCache,
+    InspectDecisions,
+    MemberStatus,
+    Status,
+)
+from mooncake_core.wire.server import Call, Handler
+
+
+class Inspection:
+    """Reads from the other parts of the master."""
+
+    def __init__(
+        self, cluster: str, term: int, *, members: Members, pool: PoolDriver, conductor: ConductorDriver
+    ) -> None:
+        self._cluster = cluster
+        self._term = term
+        self._members = members
+        self._pool = pool
+        self._conductor = conductor
+        self._started = members.now()
+
+    def handlers(self) -> dict[type, Handler]:
+        return {GetStatus: self._status, InspectCache: self._cache, InspectDecisions: self._decisions}
+
+    async def _status(self, message: GetStatus, call: Call) -> Status:
+        return Status(
+            cluster=self._cluster,
+            term=self._term,
+            uptime_s=self._members.now() - self._started,
+            members=[self._member(record) for record in self._members.records()],
+            missing=self._conductor.conductor.missing(),
+            num_requests=self._conductor.conductor.num_requests,
+        )
+
+    async def _cache(self, message: InspectCache, call: Call) -> CacheReport:
+        report = self._pool.pool.report(self._pool.now(), prefix=message.prefix, limit=message.limit)
+        return msgspec.structs.replace(
+            report, prompt_tokens=self._conductor.prompt_tokens, cached_tokens=self._conductor.cached_tokens
+        )
+
+    async def _decisions(self, message: InspectDecisions, call: Call) -> Decisions:
+        found = self._conductor.conductor.decisions(message.limit, message.request_id, self._conductor.now())
+        return Decisions(decisions=found)
+
+    def _member(self, record: Record) -> MemberStatus:
+        join = record.join
+        capacity, used, num_objects, state = self._pool.pool.usage(join.name)
+        return MemberStatus(
+            name=join.name,
+            role=join.role,
+            host_id=join.host_id,
+            control_address=join.control_address,
+            pid=join.pid,
+            state=state if join.segment else "ready",
+            last_heard_s=self._members.now() - record.heard_at,
+            capacity_bytes=capacity,
+            used_bytes=used,
+            num_objects=num_objects,
+            local_to=join.local_to,
+            model=join.instance.model.name if join.instance else "",
+            load=record.load,
+        )

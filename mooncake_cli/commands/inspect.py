@@ -1,0 +1,185 @@
+"""mooncake inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mooncake_cli import console
+from mooncake_cli.options import cluster_options, find_running, json_option
+
+if TYPE_CHECKING:
+    from mooncake_core.wire.messages import Message
+    from mooncake_core.wire.messages.inspection import CacheReport, Decision
+
+M = TypeVar("M")
+TIMEOUT_S = 5.0
+
+
+@click.group("inspect", help="Look into the cache, the nodes, the scheduler's decisions.")
+def command() -> None:
+    """The group."""
+
+
+@command.command("cache", help="What the pool holds, and how much of the prompts came from it.")
+@click.option("--key", "prefix", default="", help="Only objects whose key begins so.")
+@click.option("--limit", default=0, show_default=True, help="List so many objects.")
+@cluster_options
+@json_option
+def cache(prefix: str, limit: int, as_json: bool, **where: Any) -> None:
+    from mooncake_core.wire.messages.inspection import CacheReport, InspectCache
+
+    limit = limit or (20 if prefix else 0)
+    report = _ask(InspectCache(prefix=prefix, limit=limit), CacheReport, **where)
+    if as_json:
+        import msgspec
+
+        console.json(msgspec.to_builtins(report))
+        return
+    console.table(["", ""], _cache_rows(report))
+    if report.entries:
+        from mooncake_core.units import format_duration, format_size
+
+        console.data("")
+        console.table(
+            ["key", "size", "nodes", "leased", "idle"],
+            [
+                [
+                    entry.key,
+                    format_size(entry.size_bytes),
+                    ",".join(entry.nodes),
+                    entry.leased,
+                    format_duration(entry.idle_s),
+                ]
+                for entry in report.entries
+            ],
+        )
+
+
+@command.command("nodes", help="The nodes of the pool and how full they are.")
+@cluster_options
+@json_option
+def nodes(as_json: bool, **where: Any) -> None:
+    from mooncake_core.units import format_size
+    from mooncake_core.wire.messages.inspection import GetStatus, Status
+
+    members = [member for member in _ask(GetStatus(), Status, **where).members if member.role == "store"]
+    if as_json:
+        import msgspec
+
+        console.json({"nodes": msgspec.to_builtins(members)})
+        return
+    rows = [
+        [
+            member.name,
+            member.state,
+            member.local_to or "-",
+            member.num_objects,
+            format_size(member.used_bytes),
+            format_size(member.capacity_bytes),
+            f"{member.used_bytes / max(1, member.capacity_bytes):.1%}",
+        ]
+        for member in members
+    ]
+    console.table(["node", "state", "local to", "objects", "used", "capacity", "full"], rows)
+
+
+@command.command("decisions", help="Why requests went where they went, the newest first.")
+@click.option("--limit", default=20, show_default=True, help="So many decisions.")
+@click.option("--request", "request_id", default="", help="Only of this request, with all candidates.")
+@cluster_options
+@json_option
+def decisions(limit: int, request_id: str, as_json: bool, **where: Any) -> None:
+    from mooncake_core.wire.messages.inspection import Decisions, InspectDecisions
+
+    found = _ask(InspectDecisions(limit=limit, request_id=request_id), Decisions, **where).decisions
+    if as_json:
+        import msgspec
+
+        console.json({"decisions": msgspec.to_builtins(found)})
+        return
+    columns = [
+        "request",
+        "age",
+        "tokens",
+        "outcome",
+        "prefill",
+        "decode",
+        "matched",
+        "best match",
+        "ttft",
+        "tbt",
+        "reason",
+    ]
+    console.table(columns, [_decision_row(decision) for decision in found])
+    if request_id:
+        for decision in found:
+            console.data("")
+            _candidates(decision)
+
+
+def _ask(
+    message: Message, reply_type: type[M], config_path: Path | None, overrides: tuple[str, ...], cluster: str | None
+) -> M:
+    client = find_running(config_path, overrides, cluster).client()
+    try:
+        return client.call(message, reply_type, timeout_s=TIMEOUT_S)
+    finally:
+        client.close()
+
+
+def _cache_rows(report: CacheReport) -> list[list[object]]:
+    from mooncake_core.units import format_size
+
+    share = f"{report.cached_tokens / report.prompt_tokens:.1%}" if report.prompt_tokens else "-"
+    return [
+        ["objects", report.num_objects],
+        ["being written", report.num_writing],
+        ["used", f"{format_size(report.used_bytes)} of {format_size(report.capacity_bytes)}"],
+        ["waiting to be free", format_size(report.quarantined_bytes)],
+        ["puts", f"{report.puts} (skipped {report.skipped_puts}, refused {report.refused_puts})"],
+        ["reads", f"{report.hits} hits, {report.misses} misses"],
+        ["evicted", report.evicted],
+        ["prompt tokens from the cache", f"{report.cached_tokens} of {report.prompt_tokens} ({share})"],
+    ]
+
+
+def _decision_row(decision: Decision) -> list[object]:
+    from mooncake_core.units import format_duration
+
+    winner = next((score for score in decision.candidates if score.prefill == decision.prefill), None)
+    matched = f"{winner.local_blocks}+{winner.fetched_blocks}" if winner else "-"
+    best = f"{decision.best_match_blocks}@{decision.best_match_holder}" if decision.best_match_holder else "-"
+    return [
+        decision.request_id[:12],
+        format_duration(decision.age_s),
+        decision.prompt_tokens,
+        decision.outcome,
+        decision.prefill or "-",
+        decision.decode or "-",
+        f"{matched}/{decision.prompt_blocks}",
+        best,
+        format_duration(decision.expected_ttft_s),
+        format_duration(decision.expected_tbt_s),
+        decision.reason,
+    ]
+
+
+def _candidates(decision: Decision) -> None:
+    from mooncake_core.units import format_duration
+
+    rows = [
+        [
+            score.prefill,
+            score.local_blocks,
+            score.fetched_blocks,
+            format_duration(score.queue_s),
+            format_duration(score.transfer_s),
+            format_duration(score.prefill_s),
+            format_duration(score.ttft_s),
+        ]
+        for score in decision.candidates
+    ]
+    console.table(["candidate", "local", "fetched", "queue", "transfer", "prefill", "ttft"], rows)

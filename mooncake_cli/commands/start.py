@@ -1,0 +1,137 @@
+"""mooncake start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mooncake_cli import console, exits
+from mooncake_cli.options import config_options, load
+
+if TYPE_CHECKING:
+    from mooncake_core.config.load import Loaded
+    from mooncake_core.config.processes import ProcessSpec
+    from mooncake_core.roles.run_directory import StartState
+
+ROLES = ("all", "master", "gateway", "store", "prefill", "decode")
+DETACH_PATIENCE_S = 120.0
+
+
+@click.command("start", help="Start a cluster (--role all), or one role of it, on this host.")
+@click.option("--role", type=click.Choice(ROLES), required=True, help="What to start.")
+@click.option("--name", help="Which entry of the role, by its name in the YAML. Default: all of them.")
+@click.option("--detach", is_flag=True, help="Return once everything is ready; the log goes to the run directory.")
+@config_options
+def command(role: str, name: str | None, detach: bool, config_path: Path | None, overrides: tuple[str, ...]) -> int:
+    loaded = load(config_path, overrides)
+    specs = _select(loaded, role, name)
+    selection = "-".join(part for part in (role, name) if part)
+    if detach:
+        return _detach(loaded, selection)
+    return _serve(loaded, specs, selection)
+
+
+def _select(loaded: Loaded, role: str, name: str | None) -> list[ProcessSpec]:
+    """The processes to start; a local node comes with its instance."""
+    from mooncake_core.config.processes import processes
+    from mooncake_core.errors import UsageError
+
+    specs = processes(loaded.config)
+    chosen = [spec for spec in specs if role in ("all", spec.role) and (role != "store" or not spec.local_to)]
+    if name is not None:
+        chosen = [spec for spec in chosen if name in (spec.name, spec.local_to)]
+    if not chosen:
+        known = ", ".join(spec.name for spec in specs if role in ("all", spec.role)) or "none"
+        wanted = f"role {role}" + (f" called {name}" if name else "")
+        raise UsageError(f"the configuration has no {wanted} (it has: {known})")
+    owners = {spec.name for spec in chosen}
+    return [spec for spec in specs if spec.name in owners or spec.local_to in owners]
+
+
+def _serve(loaded: Loaded, specs: list[ProcessSpec], selection: str) -> int:
+    import asyncio
+
+    from mooncake_core.roles.context import load_key
+    from mooncake_core.roles.run_directory import RunDirectory
+    from mooncake_core.roles.supervisor import Supervisor
+
+    config = loaded.config
+    load_key(config.auth.key_file if config.auth else None)
+    state_file = RunDirectory(config.cluster).claim(selection)
+    prefix = _Prefix(max(len(spec.name) for spec in specs))
+
+    async def run() -> int:
+        supervisor = Supervisor(
+            config,
+            specs,
+            state_file=state_file,
+            selection=selection,
+            config_path=str(loaded.path.absolute()) if loaded.path else "",
+            log=prefix.log,
+            on_ready=_announce,
+        )
+        return await supervisor.run()
+
+    return asyncio.run(run())
+
+
+def _announce(state: StartState) -> None:
+    where = f"; the API is at {state.gateway_url}" if state.gateway_url else ""
+    console.note(f"cluster {state.cluster} is ready: {len(state.processes)} processes{where}")
+    if state.gateway_url:
+        console.note(f'try: mooncake complete --cluster {state.cluster} "In the beginning"')
+
+
+class _Prefix:
+    """Puts the process's name before each line of its log, in a colour of its own on a terminal."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        self._lock = threading.Lock()
+
+    def log(self, name: str, line: str) -> None:
+        padded = name.ljust(self._width)
+        if self._colour:
+            padded = f"\x1b[{31 + sum(name.encode()) % 6}m{padded}\x1b[0m"
+        with self._lock:
+            console.note(f"{padded} | {line}")
+
+
+def _detach(loaded: Loaded, selection: str) -> int:
+    """Starts the same command in a session of its own, and waits until it is ready or has failed."""
+    from mooncake_core.errors import DeadlineExceeded
+    from mooncake_core.roles.run_directory import RunDirectory
+
+    directory = RunDirectory(loaded.config.cluster)
+    directory.claim(selection).close()  # says so now if it runs already
+    with open(directory.log_file, "wb") as log:
+        arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mooncake_cli.main", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + DETACH_PATIENCE_S
+    while time.monotonic() < deadline:
+        for state in directory.states():
+            if state.pid == process.pid and state.ready:
+                _announce(state)
+                console.note(f"the log is {directory.log_file}; `mooncake stop --cluster {state.cluster}` ends it")
+                return exits.DONE
+        code = process.poll()
+        if code is not None:
+            console.note(directory.log_file.read_text(errors="replace").rstrip())
+            return code if code > 0 else exits.FAILED
+        time.sleep(0.05)
+    process.terminate()
+    raise DeadlineExceeded(f"the cluster was not ready within {DETACH_PATIENCE_S:g}s; its log is {directory.log_file}")

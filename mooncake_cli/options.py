@@ -1,0 +1,101 @@
+"""Options that several commands share, and how they find the cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from mooncake_core.config.load import Loaded
+    from mooncake_core.wire.sync import SyncClient
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def config_options(function: F) -> F:
+    """-c and --set."""
+    function = click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value.")(
+        function
+    )
+    return click.option("-c", "--config", "config_path", type=click.Path(path_type=Path), help="The cluster's YAML.")(
+        function
+    )
+
+
+def cluster_options(function: F) -> F:
+    """How to name a running cluster: -c, --cluster, or neither when only one runs here."""
+    function = click.option("--cluster", help="Name of a cluster that runs on this host.")(function)
+    return config_options(function)
+
+
+def load(config_path: Path | None, overrides: tuple[str, ...] = ()) -> Loaded:
+    """The configuration: -c, else $MOONCAKE_CONFIG.
+
+    Raises:
+        UsageError: neither was given.
+    """
+    from mooncake_core.config.load import load_config
+    from mooncake_core.errors import UsageError
+
+    path = config_path or (Path(found) if (found := os.environ.get("MOONCAKE_CONFIG")) else None)
+    if path is None:
+        raise UsageError("no configuration: give -c FILE or set MOONCAKE_CONFIG (`mooncake config init` writes one)")
+    return load_config(path, overrides=overrides, environ=os.environ)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Where a running cluster is reached."""
+
+    name: str
+    master_address: str
+    gateway_url: str
+    key_file: str | None
+
+    def client(self) -> SyncClient:
+        """To its master."""
+        from mooncake_core.roles.context import load_key
+        from mooncake_core.wire.sync import SyncClient
+
+        return SyncClient(self.master_address, name="mooncake-cli", key=load_key(self.key_file))
+
+
+def find_running(config_path: Path | None, overrides: tuple[str, ...], cluster: str | None) -> Running:
+    """The cluster a command is about: that of the YAML, of the name, or the only one that runs here.
+
+    Raises:
+        UsageError: several run here, and none was named.
+        PeerUnreachable: none runs here.
+    """
+    from mooncake_core.address import HostPort
+    from mooncake_core.errors import PeerUnreachable
+    from mooncake_core.roles import run_directory
+
+    loaded = load(config_path, overrides) if config_path or os.environ.get("MOONCAKE_CONFIG") else None
+    name = cluster or (loaded.config.cluster if loaded else None)
+    for state in run_directory.find(name):
+        if any(process.role == "master" for process in state.processes) or not loaded:
+            return Running(state.cluster, state.master_address, state.gateway_url, _key(state.key_file))
+    if loaded is None:
+        raise PeerUnreachable(
+            f"no cluster{f' called {name}' if name else ''} runs on this host: start one with "
+            "`mooncake start --role all -c configs/local.yaml`, or name one elsewhere with -c FILE"
+        )
+    config = loaded.config
+    return Running(
+        config.cluster,
+        HostPort(config.master.host, config.master.port).url,
+        f"http://{HostPort(config.gateway.host, config.gateway.port)}",
+        config.auth.key_file if config.auth else None,
+    )
+
+
+def _key(key_file: str) -> str | None:
+    return key_file or None
