@@ -1,0 +1,1 @@
+"""What `mooncake bench` runs."""
