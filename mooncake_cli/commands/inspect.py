@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mooncake_cli import console
+from mooncake_cli import console, exits
 from mooncake_cli.options import cluster_options, find_running, json_option
 
 if TYPE_CHECKING:
@@ -26,18 +26,19 @@ def command() -> None:
 @command.command("cache", help="What the pool holds, and how much of the prompts came from it.")
 @click.option("--key", "prefix", default="", help="Only objects whose key begins so.")
 @click.option("--limit", default=0, show_default=True, help="List so many objects.")
+@click.option("--check", is_flag=True, help="Check that every byte is accounted for. Exit code 1 if one is not.")
 @cluster_options
 @json_option
-def cache(prefix: str, limit: int, as_json: bool, **where: Any) -> None:
+def cache(prefix: str, limit: int, check: bool, as_json: bool, **where: Any) -> int:
     from mooncake_core.wire.messages.inspection import CacheReport, InspectCache
 
     limit = limit or (20 if prefix else 0)
-    report = _ask(InspectCache(prefix=prefix, limit=limit), CacheReport, **where)
+    report = _ask(InspectCache(prefix=prefix, limit=limit, check=check), CacheReport, **where)
     if as_json:
         import msgspec
 
         console.json(msgspec.to_builtins(report))
-        return
+        return exits.FAILED if report.problems else exits.DONE
     console.table(["", ""], _cache_rows(report))
     if report.entries:
         from mooncake_core.units import format_duration, format_size
@@ -56,6 +57,9 @@ def cache(prefix: str, limit: int, as_json: bool, **where: Any) -> None:
                 for entry in report.entries
             ],
         )
+    for problem in report.problems:
+        console.error(problem)
+    return exits.FAILED if report.problems else exits.DONE
 
 
 @command.command("nodes", help="The nodes of the pool and how full they are.")

@@ -97,7 +97,7 @@ class Builder:
             return self._wrong(value, path, f"more than {meta.gt}")
         if meta.le is not None and content > meta.le:
             return self._wrong(value, path, f"{meta.le} or less")
-        if meta.pattern is not None and content and not re.search(meta.pattern, content):
+        if meta.pattern is not None and not re.search(meta.pattern, content):
             return self._wrong(value, path, "a name of lower-case letters, digits, dots and hyphens")
         return content
 

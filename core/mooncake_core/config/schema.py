@@ -87,8 +87,8 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class InstanceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    name: Name = ""  # the role's name, where empty
-    """Name of the process; with count above 1 a number is appended: prefill-0, prefill-1."""
+    name: Annotated[str, Meta(pattern=r"^([a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?)?$")] = ""
+    """Name of the process, empty for the role's name; with count above 1 a number is appended: prefill-0, prefill-1."""
     count: Count = 1
     """How many of these run on the host."""
     host: str = "127.0.0.1"

@@ -155,7 +155,9 @@ class Gateway:
             self._completion(wanted, model, tokens, f"{request_id}-{index}" if index else request_id, default, index)
             for index, tokens in enumerate(prompts)
         ]
-        return await self._respond(request, wanted, completions, Shape(request_id, model.name, chat=False), request_id)
+        return await self._respond(
+            request, wanted, completions, _shape(wanted, request_id, model, chat=False), request_id
+        )
 
     async def _complete_chat(self, request: Request, body: bytes, request_id: str) -> Response:
         wanted = parse(body, ChatRequest)
@@ -166,7 +168,9 @@ class Gateway:
         completion = self._completion(
             wanted, model, tokens, request_id, None, 0, max_tokens=wanted.max_completion_tokens
         )
-        return await self._respond(request, wanted, [completion], Shape(request_id, model.name, chat=True), request_id)
+        return await self._respond(
+            request, wanted, [completion], _shape(wanted, request_id, model, chat=True), request_id
+        )
 
     async def _model(self, name: str) -> ModelOffer:
         models = await self._serving.models()
@@ -231,12 +235,12 @@ class Gateway:
     ) -> AsyncGenerator[bytes, None]:
         try:
             for choice, first in zip(choices, firsts, strict=True):
-                yield shape.chunk(choice.index, first.text, first.finish_reason, first=True)
+                yield shape.chunk(choice.index, first, first=True)
             running = [choice for choice, first in zip(choices, firsts, strict=True) if not first.finish_reason]
             async with aclosing(_merge(running)) as merged:
                 async for choice, piece in merged:
-                    if piece.text or piece.finish_reason:
-                        yield shape.chunk(choice.index, piece.text, piece.finish_reason, first=False)
+                    if piece.text or piece.finish_reason or wanted.return_token_ids:
+                        yield shape.chunk(choice.index, piece, first=False)
             if wanted.include_usage:
                 yield shape.usage_chunk(_counts(choices))
             yield DONE
@@ -265,10 +269,15 @@ class _Choice:
         return piece
 
 
-async def _gather(choices: list[_Choice]) -> list[tuple[str, str]]:
-    async def whole(choice: _Choice) -> tuple[str, str]:
+def _shape(wanted: Common, request_id: str, model: ModelOffer, *, chat: bool) -> Shape:
+    return Shape(request_id, model.name, chat=chat, token_ids=bool(wanted.return_token_ids))
+
+
+async def _gather(choices: list[_Choice]) -> list[Piece]:
+    async def whole(choice: _Choice) -> Piece:
         pieces = [piece async for piece in choice.pieces]
-        return "".join(piece.text for piece in pieces), pieces[-1].finish_reason
+        token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
+        return Piece("".join(piece.text for piece in pieces), pieces[-1].finish_reason, token_ids)
 
     return list(await asyncio.gather(*(whole(choice) for choice in choices)))
 

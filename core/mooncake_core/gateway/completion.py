@@ -19,6 +19,7 @@ class Piece:
 
     text: str
     finish_reason: str | None
+    token_ids: list[int]
 
 
 class Completion:
@@ -49,7 +50,7 @@ class Completion:
                 if step.finish_reason and not self._stops.matched:
                     text += self._stops.add(detokenizer.finish()) + self._stops.finish()
                 reason = "stop" if self._stops.matched else step.finish_reason
-                yield Piece(text, reason)
+                yield Piece(text, reason, step.token_ids)
                 if reason:
                     return
 

@@ -62,6 +62,7 @@ class Common(Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: str | None = None
+    return_token_ids: bool | None = None
 
     @property
     def stops(self) -> list[str]:

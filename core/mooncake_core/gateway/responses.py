@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +18,7 @@ from mooncake_core.errors import (
     RequestRejected,
     ServiceUnavailable,
 )
+from mooncake_core.gateway.completion import Piece
 
 encode: Final = msgspec.json.Encoder().encode
 DONE: Final = b"data: [DONE]\n\n"
@@ -88,28 +90,28 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dic
 class Shape:
     """The two dialects: text completions and chat completions."""
 
-    def __init__(self, request_id: str, model: str, *, chat: bool) -> None:
+    def __init__(self, request_id: str, model: str, *, chat: bool, token_ids: bool) -> None:
         self._chat = chat
+        self._token_ids = token_ids
         self._model = model
         self._id = ("chatcmpl-" if chat else "cmpl-") + request_id
         self._created = int(time.time())
 
-    def whole(self, choices: list[tuple[str, str]], counts: dict[str, Any]) -> bytes:
-        """An answer at once; choices are (text, finish reason)."""
+    def whole(self, choices: Sequence[Piece], counts: dict[str, Any]) -> bytes:
+        """An answer at once; each choice is one piece."""
         body = self._head("chat.completion" if self._chat else "text_completion")
-        body["choices"] = [self._choice(index, text, reason) for index, (text, reason) in enumerate(choices)]
+        body["choices"] = [self._choice(index, piece) for index, piece in enumerate(choices)]
         body["usage"] = counts
         return encode(body)
 
-    def chunk(self, index: int, text: str, reason: str | None, *, first: bool) -> bytes:
+    def chunk(self, index: int, piece: Piece, *, first: bool) -> bytes:
         """A piece of a stream, as a server-sent event."""
         body = self._head("chat.completion.chunk" if self._chat else "text_completion")
+        content: dict[str, Any] = {"text": piece.text}
         if self._chat:
-            delta = {"role": "assistant", "content": text} if first else ({"content": text} if text else {})
-            choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
-        else:
-            choice = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
-        body["choices"] = [choice]
+            delta = {"content": piece.text} if piece.text or first else {}
+            content = {"delta": {"role": "assistant", **delta} if first else delta}
+        body["choices"] = [self._with_tokens({"index": index, **content, **_ending(piece)}, piece)]
         return event(body)
 
     def usage_chunk(self, counts: dict[str, Any]) -> bytes:
@@ -122,11 +124,16 @@ class Shape:
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
-    def _choice(self, index: int, text: str, reason: str) -> dict[str, Any]:
-        if self._chat:
-            message = {"role": "assistant", "content": text}
-            return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+    def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        content = {"message": {"role": "assistant", "content": piece.text}} if self._chat else {"text": piece.text}
+        return self._with_tokens({"index": index, **content, **_ending(piece)}, piece)
+
+    def _with_tokens(self, choice: dict[str, Any], piece: Piece) -> dict[str, Any]:
+        return {**choice, "token_ids": piece.token_ids} if self._token_ids else choice
+
+
+def _ending(piece: Piece) -> dict[str, Any]:
+    return {"logprobs": None, "finish_reason": piece.finish_reason}
 
 
 def event(body: dict[str, Any]) -> bytes:

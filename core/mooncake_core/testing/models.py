@@ -10,7 +10,7 @@ from typing import Any, Final
 TIE: Final = 1e-4
 """Where generate's own two best logits are closer than this, either token is right."""
 FAMILIES: Final = ("llama", "qwen2", "qwen3", "mistral")
-_SIZES: Final = {
+_SIZES: Final[dict[str, Any]] = {
     "vocab_size": 512,
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -53,7 +53,17 @@ def make_model(family: str, folder: Path, seed: int = 0) -> Path:
     config_class, model_class, extra = kinds[family]
     torch.manual_seed(seed)
     model_class(config_class(**_SIZES, **extra)).save_pretrained(folder)
+    _write_tokenizer(folder)
     return folder
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """Token n is the word `tn`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({f"t{n}": n for n in range(_SIZES["vocab_size"])}, unk_token="t0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 class Reference:

@@ -48,8 +48,12 @@ class Inspection:
 
     async def _cache(self, message: InspectCache, call: Call) -> CacheReport:
         report = self._pool.pool.report(self._pool.now(), prefix=message.prefix, limit=message.limit)
+        problems = [*self._pool.pool.check(), *self._conductor.conductor.check()] if message.check else []
         return msgspec.structs.replace(
-            report, prompt_tokens=self._conductor.prompt_tokens, cached_tokens=self._conductor.cached_tokens
+            report,
+            prompt_tokens=self._conductor.prompt_tokens,
+            cached_tokens=self._conductor.cached_tokens,
+            problems=problems,
         )
 
     async def _decisions(self, message: InspectDecisions, call: Call) -> Decisions:

@@ -49,6 +49,8 @@ class InspectCache(Struct, frozen=True, tag=True, kw_only=True):
 
     prefix: str = ""
     limit: int = 0
+    check: bool = False
+    """Also check that every byte, slot and request is accounted for exactly once."""
 
 
 class CacheEntry(Struct, frozen=True, kw_only=True):
@@ -80,6 +82,8 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
     prompt_tokens: int
     cached_tokens: int
     entries: list[CacheEntry]
+    problems: list[str] = []
+    """What the check found."""
 
 
 class InspectDecisions(Struct, frozen=True, tag=True, kw_only=True):
