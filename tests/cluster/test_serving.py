@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+
 from mooncake_core.testing.cluster import Cluster, alive, resources, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.model, pytest.mark.timeout(240)]

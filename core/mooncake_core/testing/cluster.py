@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
 from mooncake_core.roles.run_directory import RunDirectory, StartState
 from mooncake_core.wire.messages.inspection import CacheReport, GetStatus, InspectCache, Status
 from mooncake_core.wire.sync import SyncClient
