@@ -1,0 +1,335 @@
+"""The Conductor: Algorithm 1 by hand-worked numbers, and every way a request can go."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from mooncake_core.conductor import commands as c
+from mooncake_core.conductor import events as e
+from mooncake_core.conductor.conductor import Conductor, ConductorSettings
+from mooncake_core.conductor.policies import KVCacheCentric, LeastLoaded
+from mooncake_core.conductor.policies.contract import PolicySettings
+from mooncake_core.wire.messages.membership import CostHint, InstanceLoad, InstanceOffer, ModelOffer
+
+BLOCK_TOKENS = 10
+# A prompt token takes 10 ms, a fetched block 20 ms, a decode step 10 ms per sequence: easy to work out by hand.
+COST = CostHint(
+    prefill_base_s=0.0,
+    prefill_per_token_s=0.01,
+    prefill_per_token2_s=0.0,
+    step_base_s=0.0,
+    step_per_sequence_s=0.01,
+    step_per_context_token_s=0.0,
+    fetch_bytes_per_s=1000 / 0.02,
+)
+KEYS = [bytes([number]) * 16 for number in range(10)]
+
+
+def offer(node: str = "", *, blocks: int = 100, fingerprint: bytes = b"f", model: str = "m") -> InstanceOffer:
+    described = ModelOffer(
+        name=model,
+        fingerprint=fingerprint,
+        block_tokens=BLOCK_TOKENS,
+        block_bytes=1000,
+        max_context_tokens=1000,
+        vocab_size=100,
+    )
+    return InstanceOffer(model=described, num_blocks=blocks, local_node=node, cost=COST)
+
+
+def make(
+    *, policy: type = KVCacheCentric, threshold: float = 2.0, prefills: int = 2, decodes: int = 1, **limits: float
+) -> Conductor:
+    conductor = Conductor(
+        ConductorSettings(**limits),  # type: ignore[arg-type]
+        policy(PolicySettings(balancing_threshold=threshold)),
+        "test",
+        random.Random(0),
+    )
+    for number in range(prefills):
+        conductor.handle(e.InstanceJoined(f"p{number}", "prefill", offer(f"n{number}")), 0)
+    for number in range(decodes):
+        conductor.handle(e.InstanceJoined(f"d{number}", "decode", offer()), 0)
+    return conductor
+
+
+def arrival(request_id: str = "r", tokens: int = 101, max_tokens: int = 9, deadline: float = 1000) -> e.RequestArrived:
+    keys = KEYS[: (tokens - 1) // BLOCK_TOKENS]
+    return e.RequestArrived(request_id, "m", tokens, max_tokens, keys, "", deadline)
+
+
+def dispatched(conductor: Conductor, event: e.RequestArrived, now: float = 0) -> c.Dispatch:
+    (reserve,) = conductor.handle(event, now)
+    assert isinstance(reserve, c.ReserveDecode), reserve
+    (dispatch,) = conductor.handle(e.ReservationGranted(event.request_id), now)
+    assert isinstance(dispatch, c.Dispatch)
+    return dispatch
+
+
+def test_with_nothing_cached_the_whole_prompt_is_computed() -> None:
+    dispatch = dispatched(make(), arrival())
+    assert dispatch.matched_tokens == 0
+    assert dispatch.expected_ttft_s == pytest.approx(1.01)
+    assert dispatch.expected_tbt_s == pytest.approx(0.01)
+
+
+def test_the_instance_with_the_local_prefix_wins() -> None:
+    conductor = make()
+    conductor.handle(e.BlocksStored("n1", KEYS[:6]), 0)
+    dispatch = dispatched(conductor, arrival())
+    assert (dispatch.prefill, dispatch.matched_tokens) == ("p1", 60)
+    assert dispatch.expected_ttft_s == pytest.approx(0.41)
+
+
+def test_a_busy_holder_loses_to_one_that_fetches() -> None:
+    conductor = make(decodes=2)
+    conductor.handle(e.BlocksStored("n1", KEYS[:6]), 0)
+    assert dispatched(conductor, arrival("r1")).prefill == "p1"
+    # p1: queue 0.41 + 0.41; p0: fetches 6 blocks in 0.12, computes 41 tokens in 0.41.
+    second = dispatched(conductor, arrival("r2"))
+    assert (second.prefill, second.matched_tokens) == ("p0", 60)
+    assert second.expected_ttft_s == pytest.approx(0.53)
+
+
+def test_a_remote_prefix_that_is_not_longer_by_the_threshold_is_recomputed() -> None:
+    conductor = make(prefills=1, threshold=2.0)
+    conductor.handle(e.BlocksStored("n0", KEYS[:3]), 0)
+    conductor.handle(e.BlocksStored("elsewhere", KEYS[:6]), 0)
+    assert dispatched(conductor, arrival("r1")).matched_tokens == 30
+    conductor.handle(e.BlocksStored("elsewhere", KEYS[:7]), 0)
+    assert dispatched(conductor, arrival("r2")).matched_tokens == 70
+
+
+def test_a_hole_ends_a_prefix() -> None:
+    conductor = make(prefills=1)
+    conductor.handle(e.BlocksStored("n0", [KEYS[0], KEYS[2]]), 0)
+    assert dispatched(conductor, arrival()).matched_tokens == 10
+
+
+def test_removed_blocks_count_no_more() -> None:
+    conductor = make(prefills=1)
+    conductor.handle(e.BlocksStored("n0", KEYS[:4]), 0)
+    conductor.handle(e.BlocksRemoved("n0", KEYS[1:2]), 0)
+    assert dispatched(conductor, arrival()).matched_tokens == 10
+
+
+def test_requests_that_arrive_together_do_not_herd() -> None:
+    conductor = make(prefills=4, decodes=4)
+    chosen = [dispatched(conductor, arrival(f"r{number}")).prefill for number in range(8)]
+    assert sorted(chosen) == ["p0", "p0", "p1", "p1", "p2", "p2", "p3", "p3"]
+
+
+def test_ties_are_broken_by_the_seed() -> None:
+    runs = [[dispatched(make(prefills=5), arrival()).prefill for _ in range(1)] for _ in range(3)]
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_decode_goes_to_the_least_loaded_with_room() -> None:
+    conductor = make(decodes=2)
+    first, second = dispatched(conductor, arrival("a")), dispatched(conductor, arrival("b"))
+    assert {first.decode, second.decode} == {"d0", "d1"}
+    conductor.handle(e.RequestEnded("a", "finished"), 0)
+    assert dispatched(conductor, arrival("c")).decode == first.decode
+
+
+def test_a_full_decode_pool_is_429_and_room_comes_back() -> None:
+    conductor = make()
+    dispatched(conductor, arrival("big", tokens=901, max_tokens=99))
+    (reject,) = conductor.handle(arrival("r"), 0)
+    assert isinstance(reject, c.Reject)
+    assert "11 blocks" in reject.reason
+    assert reject.retry_after_s > 0
+    conductor.handle(e.RequestEnded("big", "finished"), 0)
+    dispatched(conductor, arrival("again"))
+
+
+def test_a_refused_reservation_tries_the_next_instance_and_then_rejects() -> None:
+    conductor = make(decodes=2)
+    (first,) = conductor.handle(arrival(), 0)
+    (second,) = conductor.handle(e.ReservationRefused("r", "full"), 0)
+    assert isinstance(first, c.ReserveDecode)
+    assert isinstance(second, c.ReserveDecode)
+    assert first.decode != second.decode
+    (reject,) = conductor.handle(e.ReservationRefused("r", "full as well"), 0)
+    assert isinstance(reject, c.Reject)
+    assert "full as well" in reject.reason
+    assert conductor.num_requests == 0
+    assert conductor.check() == []
+
+
+@pytest.mark.parametrize("grant", [False, True])
+def test_a_cancelled_request_releases_its_memory(grant: bool) -> None:
+    conductor = make()
+    conductor.handle(arrival(), 0)
+    if grant:
+        conductor.handle(e.ReservationGranted("r"), 0)
+    assert conductor.handle(e.RequestEnded("r", "cancelled"), 0) == [c.ReleaseDecode("r", "d0")]
+    assert conductor.handle(e.ReservationGranted("r"), 0) == []
+    assert conductor.check() == []
+
+
+def test_without_instances_it_is_503() -> None:
+    (answer,) = make(prefills=0).handle(arrival(), 0)
+    assert isinstance(answer, c.Unavailable)
+    assert "no prefill instance" in answer.reason
+    (answer,) = make(decodes=0).handle(arrival(), 0)
+    assert isinstance(answer, c.Unavailable)
+    assert "no decode instance" in answer.reason
+
+
+def test_instances_of_different_fingerprints_are_not_paired() -> None:
+    conductor = make(decodes=0)
+    conductor.handle(e.InstanceJoined("d", "decode", offer(fingerprint=b"other")), 0)
+    (answer,) = conductor.handle(arrival(), 0)
+    assert isinstance(answer, c.Unavailable)
+    assert conductor.describe_models() == []
+    assert "different models" in conductor.missing()[0]
+
+
+@pytest.mark.parametrize("name", ["p0", "d0"])
+def test_an_instance_that_leaves_before_the_dispatch_ends_the_request(name: str) -> None:
+    conductor = make(prefills=1)
+    conductor.handle(arrival(), 0)
+    commands = conductor.handle(e.InstanceLeft(name), 0)
+    assert any(isinstance(command, c.Unavailable) and name in command.reason for command in commands)
+    assert conductor.num_requests == 0
+
+
+def test_a_prefill_instance_that_leaves_later_does_not_end_what_decodes() -> None:
+    conductor = make(prefills=1)
+    dispatched(conductor, arrival())
+    conductor.handle(e.PrefillEnded("r", 0, 1.0), 1)
+    assert conductor.handle(e.InstanceLeft("p0"), 2) == []
+    assert conductor.num_requests == 1
+
+
+def test_objectives_reject_with_a_reason() -> None:
+    (reject,) = make(ttft_slo_s=1.0).handle(arrival(), 0)
+    assert isinstance(reject, c.Reject)
+    assert "1.01s exceeds the objective of 1s" in reject.reason
+    conductor = make(tbt_slo_s=0.015)
+    dispatched(conductor, arrival("a"))
+    (reject,) = conductor.handle(arrival("b"), 0)
+    assert isinstance(reject, c.Reject)
+    assert "time between tokens" in reject.reason
+
+
+def test_a_forgotten_request_ends_at_its_deadline() -> None:
+    conductor = make()
+    dispatched(conductor, arrival(deadline=50))
+    assert conductor.next_deadline() == 50
+    assert conductor.handle(e.Tick(), 51) == [c.ReleaseDecode("r", "d0")]
+    assert conductor.num_requests == 0
+
+
+def test_observed_times_correct_the_predictions() -> None:
+    conductor = make(prefills=1, decodes=3)
+    before = dispatched(conductor, arrival("r0")).expected_ttft_s
+    for number in range(30):
+        conductor.handle(e.PrefillEnded(f"r{number}", 0, 2.02), 0)
+        conductor.handle(e.RequestEnded(f"r{number}", "finished"), 0)
+        after = dispatched(conductor, arrival(f"r{number + 1}")).expected_ttft_s
+    assert after == pytest.approx(2 * before, rel=0.01)
+    for _ in range(30):
+        conductor.handle(e.LoadReported("d0", InstanceLoad(running_requests=1, step_s=0.05)), 0)
+    assert conductor.check() == []
+
+
+def test_decisions_say_why() -> None:
+    conductor = make(prefills=12, max_decisions=3)
+    conductor.handle(e.BlocksStored("n3", KEYS[:5]), 0)
+    dispatched(conductor, arrival("r"))
+    (decision,) = conductor.decisions(10, "r", now=4.0)
+    assert (decision.outcome, decision.prefill, decision.age_s) == ("dispatched", "p3", 4.0)
+    assert (decision.best_match_blocks, decision.best_match_holder) == (5, "n3")
+    assert len(decision.candidates) == 9
+    assert decision.candidates[0].local_blocks == 5
+    for number in range(5):
+        conductor.handle(arrival(f"x{number}"), 5)
+    assert [found.request_id for found in conductor.decisions(10, "", 6)] == ["x4", "x3", "x2"]
+
+
+def test_least_loaded_does_not_look_at_the_cache() -> None:
+    conductor = make(policy=LeastLoaded, decodes=4)
+    conductor.handle(e.BlocksStored("n1", KEYS), 0)
+    chosen = [dispatched(conductor, arrival(f"r{number}")).prefill for number in range(2)]
+    assert sorted(chosen) == ["p0", "p1"]
+
+
+class ConductorMachine(RuleBasedStateMachine):
+    """Random histories leave nothing behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conductor = make(prefills=2, decodes=2)
+        self.now = 0.0
+        self.number = 0
+        self.reserving: list[str] = []
+        self.running: list[str] = []
+        self.ended: set[str] = set()
+
+    def feed(self, event: e.Event) -> None:
+        for command in self.conductor.handle(event, self.now):
+            match command:
+                case c.ReserveDecode():
+                    self.reserving.append(command.request_id)
+                case c.Dispatch():
+                    self.running.append(command.request_id)
+                case c.Reject() | c.Unavailable():
+                    assert command.request_id not in self.ended, "a request was answered twice"
+                    self.ended.add(command.request_id)
+                case c.ReleaseDecode():
+                    pass
+
+    @rule(tokens=st.integers(1, 300))
+    def arrive(self, tokens: int) -> None:
+        self.number += 1
+        self.feed(arrival(f"r{self.number}", tokens=tokens, deadline=self.now + 30))
+
+    @rule(granted=st.booleans())
+    def reserve(self, granted: bool) -> None:
+        if self.reserving:
+            request = self.reserving.pop(0)
+            self.feed(e.ReservationGranted(request) if granted else e.ReservationRefused(request, "full"))
+
+    @rule()
+    def prefilled(self) -> None:
+        if self.running:
+            self.feed(e.PrefillEnded(self.running[0], 0, 0.1))
+
+    @rule(cancel=st.booleans())
+    def end(self, cancel: bool) -> None:
+        pool = self.reserving if cancel and self.reserving else self.running
+        if pool:
+            self.feed(e.RequestEnded(pool.pop(0), "cancelled"))
+
+    @rule(name=st.sampled_from(["p0", "p1", "d0", "d1"]), back=st.booleans())
+    def die(self, name: str, back: bool) -> None:
+        self.feed(e.InstanceLeft(name))
+        if back:
+            role = "prefill" if name.startswith("p") else "decode"
+            self.feed(e.InstanceJoined(name, role, offer("n" + name[1:])))
+
+    @rule(seconds=st.floats(0, 20))
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+        self.feed(e.Tick())
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        assert self.conductor.check() == []
+
+    def teardown(self) -> None:
+        self.now += 1000
+        self.feed(e.Tick())
+        assert self.conductor.num_requests == 0
+        assert self.conductor.check() == []
+
+
+TestConductorMachine = ConductorMachine.TestCase
+TestConductorMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
