@@ -44,11 +44,10 @@ def _select(loaded: Loaded, role: str, name: str | None) -> list[ProcessSpec]:
     from mooncake_core.errors import UsageError
 
     specs = processes(loaded.config)
-    chosen = [spec for spec in specs if role in ("all", spec.role) and (role != "store" or not spec.local_to)]
-    if name is not None:
-        chosen = [spec for spec in chosen if name in (spec.name, spec.local_to)]
+    of_role = [spec for spec in specs if role in ("all", spec.role) and (role != "store" or not spec.local_to)]
+    chosen = [spec for spec in of_role if name is None or name in (spec.name, spec.local_to)]
     if not chosen:
-        known = ", ".join(spec.name for spec in specs if role in ("all", spec.role)) or "none"
+        known = ", ".join(spec.name for spec in of_role) or "none"
         wanted = f"role {role}" + (f" called {name}" if name else "")
         raise UsageError(f"the configuration has no {wanted} (it has: {known})")
     owners = {spec.name for spec in chosen}

@@ -81,7 +81,7 @@ class Builder:
         if kind is Any:
             return plain(value)
         if kind is str and isinstance(content, int | float) and not isinstance(content, bool):
-            content = str(content)
+            content = value.text
         if kind is float and isinstance(content, int) and not isinstance(content, bool):
             content = float(content)
         if not isinstance(content, kind) or (kind is int and isinstance(content, bool)):

@@ -44,7 +44,8 @@ def load_config(
         source.override(root, setting)
     builder = Builder()
     config = builder.build(root, ClusterConfig)
-    problems = [*source.problems, *builder.problems]
+    known = {problem.place for problem in source.problems}  # what is wrong with a value twice is said once
+    problems = [*source.problems, *(problem for problem in builder.problems if problem.place not in known)]
     if config is not INVALID and not problems:
         problems = [_located(builder, root, *finding) for finding in findings(config)]
     if problems:

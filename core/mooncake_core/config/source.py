@@ -12,6 +12,7 @@ import yaml
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DECIMAL: Final = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_FRACTION: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Value:
     content: Any
     """str, int, float, bool, None, list[Value] or dict[str, Value]."""
     place: Place
+    text: str = ""
+    """A scalar as it was written."""
     variables: tuple[str, ...] = ()
     """Environment variables it was made of."""
 
@@ -90,7 +93,7 @@ class Source:
             )
         text, variables = self._expand(str(node.value), place, path)
         plain = getattr(node, "style", None) not in ("'", '"', "|", ">")
-        return Value(_scalar(text) if plain else text, place, variables)
+        return Value(_scalar(text) if plain or variables else text, place, text, variables)
 
     def _mapping(self, node: yaml.MappingNode, name: str, path: str) -> dict[str, Value]:
         content: dict[str, Value] = {}
@@ -127,10 +130,7 @@ def _scalar(text: str) -> Any:
         return text == "true"
     if _DECIMAL.fullmatch(text):
         return int(text)
-    try:
-        return float(text) if text[0] in "+-.0123456789" and "_" not in text else text
-    except ValueError:
-        return text
+    return float(text) if _FRACTION.fullmatch(text) and any(map(str.isdigit, text)) else text
 
 
 def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:

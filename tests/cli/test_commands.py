@@ -1,0 +1,148 @@
+"""The command as a user types it: what goes where, exit codes, and what is imported for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mooncake_cli import exits, main
+from mooncake_core import errors
+
+COMMANDS = sorted(main.COMMANDS)
+
+
+def mooncake(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mooncake_cli.main", *arguments]
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(cwd), "XDG_CONFIG_HOME": str(cwd), **environ}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from mooncake_cli import main; main.run(['--help']); "
+        "print([name for name in ('torch', 'zmq', 'rich', 'msgspec', 'transformers', 'httpx') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "mooncake start --role all -c configs/local.yaml" in result.stdout
+    assert all(name in result.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([name, "--help"]) == exits.DONE
+    printed = capsys.readouterr().out
+    assert printed.startswith("Usage: ")
+    assert main.COMMANDS[name].rstrip(".").split(",")[0].split("(")[0] in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["strat"], 2, "Did you mean start?"),
+        (["start"], 2, "Missing option '--role'"),
+        (["start", "--role", "all"], 2, "no configuration: give -c FILE or set MOONCAKE_CONFIG"),
+        (["start", "--role", "all", "-c", "no.yaml"], 2, "no.yaml: cannot be read: No such file"),
+        (["start", "--role", "store", "--name", "x", "-c", "ok.yaml"], 2, "no role store called x (it has: s)"),
+        (["start", "--role", "all", "-c", "bad.yaml"], 2, "bad.yaml:1:8: modle: unknown key; did you mean model?"),
+        (["config", "validate", "bad.yaml", "ok.yaml"], 2, "did you mean model?"),
+        (["status"], 3, "no cluster runs on this host"),
+        (["complete", "x"], 3, "no cluster runs on this host"),
+        (["complete", "x", "--url", "http://127.0.0.1:1"], 3, "http://127.0.0.1:1 cannot be reached"),
+        (["bench", "serve", "--url", "http://127.0.0.1:1"], 3, "does not answer like an OpenAI-compatible server"),
+        (["inspect", "cache", "-c", "ok.yaml"], 3, "nobody"),
+        (["inspect", "cache", "--cluster", "nix"], 3, "no cluster called nix runs on this host"),
+        (["stop"], 0, "nothing runs here"),
+    ],
+)
+def test_wrong_usage_is_one_clear_message_and_a_code(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    (tmp_path / "bad.yaml").write_text("modle: x")
+    (tmp_path / "ok.yaml").write_text("master: {port: 1}\nstore: [{name: s}]")
+    result = mooncake(*arguments, cwd=tmp_path)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plugins"],
+        ["plugins", "--check"],
+        ["exit-codes"],
+        ["config", "show", "-c", "ok.yaml"],
+        ["config", "show", "--origin", "-c", "ok.yaml"],
+        ["config", "validate", "ok.yaml"],
+        ["auth", "init", "--file", "key"],
+        ["stop"],
+    ],
+)
+def test_json_is_json_with_a_version(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "ok.yaml").write_text("model: demo")
+    result = mooncake(*arguments, "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["schema_version"] == 1
+
+
+def test_a_key_is_written_once_and_can_be_loaded(tmp_path: Path) -> None:
+    first = mooncake("auth", "init", cwd=tmp_path)
+    path = tmp_path / "mooncake" / "cluster.key"
+    assert first.stdout == f"auth:\n  key_file: {path}\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    again = mooncake("auth", "init", cwd=tmp_path)
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
+
+
+def test_a_configuration_can_be_made_shown_and_checked(tmp_path: Path) -> None:
+    assert mooncake("config", "init", "c.yaml", cwd=tmp_path).returncode == 0
+    assert mooncake("config", "init", "c.yaml", cwd=tmp_path).returncode == 2
+    assert mooncake("config", "validate", "c.yaml", cwd=tmp_path).stdout == "c.yaml: valid\n"
+    shown = mooncake("config", "show", "--origin", "-c", "c.yaml", "--set", "model=m", cwd=tmp_path)
+    rows = dict(line.split("\t")[::2] for line in shown.stdout.splitlines())
+    assert rows["model"] == "--set model=m"
+    assert rows["pool.replicas"].startswith("c.yaml:")
+    assert json.loads(mooncake("config", "schema", cwd=tmp_path).stdout)["$defs"]
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m mooncake_cli.main config init | head -1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""
+
+
+def test_a_bug_is_one_sentence_and_a_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("mooncake_core.registry.installed", lambda kind: 1 // 0)
+    assert main.run(["plugins"]) == exits.BUG
+    printed = capsys.readouterr().err
+    assert "this is a bug in mooncake: ZeroDivisionError" in printed
+    report = Path(printed.rpartition("the report is in ")[2].strip())
+    assert "Traceback" in report.read_text()
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("x"), 2),
+        (errors.ModelTooLarge("x"), 2),
+        (errors.PluginUnknown("x"), 2),
+        (errors.AuthenticationFailed("x"), 2),
+        (errors.PeerUnreachable("x"), 3),
+        (errors.DeadlineExceeded("x"), 3),
+        (errors.NoSpace("x"), 1),
+    ],
+)
+def test_errors_have_exit_codes(error: errors.MooncakeError, code: int) -> None:
+    assert exits.code_of(error) == code

@@ -1,0 +1,166 @@
+"""Starting, failing to start, and ending: what is said, and that nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mooncake_core.testing.cluster import Cluster, alive, as_json, wait_for
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+MOCK = CONFIGS / "mock.yaml"
+
+
+def start(folder: Path, *arguments: str, config: Path = MOCK) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mooncake_cli.main", "start", "--role", "all", "-c", str(config), *arguments]
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(MOCK, tmp_path)
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model=/no/such/model"], "expected `demo` or a Hugging Face folder, got '/no/such/model'"),
+        (["prefill.0.engine.kv_memory=10000GiB", "prefill.0.engine.kind=torch"], "of KV memory"),
+        (["prefill.0.local_node.capacity=10000TiB"], "lower its capacity"),
+        (["prefill.0.engine.options={typo: 1}"], "typo"),
+        (["auth.key_file=/no/such/key"], "mooncake auth init"),
+    ],
+)
+def test_what_cannot_start_says_why_and_ends_with_a_code(tmp_path: Path, settings: list[str], message: str) -> None:
+    result = start(tmp_path, *(part for setting in settings for part in ("--set", setting)))
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "mooncake").rglob("*.json"))
+
+
+@pytest.mark.parametrize("section", ["master", "gateway"])
+def test_a_port_in_use_is_named(tmp_path: Path, section: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = start(tmp_path, "--set", f"{section}.port={port}")
+    assert result.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_second_start_of_the_same_cluster_is_refused(cluster: Cluster) -> None:
+    result = start(cluster.folder)
+    assert result.returncode == 2
+    assert f"already runs here as process {cluster.process.pid}" in result.stderr
+
+
+def test_ctrl_c_ends_everything_within_five_seconds(cluster: Cluster) -> None:
+    children = psutil.Process(cluster.process.pid).children(recursive=True)
+    assert len(children) == 11
+    started = time.monotonic()
+    cluster.process.send_signal(signal.SIGINT)
+    assert cluster.process.wait(30) == 0
+    assert time.monotonic() - started < 5
+    assert not [child.pid for child in children if alive(child.pid)]
+
+
+def test_kill_9_of_the_parent_leaves_nothing(cluster: Cluster) -> None:
+    shared_memory = set(os.listdir("/dev/shm"))
+    children = psutil.Process(cluster.process.pid).children(recursive=True)
+    cluster.process.kill()
+    cluster.process.wait()
+    wait_for(lambda: not [child.pid for child in children if alive(child.pid)], 10)
+    assert set(os.listdir("/dev/shm")) <= shared_memory
+    with socket.socket() as port:
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        port.bind(("127.0.0.1", int(cluster.state.gateway_url.rpartition(":")[2])))
+    assert cluster.command("stop").stderr == "nothing runs here\n"
+
+
+def test_what_dies_is_started_again_and_said_so(cluster: Cluster) -> None:
+    pid = cluster.kill("decode-1")
+    cluster.wait_until_back("decode-1", pid)
+    assert "decode-1" in cluster.log
+    assert "died (killed by SIGKILL); starting it again in 0.2s" in cluster.log
+    assert cluster.complete("hello")["usage"]["completion_tokens"] == 8
+
+
+def test_detach_status_and_stop(tmp_path: Path) -> None:
+    result = start(tmp_path, "--detach")
+    assert result.returncode == 0, result.stderr
+    assert "cluster mock is ready: 11 processes; the API is at http://127.0.0.1:" in result.stderr
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        run = [sys.executable, "-m", "mooncake_cli.main", *arguments]
+        return subprocess.run(run, env=environ, capture_output=True, text=True, timeout=60)
+
+    status = as_json(command("status", "--json"))
+    assert status["ready"]
+    assert {member["role"] for member in status["members"]} == {"gateway", "store", "prefill", "decode"}
+    assert command("complete", "hello", "--max-tokens", "4").returncode == 0
+    bench = command("bench", "serve", "--requests", "12", "--json")
+    assert as_json(bench)["succeeded"] == 12
+    assert as_json(command("inspect", "decisions", "--json"))["decisions"][0]["outcome"] == "dispatched"
+    assert len(as_json(command("inspect", "nodes", "--json"))["nodes"]) == 3
+    assert command("inspect", "cache", "--check").returncode == 0
+    assert command("stop").returncode == 0
+    assert command("status").returncode == 3
+
+
+def test_a_detached_start_that_fails_says_why(tmp_path: Path) -> None:
+    result = start(tmp_path, "--detach", "--set", "model=/no/such/model")
+    assert result.returncode == 2
+    assert "Hugging Face folder" in result.stderr
+
+
+def test_a_cluster_with_a_key_serves_and_refuses_other_keys(tmp_path: Path) -> None:
+    keys = [tmp_path / "one.key", tmp_path / "two.key"]
+    for key in keys:
+        command = [sys.executable, "-m", "mooncake_cli.main", "auth", "init", "--file", str(key)]
+        subprocess.run(command, check=True, capture_output=True)
+    cluster = Cluster(MOCK, tmp_path, f"auth.key_file={keys[0]}")
+    try:
+        assert cluster.complete("hello")["usage"]["completion_tokens"] == 8
+        assert cluster.command("status").returncode == 0
+        config = ["-c", str(MOCK), "--set", f"master.port={cluster.state.master_address.rpartition(':')[2]}"]
+        other = {**cluster.environ, "XDG_RUNTIME_DIR": str(tmp_path / "other")}
+        for key, message in (
+            (f"auth.key_file={keys[1]}", "not that of the cluster"),
+            ("cluster=x", "no key was given"),
+        ):
+            run = [sys.executable, "-m", "mooncake_cli.main", "status", *config, "--set", key]
+            result = subprocess.run(run, env=other, capture_output=True, text=True, timeout=30)
+            assert result.returncode == 2
+            assert message in result.stderr
+    finally:
+        cluster.stop()
+
+
+def test_a_pool_that_is_used_up_only_means_less_cache(tmp_path: Path) -> None:
+    cluster = Cluster(MOCK, tmp_path, "prefill.0.local_node.capacity=64KiB")
+    try:
+        for number in range(30):
+            cluster.complete([2 + (number * 7 + index) % 500 for index in range(300)])
+        report = cluster.cache()
+        assert report.refused_puts > 0
+        assert report.evicted > 0
+        assert report.problems == []
+    finally:
+        cluster.stop()

@@ -1,0 +1,165 @@
+"""The YAML: every problem at once and in its place; every value with its origin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mooncake_core.config.documents import commented_yaml, descriptions, json_schema
+from mooncake_core.config.load import Loaded, load_config
+from mooncake_core.config.processes import local_node_name, processes
+from mooncake_core.config.schema import ClusterConfig, InstanceConfig, PoolConfig
+from mooncake_core.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
+
+
+def load(tmp_path: Path, text: str, *overrides: str, **environ: str) -> Loaded:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return load_config(path, overrides=overrides, environ=environ)
+
+
+def problems(tmp_path: Path, text: str, *overrides: str, **environ: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, *overrides, **environ)
+    return [problem.replace(f"{tmp_path}/", "") for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_loads_and_says_what_it_is_for(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+    assert processes(load_config(path, environ={}).config)
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path, "").config == ClusterConfig()
+
+
+def test_units_are_understood(tmp_path: Path) -> None:
+    config = load(tmp_path, "pool: {read_lease: 250ms}\nstore: [{capacity: 1.5GiB}, {name: b, capacity: 4096}]").config
+    assert config.pool.read_lease == 0.25
+    assert [store.capacity for store in config.store] == [3 << 29, 4096]
+
+
+def test_all_problems_come_at_once_each_in_its_place(tmp_path: Path) -> None:
+    text = """cluster: Local
+modle: demo
+store:
+  - capacity: 12 potatoes
+prefill: {a: 1}
+master: {port: 99999, hots: x}
+pool: {checksum: 1, high_watermark: 2}
+decode:
+  - engine: {dtype: float8, kv_memory: -1}
+"""
+    assert problems(tmp_path, text) == [
+        'c.yaml:1:10: cluster: expected a name of lower-case letters, digits, dots and hyphens, got "Local"',
+        "c.yaml:2:8: modle: unknown key; did you mean model?",
+        "c.yaml:4:15: store.0.capacity: expected a size like 4GiB, 512MB or 65536, got '12 potatoes'",
+        "c.yaml:5:10: prefill: expected a list, got a mapping",
+        "c.yaml:6:16: master.port: expected 65535 or less, got 99999",
+        "c.yaml:6:29: master.hots: unknown key; did you mean host?",
+        "c.yaml:7:18: pool.checksum: expected true or false, got 1",
+        "c.yaml:7:37: pool.high_watermark: expected 1 or less, got 2",
+        'c.yaml:9:21: decode.0.engine.dtype: expected one of auto, float32, float16, bfloat16, got "float8"',
+        "c.yaml:9:41: decode.0.engine.kv_memory: expected a size of 0 or more, got -1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [", "c.yaml:2:1: expected YAML"),
+        ("master: {}\nmaster: {}", "c.yaml:2:1: master: expected each key once, got it again after c.yaml:1:9"),
+        ("- a", "c.yaml:1:1: expected a mapping, got a list"),
+        ("master: 5", "c.yaml:1:9: master: expected a mapping, got 5"),
+        ("model: ${NOPE}", "c.yaml:1:8: model: expected the environment variable NOPE to be set"),
+        ("pool: {low_watermark: 0.99}", "c.yaml:1:23: pool.low_watermark: expected less than high_watermark (0.95)"),
+        ("master: {host: 10.0.0.1}", "c.yaml:1:16: master.host: expected a loopback address, got 10.0.0.1"),
+        ("scheduler: {policy: kvcache}", "c.yaml:1:21: scheduler.policy: expected an installed policy"),
+        ("gateway: {port: 7801}", "c.yaml:1:10: gateway: expected ports to be used once per host, got 7801"),
+        ("store: [{}, {}]", "c.yaml:1:8: store: expected each process to have a name of its own, got store twice"),
+    ],
+)
+def test_each_kind_of_problem_is_located(tmp_path: Path, text: str, expected: str) -> None:
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith(expected)
+
+
+def test_environment_variables_are_filled_in_and_typed(tmp_path: Path) -> None:
+    text = 'master: {port: "${PORT:-5}"}\ngateway: {port: "6"}\nmodel: /m/${NAME}-x'
+    assert problems(tmp_path, text, NAME="n") == ['c.yaml:2:17: gateway.port: expected a whole number, got "6"']
+    config = load(tmp_path, text.replace('"6"', "6"), NAME="n", PORT="0").config
+    assert (config.master.port, config.gateway.port, config.model) == (0, 6, "/m/n-x")
+
+
+@pytest.mark.parametrize(
+    ("text", "model"), [("010", "010"), ("12:30", "12:30"), ("yes", "yes"), ("1e3", "1e3"), ("0x1F", "0x1F")]
+)
+def test_values_are_what_people_mean(tmp_path: Path, text: str, model: str) -> None:
+    assert load(tmp_path, f"model: {text}").config.model == model
+
+
+def test_overrides_lie_on_top(tmp_path: Path) -> None:
+    text = "decode: [{name: d}]\nmodel: a"
+    loaded = load(tmp_path, text, "decode.0.engine.device=cpu", "model=b", "pool.replicas=2", "prefill.0.count=3")
+    config = loaded.config
+    assert (config.decode[0].name, config.decode[0].engine.device) == ("d", "cpu")
+    assert (config.model, config.pool.replicas, config.prefill[0].count) == ("b", 2, 3)
+    assert loaded.origin("model") == "--set model=b"
+    assert loaded.origin("decode.0.name").endswith("c.yaml:1:17")
+    assert loaded.origin("pool.eviction") == "default"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("a", "--set a: expected PATH=VALUE"),
+        ("gateway.port=x", '--set gateway.port=x: gateway.port: expected a whole number, got "x"'),
+        ("prefill.4.name=x", "--set prefill.4.name=x: there is no element 4 of prefill"),
+        ("model.x=1", "--set model.x=1: model is no mapping"),
+        ("gatway.port=1", "--set gatway.port=1: gatway: unknown key; did you mean gateway?"),
+    ],
+)
+def test_wrong_overrides_are_named(tmp_path: Path, override: str, expected: str) -> None:
+    assert problems(tmp_path, "model: a", override)[0].startswith(expected)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_counts_and_local_nodes_are_spelled_out() -> None:
+    config = ClusterConfig(prefill=[InstanceConfig(count=2), InstanceConfig(name="solo", local_node=None)], decode=[])
+    specs = processes(config)
+    assert [(spec.name, spec.role, spec.local_to) for spec in specs] == [
+        ("master", "master", ""),
+        ("gateway", "gateway", ""),
+        ("prefill-0", "prefill", ""),
+        ("prefill-0-node", "store", "prefill-0"),
+        ("prefill-1", "prefill", ""),
+        ("prefill-1-node", "store", "prefill-1"),
+        ("solo", "prefill", ""),
+    ]
+    assert [local_node_name(spec) for spec in specs if spec.role == "prefill"] == [
+        "prefill-0-node",
+        "prefill-1-node",
+        "",
+    ]
+
+
+def test_the_written_defaults_load_back(tmp_path: Path) -> None:
+    text = commented_yaml(ClusterConfig())
+    assert load(tmp_path, text).config == ClusterConfig()
+    assert "# Copies of each block, on different nodes." in text
+
+
+def test_every_key_is_described() -> None:
+    schema = json_schema()
+    for name, section in schema["$defs"].items():
+        for key, entry in section.get("properties", {}).items():
+            assert entry["description"], f"{name}.{key} has no docstring"
+    assert descriptions(PoolConfig)["replicas"] == "Copies of each block, on different nodes."
