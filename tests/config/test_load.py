@@ -64,7 +64,7 @@ decode:
         "c.yaml:7:18: pool.checksum: expected true or false, got 1",
         "c.yaml:7:37: pool.high_watermark: expected 1 or less, got 2",
         'c.yaml:9:21: decode.0.engine.dtype: expected one of auto, float32, float16, bfloat16, got "float8"',
-        "c.yaml:9:41: decode.0.engine.kv_memory: expected a size of 0 or more, got -1",
+        "c.yaml:9:40: decode.0.engine.kv_memory: expected a size of 0 or more, got -1",
     ]
 
 

@@ -1,0 +1,80 @@
+"""What would be installed, and whether the lists of packages agree with the folders."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return zipfile.ZipFile(next(out.glob("*.whl")))
+
+
+def test_the_wheel_has_every_tracked_module_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *packages],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    prefixes = {package: package.rpartition("/")[0] for package in packages}
+    expected = set()
+    for name in listed.stdout.splitlines():
+        prefix = next(prefix for package, prefix in prefixes.items() if name.startswith(package + "/"))
+        expected.add(name.removeprefix(prefix + "/") if prefix else name)
+    found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert found == expected
+    assert "mooncake_core/demo_model/model.safetensors" in found
+
+
+def test_the_top_level_is_ours_alone(wheel: zipfile.ZipFile) -> None:
+    top = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {name for name in top if not name.endswith(".dist-info")} == {
+        "mooncake_cli",
+        "mooncake_core",
+        "mooncake_tcp",
+    }
+
+
+def test_every_backend_with_a_package_is_named_everywhere() -> None:
+    tool = PROJECT["tool"]
+    folders = [path for path in sorted((ROOT / "backends").iterdir()) if list(path.glob("mooncake_*/__init__.py"))]
+    assert folders
+    for folder in folders:
+        root = f"backends/{folder.name}"
+        assert root in tool["hatch"]["build"]["dev-mode-dirs"]
+        assert f"{root}/mooncake_{folder.name}" in tool["hatch"]["build"]["targets"]["wheel"]["packages"]
+        assert root in tool["ruff"]["src"]
+        assert root in tool["mypy"]["mypy_path"]
+        assert root in tool["pyright"]["extraPaths"]
+        assert f"mooncake_{folder.name}" in tool["importlinter"]["root_packages"]
+
+
+def test_the_dropin_is_a_distribution_of_its_own(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(ROOT / "dropin"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert [name for name in names if ".dist-info/" not in name] == ["mooncake/__init__.py"]
