@@ -148,6 +148,12 @@ def test_a_full_decode_pool_is_429_and_room_comes_back() -> None:
     dispatched(conductor, arrival("again"))
 
 
+def test_what_can_never_fit_is_hopeless() -> None:
+    conductor = make()
+    (reject,) = conductor.handle(arrival(tokens=901, max_tokens=100), 0)
+    assert reject == c.Reject("r", reject.reason, reject.retry_after_s, hopeless=True)  # type: ignore[union-attr]
+
+
 def test_a_refused_reservation_tries_the_next_instance_and_then_rejects() -> None:
     conductor = make(decodes=2)
     (first,) = conductor.handle(arrival(), 0)

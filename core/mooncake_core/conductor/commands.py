@@ -29,11 +29,12 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Admission says no: HTTP 429."""
+    """Admission says no: HTTP 429; or, where waiting cannot help, 400."""
 
     request_id: str
     reason: str
     retry_after_s: float
+    hopeless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,7 +204,7 @@ class Conductor:
         if not fitting:
             most = max(instance.offer.num_blocks for instance in alike)
             reason = f"no decode instance has {needed} blocks of KV memory free (the largest has {most} in all)"
-            return c.Reject(arrival.request_id, reason, SHORTEST_RETRY_S)
+            return c.Reject(arrival.request_id, reason, SHORTEST_RETRY_S, hopeless=needed > most)
         self._random.shuffle(fitting)
         best = min(fitting, key=lambda instance: instance.tbt_with(arrival.prompt_tokens))
         tbt_s, slo = best.tbt_with(arrival.prompt_tokens), self._settings.tbt_slo_s

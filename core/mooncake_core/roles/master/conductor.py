@@ -11,7 +11,7 @@ from typing import Any, Final
 from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
 from mooncake_core.conductor.conductor import Conductor
-from mooncake_core.errors import MooncakeError, NoSpace, RequestRejected, ServiceUnavailable
+from mooncake_core.errors import InvalidRequest, MooncakeError, NoSpace, RequestRejected, ServiceUnavailable
 from mooncake_core.kvcache.keys import block_key
 from mooncake_core.roles.drive import Drive
 from mooncake_core.roles.tasks import Tasks
@@ -136,6 +136,8 @@ class ConductorDriver:
                 self._tasks.start(self._reserve(command))
             case c.Dispatch():
                 self._dispatch(command)
+            case c.Reject(request_id=request_id, reason=reason, hopeless=True):
+                self._refuse(request_id, InvalidRequest(f"{reason}: shorten prompt or answer", param="max_tokens"))
             case c.Reject(request_id=request_id, reason=reason, retry_after_s=retry_after_s):
                 self._refuse(request_id, RequestRejected(reason, retry_after_s=retry_after_s))
             case c.Unavailable(request_id=request_id, reason=reason, retry_after_s=retry_after_s):
