@@ -59,6 +59,18 @@ class Running:
     gateway_url: str
     key_file: str | None
 
+    def url(self) -> str:
+        """Of its gateway.
+
+        Raises:
+            PeerUnreachable: no gateway of it is known here.
+        """
+        from mooncake_core.errors import PeerUnreachable
+
+        if not self.gateway_url:
+            raise PeerUnreachable(f"cluster {self.name} has no gateway on this host: name one with --url")
+        return self.gateway_url
+
     def client(self) -> SyncClient:
         """To its master."""
         from mooncake_core.roles.context import load_key
@@ -80,9 +92,11 @@ def find_running(config_path: Path | None, overrides: tuple[str, ...], cluster: 
 
     loaded = load(config_path, overrides) if config_path or os.environ.get("MOONCAKE_CONFIG") else None
     name = cluster or (loaded.config.cluster if loaded else None)
-    for state in run_directory.find(name):
+    states = run_directory.find(name)
+    gateway_url = next((state.gateway_url for state in states if state.gateway_url), "")
+    for state in states:
         if any(process.role == "master" for process in state.processes) or not loaded:
-            return Running(state.cluster, state.master_address, state.gateway_url, _key(state.key_file))
+            return Running(state.cluster, state.master_address, gateway_url, _key(state.key_file))
     if loaded is None:
         raise PeerUnreachable(
             f"no cluster{f' called {name}' if name else ''} runs on this host: start one with "

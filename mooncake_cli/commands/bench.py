@@ -54,7 +54,7 @@ def serve(
 
     from mooncake_core.bench.serve import ServeSettings, bench_serve
 
-    url = url or find_running(config_path, overrides, cluster).gateway_url
+    url = url or find_running(config_path, overrides, cluster).url()
     settings = msgspec.convert({"url": url, "timeout_s": timeout, **load}, ServeSettings)
     report = asyncio.run(bench_serve(settings, _progress(settings.requests)))
     if as_json:

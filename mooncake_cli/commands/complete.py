@@ -33,7 +33,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    url = url or find_running(config_path, overrides, cluster).gateway_url
+    url = url or find_running(config_path, overrides, cluster).url()
     stream = _Stream(url, prompt, options)
     text = []
     for piece in stream.pieces():

@@ -124,6 +124,37 @@ def test_detach_status_and_stop(tmp_path: Path) -> None:
     assert command("status").returncode == 3
 
 
+def test_roles_started_one_by_one_find_each_other_in_any_order(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        run = [sys.executable, "-m", "mooncake_cli.main", *arguments]
+        return subprocess.run(run, env=environ, capture_output=True, text=True, timeout=60)
+
+    shared = ["-c", str(MOCK), "--set", f"master.port={port}"]
+    starts = [
+        subprocess.Popen(
+            [sys.executable, "-m", "mooncake_cli.main", "start", "--role", *role, *shared],
+            env=environ,
+            stderr=subprocess.DEVNULL,
+        )
+        for role in (["decode", "--name", "decode-1"], ["prefill", "--name", "prefill-0"], ["gateway"], ["master"])
+    ]
+    try:
+        wait_for(lambda: command("status").returncode == 0, 30)
+        names = {member["name"] for member in as_json(command("status", "--json"))["members"]}
+        assert names == {"decode-1", "prefill-0", "prefill-0-node", "gateway"}
+        assert command("complete", "hello", "--max-tokens", "4").returncode == 0
+        assert command("stop").returncode == 0
+    finally:
+        for process in starts:
+            process.terminate()
+            assert process.wait(10) == 0
+
+
 def test_a_detached_start_that_fails_says_why(tmp_path: Path) -> None:
     result = start(tmp_path, "--detach", "--set", "model=/no/such/model")
     assert result.returncode == 2
