@@ -149,10 +149,11 @@ def test_roles_started_one_by_one_find_each_other_in_any_order(tmp_path: Path) -
         assert names == {"decode-1", "prefill-0", "prefill-0-node", "gateway"}
         assert command("complete", "hello", "--max-tokens", "4").returncode == 0
         assert command("stop").returncode == 0
+        assert [process.wait(10) for process in starts] == [0, 0, 0, 0]
     finally:
         for process in starts:
-            process.terminate()
-            assert process.wait(10) == 0
+            process.kill()
+            process.wait()
 
 
 def test_a_detached_start_that_fails_says_why(tmp_path: Path) -> None:
