@@ -14,13 +14,14 @@ import pytest
 from mooncake_core.address import HostPort
 from mooncake_core.errors import ConfigError, MooncakeError, NoSpace, ObjectExists, StaleAllocation
 from mooncake_core.roles.master.pool import PoolDriver
-from mooncake_core.store import pool as p
+from mooncake_core.store import events as p
 from mooncake_core.store.client import PutObject, StoreClient
 from mooncake_core.store.eviction import LRU
 from mooncake_core.store.node import Node
+from mooncake_core.store.pool import Pool, PoolSettings
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.client import Client, Clients
-from mooncake_core.wire.messages.pool import Fence
+from mooncake_core.wire.messages.pool import Fence, NewObject, PutStart, PutStarted
 from mooncake_core.wire.server import Call, Server
 
 ANY = HostPort("127.0.0.1", 0)
@@ -39,8 +40,8 @@ class World:
 
     async def start_master(self, term: int, address: HostPort = ANY) -> None:
         ids = itertools.count(term * 1000)
-        pool = p.Pool(
-            p.PoolSettings(read_lease_s=5, writer_deadline_s=5), term=term, next_id=lambda: next(ids), eviction=LRU
+        pool = Pool(
+            PoolSettings(read_lease_s=5, writer_deadline_s=5), term=term, next_id=lambda: next(ids), eviction=LRU
         )
         self.pool = pool
         self.driver = PoolDriver(pool, term=term, node_client=self._client_of, on_change=lambda change: None)
@@ -170,7 +171,7 @@ async def test_a_dead_node_is_a_miss_and_a_failed_put_gives_its_space_back() -> 
 
 async def test_a_writer_of_an_older_term_is_shut_out() -> None:
     async with world("a") as w:
-        started = await w.store._master.call(_put_start("k"), p.PutStarted, timeout_s=5)
+        started = await w.store._master.call(_put_start("k"), PutStarted, timeout_s=5)
         node, _, _ = w.nodes["a"]
         await node.fence(Fence(term=7), Call("new master", 1e12))
         segment = started.segments["a"]
@@ -232,5 +233,5 @@ def test_a_closed_node_leaves_no_memory_behind() -> None:
     assert "mooncake-n" not in Path("/proc/self/maps").read_text()
 
 
-def _put_start(key: str) -> p.PutStart:
-    return p.PutStart(objects=[p.NewObject(key=key, size_bytes=100)])
+def _put_start(key: str) -> PutStart:
+    return PutStart(objects=[NewObject(key=key, size_bytes=100)])

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mooncake_core.errors import NoSpace, ObjectExists, ObjectLeased, ObjectNotFound, StaleAllocation
-from mooncake_core.store import pool as p
+from mooncake_core.store import events as p
 from mooncake_core.store.eviction import LRU
 from mooncake_core.store.layout import SLOT_BYTES, extent_bytes
+from mooncake_core.store.pool import Pool, PoolSettings
 from mooncake_core.wire.messages.membership import SegmentOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.messages.pool import (
@@ -40,7 +41,7 @@ from mooncake_core.wire.messages.pool import (
 
 NODES = ["a", "b", "c"]
 KEYS = [f"k{number}" for number in range(12)]
-SETTINGS = p.PoolSettings(read_lease_s=5, writer_deadline_s=10, high_watermark=0.8, low_watermark=0.5)
+SETTINGS = PoolSettings(read_lease_s=5, writer_deadline_s=10, high_watermark=0.8, low_watermark=0.5)
 
 
 def descriptor(name: str, incarnation: int) -> SegmentDescriptor:
@@ -84,7 +85,7 @@ class NodeModel:
 class Harness:
     """A pool, its nodes, and a driver that can lose what nodes answer."""
 
-    def __init__(self, settings_: p.PoolSettings = SETTINGS) -> None:
+    def __init__(self, settings_: PoolSettings = SETTINGS) -> None:
         self.settings = settings_
         self.now = 100.0
         self.nodes: dict[str, NodeModel] = {}
@@ -99,7 +100,7 @@ class Harness:
     def restart(self) -> None:
         """A new master of a higher term, that knows nothing."""
         self.term = next(self.terms)
-        self.pool = p.Pool(self.settings, term=self.term, next_id=lambda: next(self.ids), eviction=LRU)
+        self.pool = Pool(self.settings, term=self.term, next_id=lambda: next(self.ids), eviction=LRU)
         self.index = {}
         self.unanswered.clear()
         for node in self.nodes.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -12,16 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from mooncake_core.errors import DeadlineExceeded, PathFailed
-from mooncake_core.transfer.completions import Completions
-from mooncake_core.transfer.contract import (
-    Capabilities,
-    Completion,
-    Operation,
-    Range,
-    Transport,
-    TransportSettings,
-)
-from mooncake_core.transfer.exports import Exports
+from mooncake_core.transfer.contract import Capabilities, Completion, Operation, TransportSettings
+from mooncake_core.transfer.exporting import ExportingTransport
 from mooncake_tcp.initiator import Connection
 from mooncake_tcp.target import Target
 
@@ -34,19 +25,20 @@ class TcpPath(Struct, frozen=True, array_like=True):
     key: bytes
 
 
-class TcpTransport(Transport):
+class TcpTransport(ExportingTransport):
     """Reads and writes over TCP connections, several per peer, opened on demand."""
 
     name: ClassVar[str] = "tcp"
     capabilities: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, settings: TransportSettings) -> None:
+        super().__init__()
         self._settings = settings
-        self._exports = Exports()
-        self._target = Target(settings.listen_host, settings.listen_port, self._exports, settings.secret)
-        self._completions = Completions()
-        self._regions: dict[int, memoryview] = {}
-        self._handles = itertools.count(1)
+        try:
+            self._target = Target(settings.listen_host, settings.listen_port, self.exports, settings.secret)
+        except PathFailed:
+            super().close()
+            raise
         self._lock = threading.Condition()
         self._connections: dict[tuple[str, int], list[Connection]] = {}
         self._closing = False
@@ -54,38 +46,23 @@ class TcpTransport(Transport):
         self._timer = threading.Thread(target=self._watch_deadlines, name="tcp-deadlines", daemon=True)
         self._timer.start()
 
-    def register(self, memory: memoryview) -> int:
-        handle = next(self._handles)
-        self._regions[handle] = memory
-        return handle
-
-    def unregister(self, handle: int) -> None:
-        self._exports.withdraw_all(self._regions.pop(handle))
-
-    def export(self, handle: int, *, writable: bool, ranges: Sequence[Range] | None = None) -> bytes:
-        key = self._exports.add(self._regions[handle], writable=writable, ranges=ranges)
+    def path_of(self, key: bytes) -> bytes:
         return msgspec.msgpack.encode(TcpPath(self._settings.listen_host, self._target.port, key))
 
-    def withdraw(self, path: bytes) -> None:
-        self._exports.withdraw(_decode(path).key)
+    def key_of(self, path: bytes) -> bytes:
+        return _decode(path).key
 
     def post(self, operations: Sequence[Operation]) -> None:
         peers: dict[tuple[str, int], list[tuple[Operation, bytes]]] = {}
         now = time.monotonic()
         for operation in operations:
             if operation.deadline_s <= now:
-                self._completions.add(Completion(operation.operation_id, DeadlineExceeded("posted after its deadline")))
+                self.completions.add(Completion(operation.operation_id, DeadlineExceeded("posted after its deadline")))
                 continue
             path = _decode(operation.path)
             peers.setdefault((path.host, path.port), []).append((operation, path.key))
         for peer, pairs in peers.items():
             self._post_to(peer, pairs)
-
-    def poll(self) -> list[Completion]:
-        return self._completions.take()
-
-    def fileno(self) -> int:
-        return self._completions.fileno()
 
     def close(self) -> None:
         with self._lock:
@@ -100,8 +77,7 @@ class TcpTransport(Transport):
         for connection in connections:
             connection.join()
         self._timer.join()
-        self._exports.withdraw_all()
-        self._completions.close()
+        super().close()
 
     def _post_to(self, peer: tuple[str, int], pairs: Sequence[tuple[Operation, bytes]]) -> None:
         """Spreads operations over the peer's connections, by bytes under way."""
@@ -109,7 +85,7 @@ class TcpTransport(Transport):
         if not shares:
             error = PathFailed(f"the transport of {self._settings.owner} was closed")
             for operation, _ in pairs:
-                self._completions.add(Completion(operation.operation_id, error))
+                self.completions.add(Completion(operation.operation_id, error))
             return
         for connection, share in shares:
             if not connection.submit(share):
@@ -135,7 +111,7 @@ class TcpTransport(Transport):
             return [(connection, share) for connection, share in zip(pool, shares, strict=True) if share]
 
     def _connect(self, peer: tuple[str, int]) -> Connection:
-        return Connection(*peer, secret=self._settings.secret, complete=self._completions.add, on_end=self._ended)
+        return Connection(*peer, secret=self._settings.secret, complete=self.completions.add, on_end=self._ended)
 
     def _ended(self, connection: Connection) -> None:
         with self._lock:

@@ -103,7 +103,7 @@ class CompletionRequest(Common, frozen=True, kw_only=True):
         if isinstance(self.prompt, str):
             return [self.prompt]
         kinds = {type(item) for item in self.prompt}
-        if kinds == {int}:
+        if kinds <= {int}:
             return [[item for item in self.prompt if isinstance(item, int)]]
         if len(kinds) != 1:
             raise InvalidRequest("expected text, texts, tokens, or lists of tokens, none of them mixed", param="prompt")

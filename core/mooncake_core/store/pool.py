@@ -20,13 +20,28 @@ from mooncake_core.errors import (
     ObjectNotFound,
     StaleAllocation,
 )
+from mooncake_core.store.events import (
+    Answer,
+    Asked,
+    AskReport,
+    BlocksRemoved,
+    BlocksReported,
+    BlocksStored,
+    ClearNodeSlots,
+    Command,
+    Event,
+    FenceNode,
+    NodeFenced,
+    NodeJoined,
+    NodeLeft,
+    SlotsCleared,
+    Tick,
+)
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.layout import extent_bytes, header_bytes
 from mooncake_core.store.node_space import Extent, NodeSpace, NodeState
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.inspection import CacheEntry, CacheReport
-from mooncake_core.wire.messages.membership import SegmentOffer
-from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.messages.pool import (
     BlockReport,
     Commit,
@@ -46,7 +61,6 @@ from mooncake_core.wire.messages.pool import (
     RemoveAll,
     Removed,
     RemovedAll,
-    SlotClearing,
     StoredObject,
 )
 
@@ -54,118 +68,6 @@ MARGIN_S: Final = 1.0
 """Added to a reader's lease and a writer's deadline before their space is touched: clocks run at different speed, and a
 transfer that began in time may end a little late."""
 NODE_RETRY_S: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A client asks; answered with Answer of the same token."""
-
-    token: int
-    message: PutStart | PutEnd | Get | Exists | Remove | RemoveAll
-
-
-@dataclass(frozen=True, slots=True)
-class NodeJoined:
-    """A node contributes a segment."""
-
-    name: str
-    incarnation: int
-    offer: SegmentOffer
-
-
-@dataclass(frozen=True, slots=True)
-class NodeFenced:
-    """Writers of older terms are shut out of a node."""
-
-    name: str
-    incarnation: int
-    write: SegmentDescriptor
-
-
-@dataclass(frozen=True, slots=True)
-class BlocksReported:
-    """Part of a node's directory."""
-
-    name: str
-    report: BlockReport
-
-
-@dataclass(frozen=True, slots=True)
-class SlotsCleared:
-    """A node has cleared slots."""
-
-    name: str
-    incarnation: int
-    slots: Sequence[SlotClearing]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeLeft:
-    """A node is gone with all it had."""
-
-    name: str
-    incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = Asked | NodeJoined | NodeFenced | BlocksReported | SlotsCleared | NodeLeft | Tick
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Tell whoever asked."""
-
-    token: int
-    message: Message | MooncakeError
-
-
-@dataclass(frozen=True, slots=True)
-class FenceNode:
-    """Ask a node to shut out writers of older terms."""
-
-    name: str
-    incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class AskReport:
-    """Ask a node for the next part of its directory."""
-
-    name: str
-    incarnation: int
-    cursor: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClearNodeSlots:
-    """Ask a node to clear slots."""
-
-    name: str
-    incarnation: int
-    slots: Sequence[SlotClearing]
-
-
-@dataclass(frozen=True, slots=True)
-class BlocksStored:
-    """A node has these objects now."""
-
-    node: str
-    keys: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class BlocksRemoved:
-    """A node has these objects no more."""
-
-    node: str
-    keys: Sequence[str]
-
-
-Command = Answer | FenceNode | AskReport | ClearNodeSlots | BlocksStored | BlocksRemoved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ No code of the far end runs: data moves between the two memories when the operat
 
 from __future__ import annotations
 
-import itertools
 import random
 import threading
 import time
@@ -13,17 +12,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from mooncake_core.errors import DeadlineExceeded, PathFailed, TransferError
-from mooncake_core.transfer.completions import Completions
-from mooncake_core.transfer.contract import (
-    Capabilities,
-    Completion,
-    Kind,
-    Operation,
-    Range,
-    Transport,
-    TransportSettings,
-)
-from mooncake_core.transfer.exports import KEY_BYTES, Exports
+from mooncake_core.transfer.contract import Capabilities, Completion, Kind, Operation, TransportSettings
+from mooncake_core.transfer.exporting import ExportingTransport, copy, uninterruptible
+from mooncake_core.transfer.exports import KEY_BYTES
 
 LONGEST_DELAY_S = 0.002
 
@@ -44,7 +35,7 @@ class Hub:
         return type("HubTransport", (MemoryTransport,), {"hub": self})
 
 
-class MemoryTransport(Transport):
+class MemoryTransport(ExportingTransport):
     """See the module; made through Hub.transport."""
 
     name: ClassVar[str] = "memory"
@@ -52,32 +43,21 @@ class MemoryTransport(Transport):
     hub: ClassVar[Hub]
 
     def __init__(self, settings: TransportSettings) -> None:
+        super().__init__()
         self.owner = settings.owner
-        self.exports = Exports()
         self._address = settings.incarnation.to_bytes(8, "little") + id(self).to_bytes(8, "little")
         self.hub.transports[self._address] = self
-        self._regions: dict[int, memoryview] = {}
-        self._handles = itertools.count(1)
-        self._completions = Completions()
         self._changed = threading.Condition()
         self._due: list[tuple[float, int, Operation]] = []
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="memory-transport", daemon=True)
         self._thread.start()
 
-    def register(self, memory: memoryview) -> int:
-        handle = next(self._handles)
-        self._regions[handle] = memory
-        return handle
+    def path_of(self, key: bytes) -> bytes:
+        return self._address + key
 
-    def unregister(self, handle: int) -> None:
-        self.exports.withdraw_all(self._regions.pop(handle))
-
-    def export(self, handle: int, *, writable: bool, ranges: Sequence[Range] | None = None) -> bytes:
-        return self._address + self.exports.add(self._regions[handle], writable=writable, ranges=ranges)
-
-    def withdraw(self, path: bytes) -> None:
-        self.exports.withdraw(path[-KEY_BYTES:])
+    def key_of(self, path: bytes) -> bytes:
+        return path[-KEY_BYTES:]
 
     def post(self, operations: Sequence[Operation]) -> None:
         with self._changed:
@@ -87,12 +67,6 @@ class MemoryTransport(Transport):
             self._due.sort()
             self._changed.notify()
 
-    def poll(self) -> list[Completion]:
-        return self._completions.take()
-
-    def fileno(self) -> int:
-        return self._completions.fileno()
-
     def close(self) -> None:
         with self._changed:
             if self._closing:
@@ -101,19 +75,18 @@ class MemoryTransport(Transport):
             self._changed.notify()
         self._thread.join()
         self.hub.transports.pop(self._address, None)
-        self.exports.withdraw_all()
-        self._completions.close()
+        super().close()
 
     def _work(self) -> None:
         while (operation := self._next()) is not None:
             try:
                 self._move(operation)
             except (TransferError, TimeoutError) as error:
-                self._completions.add(Completion(operation.operation_id, error))
+                self.completions.add(Completion(operation.operation_id, error))
             else:
-                self._completions.add(Completion(operation.operation_id))
+                self.completions.add(Completion(operation.operation_id))
         for _, number, _ in self._due:
-            self._completions.add(Completion(number, PathFailed(f"the transport of {self.owner} was closed")))
+            self.completions.add(Completion(number, PathFailed(f"the transport of {self.owner} was closed")))
 
     def _next(self) -> Operation | None:
         """The next operation once it is due; None at the end."""
@@ -135,26 +108,16 @@ class MemoryTransport(Transport):
             raise DeadlineExceeded("the peer did not answer in time")
         write = operation.kind is Kind.WRITE
         access = peer.exports.enter(
-            operation.path[-KEY_BYTES:], operation.remote_offset, operation.length, write=write, interrupt=_nothing
+            operation.path[-KEY_BYTES:],
+            operation.remote_offset,
+            operation.length,
+            write=write,
+            interrupt=uninterruptible,
         )
         try:
-            _copy(operation, access.memory)
+            copy(operation.pieces, access.memory, write=write)
         finally:
             peer.exports.leave(access)
-
-
-def _copy(operation: Operation, there: memoryview) -> None:
-    offset = 0
-    for piece in operation.pieces:
-        if operation.kind is Kind.WRITE:
-            there[offset : offset + piece.nbytes] = piece
-        else:
-            piece[:] = there[offset : offset + piece.nbytes]
-        offset += piece.nbytes
-
-
-def _nothing() -> None:
-    """A copy in memory ends by itself."""
 
 
 __all__ = ["Hub", "MemoryTransport"]

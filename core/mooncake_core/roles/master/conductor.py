@@ -15,7 +15,7 @@ from mooncake_core.errors import InvalidRequest, MooncakeError, NoSpace, Request
 from mooncake_core.kvcache.keys import block_key
 from mooncake_core.roles.drive import Drive
 from mooncake_core.roles.tasks import Tasks
-from mooncake_core.store.pool import BlocksRemoved, BlocksStored
+from mooncake_core.store.events import BlocksRemoved, BlocksStored
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.serving import (

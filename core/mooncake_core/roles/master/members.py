@@ -11,7 +11,7 @@ from mooncake_core.roles.drive import SHORTEST_WAIT_S
 from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.roles.tasks import Tasks
-from mooncake_core.store import pool as p
+from mooncake_core.store import events as p
 from mooncake_core.wire.client import Client, Clients
 from mooncake_core.wire.membership import Change, MemberJoined, MemberLeft, MemberReported, Membership, Record
 from mooncake_core.wire.messages.envelope import Done

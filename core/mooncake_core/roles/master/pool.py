@@ -11,7 +11,8 @@ from typing import Any, Final
 from mooncake_core.errors import MooncakeError
 from mooncake_core.roles.drive import Drive
 from mooncake_core.roles.tasks import Tasks
-from mooncake_core.store import pool as p
+from mooncake_core.store import events as p
+from mooncake_core.store.pool import Pool
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.envelope import Done
@@ -41,7 +42,7 @@ class PoolDriver:
 
     def __init__(
         self,
-        pool: p.Pool,
+        pool: Pool,
         *,
         term: int,
         node_client: Callable[[str], Client | None],
