@@ -70,7 +70,7 @@ def format_size(size_bytes: float) -> str:
 
 def format_duration(seconds: float) -> str:
     """A readable form: 0.0123 → "12.3ms", 90 → "90s", 7200 → "2h"."""
-    if seconds == 0:
+    if abs(seconds) < 1e-9:
         return "0s"
     if abs(seconds) < 1e-3:
         return f"{seconds * 1e6:.3g}us"
