@@ -13,6 +13,8 @@ class ReserveDecode:
     decode: str
     prompt_tokens: int
     max_tokens: int
+    deadline: float
+    """The request's: nobody needs the memory after it."""
 
 
 @dataclass(frozen=True, slots=True)

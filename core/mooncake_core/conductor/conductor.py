@@ -217,7 +217,9 @@ class Conductor:
         arrival = request.arrival
         request.decode = decode.name
         decode.assign(arrival.request_id, _blocks(arrival, model), arrival.prompt_tokens)
-        return c.ReserveDecode(arrival.request_id, decode.name, arrival.prompt_tokens, arrival.max_tokens)
+        return c.ReserveDecode(
+            arrival.request_id, decode.name, arrival.prompt_tokens, arrival.max_tokens, arrival.deadline
+        )
 
     def _granted(self, request_id: str) -> list[c.Command]:
         request = self._requests.get(request_id)

@@ -52,7 +52,8 @@ class PrefillRole:
         self._local_node = local_node
         self._replicas = replicas
         self._sequence_ids = itertools.count(1)
-        self._space = asyncio.Condition()
+        self._turn = asyncio.Lock()
+        self._freed = asyncio.Event()
         self._deliveries = Tasks()
 
     async def prefill(self, message: Prefill, call: Call) -> Prefilled:
@@ -72,7 +73,7 @@ class PrefillRole:
             handed_over = True
         finally:
             if not handed_over:
-                await self._release(sequence_id)
+                self._release(sequence_id)
         return Prefilled(
             token_id=token_id,
             finish_reason=finish_reason,
@@ -87,30 +88,27 @@ class PrefillRole:
         await self._deliveries.close()
 
     async def _reserve(self, sequence_id: int, num_tokens: int, call: Call) -> list[int]:
-        """Blocks for the prompt; waits in line while other prompts hold them."""
+        """Blocks for the prompt; waits in line, a long prompt before the short ones behind it, while others hold them."""
         needed = self._instance.info.layout.blocks_for(num_tokens)
         if needed > self._instance.info.num_blocks:
             raise InvalidRequest(
                 f"the prompt needs {needed} blocks of KV memory, {self._instance.context.name} has "
                 f"{self._instance.info.num_blocks}: raise engine.kv_memory"
             )
-        async with self._space:
-            while True:
-                try:
-                    return self._instance.loop.reserve(sequence_id, num_tokens)
-                except NoSpace:
-                    await self._space_freed(call)
-
-    async def _space_freed(self, call: Call) -> None:
         try:
-            await asyncio.wait_for(self._space.wait(), call.remaining_s())
+            async with asyncio.timeout(call.remaining_s()), self._turn:
+                while True:
+                    self._freed.clear()
+                    try:
+                        return self._instance.loop.reserve(sequence_id, num_tokens)
+                    except NoSpace:
+                        await self._freed.wait()
         except TimeoutError as error:
             raise DeadlineExceeded("no KV memory became free for the prompt before the deadline") from error
 
-    async def _release(self, sequence_id: int) -> None:
+    def _release(self, sequence_id: int) -> None:
         self._instance.loop.release(sequence_id)
-        async with self._space:
-            self._space.notify_all()
+        self._freed.set()
 
     async def _load_prefix(self, message: Prefill, blocks: Sequence[int]) -> int:
         """Reads as much of the prefix as the pool has; returns the number of blocks that are in place."""
@@ -149,7 +147,7 @@ class PrefillRole:
             self._instance.engine.stage_out(blocks)
             await asyncio.gather(self._to_decode(message, blocks), self._to_pool(message, blocks, cached_blocks))
         finally:
-            await self._release(sequence_id)
+            self._release(sequence_id)
 
     async def _to_decode(self, message: Prefill, blocks: Sequence[int]) -> None:
         reservation = message.reservation

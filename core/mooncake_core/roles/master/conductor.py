@@ -34,8 +34,6 @@ from mooncake_core.wire.server import Call, Handler
 
 RESERVE_TIMEOUT_S: Final = 5.0
 RELEASE_TIMEOUT_S: Final = 5.0
-RESERVATION_TTL_S: Final = 60.0
-"""A reservation nobody has begun to use ends by itself after so long."""
 
 _log = logging.getLogger(__name__)
 
@@ -150,7 +148,7 @@ class ConductorDriver:
         try:
             if client is None:
                 raise ServiceUnavailable(f"decode instance {command.decode} has left")
-            reserved = await client.call(_reserve_message(command), Reserved, timeout_s=RESERVE_TIMEOUT_S)
+            reserved = await client.call(self._reserve_message(command), Reserved, timeout_s=RESERVE_TIMEOUT_S)
         except MooncakeError as error:
             _log.log(
                 logging.DEBUG if isinstance(error, NoSpace) else logging.WARNING,
@@ -164,6 +162,14 @@ class ConductorDriver:
         if placement := self._placing.get(command.request_id):
             placement.reservation = reserved.reservation
         self._drive.feed(e.ReservationGranted(command.request_id))
+
+    def _reserve_message(self, command: c.ReserveDecode) -> Reserve:
+        return Reserve(
+            request_id=command.request_id,
+            prompt_tokens=command.prompt_tokens,
+            max_tokens=command.max_tokens,
+            ttl_s=command.deadline - self.now(),
+        )
 
     async def _release(self, command: c.ReleaseDecode) -> None:
         client = self._client_of(command.decode)
@@ -207,13 +213,4 @@ def _arrival(message: Place, now: float) -> e.RequestArrived:
         block_keys=message.block_keys,
         tenant=message.tenant,
         deadline=now + message.deadline_s,
-    )
-
-
-def _reserve_message(command: c.ReserveDecode) -> Reserve:
-    return Reserve(
-        request_id=command.request_id,
-        prompt_tokens=command.prompt_tokens,
-        max_tokens=command.max_tokens,
-        ttl_s=RESERVATION_TTL_S,
     )
