@@ -28,8 +28,14 @@ def main() -> int:
     cpu_version = None if has_gpu else _newest_cpu_version()
     if cpu_version:
         return _install(f"torch=={cpu_version}")
+    urls = _downloads()
+    if not urls:
+        sys.stderr.write(
+            "error: the configured package index offers no torch, or cannot be reached; is there a network?\n"
+        )
+        return 1
     if platform.system() == "Linux" and platform.machine() == "x86_64":
-        _announce_size()
+        _announce_size(urls)
     return _install(f"torch>={OLDEST}")
 
 
@@ -52,14 +58,18 @@ def _newest_cpu_version() -> str | None:
     return next(iter(re.findall(r"\b(\d+\.\d+\.\d+\+cpu)\b", _pip("index", "versions", "torch").stdout)), None)
 
 
-def _announce_size() -> None:
+def _downloads() -> list[str]:
+    """What installing torch would fetch, torch's own requirements included."""
     report = _pip("install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-", f"torch>={OLDEST}")
     try:
-        urls = [item["download_info"]["url"] for item in json.loads(report.stdout)["install"]]
+        return [item["download_info"]["url"] for item in json.loads(report.stdout)["install"]]
     except (json.JSONDecodeError, KeyError):
-        urls = []
+        return []
+
+
+def _announce_size(urls: list[str]) -> None:
     sizes = [_size_bytes(url) for url in urls]
-    total = f"{sum(sizes) / 1e9:.1f} GB" if sizes and all(sizes) else "several GB"
+    total = f"{sum(sizes) / 1e9:.1f} GB" if all(sizes) else "several GB"
     sys.stderr.write(
         f"the configured index has only a CUDA build of torch: {total} to download in {len(urls)} packages. "
         "Set TORCH_INDEX to an index with CPU builds to take one of those instead.\n"
