@@ -1,0 +1,231 @@
+"""A request's way over real sockets, with a master and instances of a few lines: every path ends exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from mooncake_core.address import HostPort
+from mooncake_core.errors import EngineError, MooncakeError, NoSpace, RequestRejected
+from mooncake_core.gateway.serving import ClusterServing, Generation, Step
+from mooncake_core.wire.client import Clients
+from mooncake_core.wire.messages.envelope import Done
+from mooncake_core.wire.messages.membership import ModelOffer
+from mooncake_core.wire.messages.memory import SegmentDescriptor
+from mooncake_core.wire.messages.serving import (
+    Decode,
+    DescribeModels,
+    Models,
+    Place,
+    Placed,
+    Prefill,
+    Prefilled,
+    PrefillEnded,
+    Release,
+    RequestEnded,
+    Reservation,
+    Sampling,
+    Tokens,
+)
+from mooncake_core.wire.server import Call, Server
+
+MODEL = ModelOffer(name="m", fingerprint=b"f", block_tokens=4, block_bytes=1, max_context_tokens=99, vocab_size=99)
+MEMORY = SegmentDescriptor(owner="d", host_id="h", incarnation=1, length_bytes=1, paths={})
+
+
+class FakeCluster:
+    """Master, prefill and decode in one server; records what it is told."""
+
+    def __init__(self) -> None:
+        self.log: list[Any] = []
+        self.place_error: MooncakeError | None = None
+        self.prefill_error: MooncakeError | None = None
+        self.decode_error: MooncakeError | None = None
+        self.first_finish: Any = None
+        self.hang_in = ""
+        self.hanging = asyncio.Event()
+        self.cancelled: list[str] = []
+        self.asked_for_models = 0
+
+    def handlers(self) -> dict[type, Any]:
+        return {
+            DescribeModels: self.models,
+            Place: self.place,
+            Prefill: self.prefill,
+            Decode: self.decode,
+            Release: self.note,
+            PrefillEnded: self.note,
+            RequestEnded: self.note,
+        }
+
+    async def models(self, message: DescribeModels, call: Call) -> Models:
+        self.asked_for_models += 1
+        return Models(models=[MODEL])
+
+    async def note(self, message: Any, call: Call) -> Done:
+        self.log.append(message)
+        return Done()
+
+    async def place(self, message: Place, call: Call) -> Placed:
+        self.log.append(message)
+        await self.maybe_hang("place")
+        if self.place_error:
+            raise self.place_error
+        reservation = Reservation(reservation_id=5, memory=MEMORY, block_offsets=[0], ttl_s=9)
+        return Placed(
+            request_id=message.request_id,
+            prefill="p",
+            prefill_address=self.url,
+            decode="d",
+            decode_address=self.url,
+            reservation=reservation,
+            matched_tokens=0,
+            expected_ttft_s=0,
+            expected_tbt_s=0,
+        )
+
+    async def prefill(self, message: Prefill, call: Call) -> Prefilled:
+        self.log.append(message)
+        await self.maybe_hang("prefill")
+        if self.prefill_error:
+            raise self.prefill_error
+        return Prefilled(
+            token_id=7, finish_reason=self.first_finish, cached_tokens=4, queued_s=0, fetched_s=0, computed_s=0.5
+        )
+
+    async def decode(self, message: Decode, call: Call) -> AsyncGenerator[Tokens, None]:
+        self.log.append(message)
+        yield Tokens(token_ids=[8])
+        await self.maybe_hang("decode")
+        if self.decode_error:
+            raise self.decode_error
+        yield Tokens(token_ids=[9, 10], finish_reason="length")
+
+    async def maybe_hang(self, where: str) -> None:
+        if self.hang_in == where:
+            self.hanging.set()
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.cancelled.append(where)
+                raise
+
+    def kinds(self) -> Counter[str]:
+        return Counter(type(message).__name__ for message in self.log)
+
+    def ended(self) -> RequestEnded:
+        (found,) = [message for message in self.log if isinstance(message, RequestEnded)]
+        return found
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[tuple[FakeCluster, ClusterServing]]:
+    cluster = FakeCluster()
+    server = Server("cluster", cluster.handlers())
+    cluster.url = (await server.start(HostPort("127.0.0.1", 0))).url
+    clients = Clients("gateway")
+    serving = ClusterServing(clients.get(cluster.url), clients)
+    try:
+        yield cluster, serving
+        await serving.close()
+    finally:
+        await clients.close()
+        await server.close()
+
+
+def generation(tokens: int = 9) -> Generation:
+    return Generation(
+        request_id="r", model=MODEL, token_ids=list(range(tokens)), sampling=Sampling(max_tokens=4), timeout_s=20
+    )
+
+
+async def collect(serving: ClusterServing) -> list[Step]:
+    return [step async for step in serving.generate(generation())]
+
+
+async def test_a_request_is_placed_prefilled_decoded_and_ended() -> None:
+    async with running() as (cluster, serving):
+        steps = await collect(serving)
+        await serving.close()
+        assert [token for step in steps for token in step.token_ids] == [7, 8, 9, 10]
+        assert [step.finish_reason for step in steps] == [None, None, "length"]
+        assert {step.cached_tokens for step in steps} == {4}
+        assert cluster.kinds() == Counter(["Place", "Prefill", "PrefillEnded", "Decode", "Release", "RequestEnded"])
+        assert (cluster.ended().outcome, cluster.ended().output_tokens) == ("finished", 4)
+        place = next(message for message in cluster.log if isinstance(message, Place))
+        prefill = next(message for message in cluster.log if isinstance(message, Prefill))
+        assert (len(place.block_keys), len(prefill.block_keys), prefill.max_cached_blocks) == (2, 2, 2)
+        decode = next(message for message in cluster.log if isinstance(message, Decode))
+        assert (decode.first_token_id, decode.prompt_tokens, decode.reservation_id) == (7, 9, 5)
+
+
+async def test_the_last_block_of_a_prompt_of_whole_blocks_is_stored_but_not_asked_for() -> None:
+    async with running() as (cluster, serving):
+        _ = [step async for step in serving.generate(generation(tokens=8))]
+        place = next(message for message in cluster.log if isinstance(message, Place))
+        prefill = next(message for message in cluster.log if isinstance(message, Prefill))
+        assert (len(place.block_keys), len(prefill.block_keys), prefill.max_cached_blocks) == (1, 2, 1)
+
+
+async def test_a_request_that_ends_with_its_first_token_needs_no_decode() -> None:
+    async with running() as (cluster, serving):
+        cluster.first_finish = "stop"
+        steps = await collect(serving)
+        await serving.close()
+        assert [step.token_ids for step in steps] == [[7]]
+        assert cluster.kinds()["Decode"] == 0
+        assert cluster.kinds()["Release"] == 1
+        assert cluster.ended().outcome == "finished"
+
+
+@pytest.mark.parametrize("where", ["prefill_error", "decode_error"])
+async def test_an_error_ends_the_request_as_failed_and_frees_it(where: str) -> None:
+    async with running() as (cluster, serving):
+        setattr(cluster, where, EngineError("broken"))
+        with pytest.raises(EngineError, match="broken"):
+            await collect(serving)
+        await serving.close()
+        assert cluster.ended().outcome == "failed"
+        assert cluster.kinds()["Release"] == 1
+
+
+@pytest.mark.parametrize("error", [RequestRejected("busy", retry_after_s=3), NoSpace("full")])
+async def test_a_request_that_was_not_placed_has_nothing_to_end(error: MooncakeError) -> None:
+    async with running() as (cluster, serving):
+        cluster.place_error = error
+        with pytest.raises(type(error)):
+            await collect(serving)
+        await serving.close()
+        assert cluster.kinds() == Counter(["Place"])
+
+
+@pytest.mark.parametrize("where", ["place", "prefill", "decode"])
+async def test_a_client_that_goes_away_cancels_the_work_and_frees_the_memory(where: str) -> None:
+    async with running() as (cluster, serving):
+        cluster.hang_in = where
+        task = asyncio.create_task(collect(serving))
+        await asyncio.wait_for(cluster.hanging.wait(), 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await serving.close()
+        for _ in range(200):
+            if cluster.cancelled:
+                break
+            await asyncio.sleep(0.01)
+        assert cluster.cancelled == [where]
+        if where != "place":
+            assert cluster.ended().outcome == "cancelled"
+            assert cluster.kinds()["Release"] == 1
+
+
+async def test_models_are_asked_for_once_in_a_while() -> None:
+    async with running() as (cluster, serving):
+        for _ in range(5):
+            assert await serving.models() == [MODEL]
+        assert cluster.asked_for_models == 1
