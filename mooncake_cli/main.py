@@ -64,9 +64,8 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mooncake-toolkit", prog_name="mooncake")
 @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
-@click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
-    ctx.obj = {"debug": debug}
+def cli(debug: bool) -> None:
+    """The group; `run` looks for --debug itself, since errors may come before any option is parsed."""
 
 
 def main() -> None:

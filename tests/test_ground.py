@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from mooncake_core import errors, registry
 from mooncake_core.address import HostPort, is_loopback, parse_host_port
-from mooncake_core.clock import MonotonicClock, VirtualClock
 from mooncake_core.units import format_duration, format_size, parse_duration, parse_size
 
 
@@ -113,11 +112,3 @@ def test_a_plugin_that_cannot_be_imported_is_a_sentence(monkeypatch: pytest.Monk
     monkeypatch.setattr(registry, "installed", lambda kind: [broken])
     with pytest.raises(errors.PluginUnavailable, match="transport broken is not available: No module named"):
         registry.load("transport", "broken")
-
-
-def test_virtual_time_moves_only_forward_and_only_when_told() -> None:
-    clock = VirtualClock(5)
-    assert (clock.now(), clock.advance(2), clock.now()) == (5, 7, 7)
-    with pytest.raises(ValueError, match="cannot go back"):
-        clock.advance(-1)
-    assert MonotonicClock().now() <= MonotonicClock().now()

@@ -39,7 +39,7 @@ def cache(prefix: str, limit: int, check: bool, as_json: bool, **where: Any) -> 
 
         console.json(msgspec.to_builtins(report))
         return exits.FAILED if report.problems else exits.DONE
-    console.table(["", ""], _cache_rows(report))
+    console.table(["pool", "value"], _cache_rows(report))
     if report.entries:
         from mooncake_core.units import format_duration, format_size
 

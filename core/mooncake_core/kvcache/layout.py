@@ -28,15 +28,6 @@ class KVLayout(Struct, frozen=True, kw_only=True):
     def block_bytes(self) -> int:
         return self.token_bytes * self.block_tokens
 
-    @property
-    def layer_bytes(self) -> int:
-        """K and V of one layer of one block."""
-        return self.block_bytes // self.num_layers
-
-    def layer_offset(self, layer: int) -> int:
-        """Where a layer's K begins within the block; its V follows after layer_bytes / 2."""
-        return layer * self.layer_bytes
-
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold so many tokens, the last one partly."""
         return -(-num_tokens // self.block_tokens)

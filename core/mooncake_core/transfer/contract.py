@@ -30,10 +30,6 @@ class Capabilities:
 
     same_host_only: bool = False
     """Peers on other hosts cannot be reached."""
-    needs_registration: bool = False
-    """Local memory of a transfer must have been registered."""
-    max_pieces: int = 1024
-    """Local pieces per operation."""
 
 
 @dataclass(frozen=True, slots=True)

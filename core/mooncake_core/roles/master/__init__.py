@@ -19,9 +19,6 @@ from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.store.pool import Pool, PoolSettings
 from mooncake_core.wire.server import Server
 
-TERM_SHIFT = 10**6
-"""Ids of one term are below those of the next: a term is a start time in microseconds."""
-
 
 async def run(context: RoleContext) -> None:
     """Serves until told to stop."""
@@ -68,6 +65,6 @@ def _pool(config: ClusterConfig, term: int) -> Pool:
         high_watermark=config.pool.high_watermark,
         low_watermark=config.pool.low_watermark,
     )
-    ids = itertools.count(term)
+    ids = itertools.count(term)  # a term is a start time in microseconds: no two masters give the same id
     eviction = registry.load("eviction", config.pool.eviction)
     return Pool(settings, term=term, next_id=lambda: next(ids), eviction=eviction)

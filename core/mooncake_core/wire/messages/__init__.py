@@ -6,7 +6,7 @@ understands N+1. What must not be understood by an older peer gets a new message
 
 from __future__ import annotations
 
-from typing import Final, get_args
+from typing import Final
 
 import msgspec
 
@@ -62,8 +62,6 @@ Message = (
     | inspection.InspectDecisions
     | inspection.Decisions
 )
-
-MESSAGE_TYPES: Final[tuple[type, ...]] = get_args(Message)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
