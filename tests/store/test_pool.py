@@ -288,6 +288,15 @@ def test_eviction_takes_the_tail_of_a_chain_and_never_what_is_leased(harness: Ha
     assert 0 < sum(left) < 8
 
 
+def test_running_out_of_slots_evicts_too(harness: Harness) -> None:
+    for number in range(12):
+        harness.store(f"k{number}", 8)
+    assert harness.pool.usage("a")[1] < 0.5 * harness.nodes["a"].capacity
+    assert harness.put("more", 8).refusal == NoSpace.code
+    harness.answer_all()
+    assert harness.put("more", 8).placements
+
+
 def test_the_least_recently_used_goes_first(harness: Harness) -> None:
     for number in range(8):
         harness.store(f"k{number}", 64 * 4)

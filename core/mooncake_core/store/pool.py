@@ -243,8 +243,14 @@ class Pool:
     def _put_start(self, message: PutStart, now: float) -> PutStarted:
         grants = [self._grant(wanted, message, now) for wanted in message.objects]
         names = {placement.node for grant in grants for placement in grant.placements}
-        for name in names:
-            self._make_room(self._nodes[name], now)
+        refused_bytes = sum(
+            wanted.size_bytes
+            for wanted, grant in zip(message.objects, grants, strict=True)
+            if grant.refusal == NoSpace.code
+        )
+        for name, node in self._nodes.items():
+            if refused_bytes or name in names:
+                self._make_room(node, now, refused_bytes)
         return PutStarted(
             term=self._term,
             writer_deadline_s=self._settings.writer_deadline_s,
@@ -264,8 +270,6 @@ class Pool:
         replicas = self._place(length, allocation_id, message)
         if not replicas:
             self._counters.refused_puts += 1
-            for node in self._nodes.values():
-                self._make_room(node, now, wanted_bytes=length)
             return Grant(key=wanted.key, refusal=NoSpace.code)
         entry = _Object(wanted.key, wanted.parent, wanted.size_bytes, allocation_id, replicas, used_at=now)
         self._objects[wanted.key] = entry
@@ -395,12 +399,13 @@ class Pool:
             if not self._children[entry.parent]:
                 del self._children[entry.parent]
 
-    def _make_room(self, node: NodeSpace, now: float, wanted_bytes: int = 0) -> None:
-        """Evicts from above the high watermark to below the low one, or so much that `wanted_bytes` may fit next time."""
+    def _make_room(self, node: NodeSpace, now: float, refused_bytes: int) -> None:
+        """Evicts from above the high watermark to below the low one; and where a put was just refused, for want of
+        bytes, of slots, or of a long enough extent, at least as much as it wanted: the next one finds room."""
         capacity = node.offer.capacity_bytes
-        if node.live_bytes + wanted_bytes <= self._settings.high_watermark * capacity:
+        if not refused_bytes and node.live_bytes <= self._settings.high_watermark * capacity:
             return
-        target = min(self._settings.low_watermark * capacity, capacity - wanted_bytes)
+        target = min(self._settings.low_watermark * capacity, node.live_bytes - refused_bytes)
         for key in node.eviction.candidates():
             if node.live_bytes <= target:
                 return
