@@ -72,13 +72,15 @@ def format_duration(seconds: float) -> str:
     """A readable form: 0.0123 → "12.3ms", 90 → "90s", 7200 → "2h"."""
     if abs(seconds) < 1e-9:
         return "0s"
-    if abs(seconds) < 1e-3:
-        return f"{seconds * 1e6:.3g}us"
-    if abs(seconds) < 1:
-        return f"{seconds * 1e3:.3g}ms"
-    if abs(seconds) >= 3600:
-        return f"{seconds / 3600:.3g}h"
-    return f"{seconds:.4g}s" if abs(seconds) < 120 else f"{seconds / 60:.3g}m"
+    for limit, scale, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (120.0, 1.0, "s"), (3600.0, 1 / 60, "m")):
+        if abs(seconds) < limit:
+            return f"{_rounded(seconds * scale)}{unit}"
+    return f"{_rounded(seconds / 3600)}h"
+
+
+def _rounded(value: float) -> str:
+    """Three digits that count, never in scientific notation."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
 def _split(text: object, expected: str) -> tuple[float, str]:
