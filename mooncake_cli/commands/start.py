@@ -50,8 +50,9 @@ def _select(loaded: Loaded, role: str, name: str | None) -> list[ProcessSpec]:
         known = ", ".join(spec.name for spec in of_role) or "none"
         wanted = f"role {role}" + (f" called {name}" if name else "")
         raise UsageError(f"the configuration has no {wanted} (it has: {known})")
-    owners = {spec.name for spec in chosen}
-    return [spec for spec in specs if spec.name in owners or spec.local_to in owners]
+    owners = {spec.process for spec in chosen}  # whoever shares a process with one that was chosen comes along
+    names = {spec.name for spec in specs if spec.process in owners}
+    return [spec for spec in specs if spec.name in names or spec.local_to in names]
 
 
 def _serve(loaded: Loaded, specs: list[ProcessSpec], selection: str) -> int:
@@ -64,7 +65,7 @@ def _serve(loaded: Loaded, specs: list[ProcessSpec], selection: str) -> int:
     config = loaded.config
     load_key(config.auth.key_file if config.auth else None)
     state_file = RunDirectory(config.cluster).claim(selection)
-    prefix = _Prefix(max(len(spec.name) for spec in specs))
+    prefix = _Prefix(max(len(spec.process) for spec in specs))
 
     async def run() -> int:
         supervisor = Supervisor(

@@ -72,7 +72,7 @@ def test_a_second_start_of_the_same_cluster_is_refused(cluster: Cluster) -> None
 
 def test_ctrl_c_ends_everything_within_five_seconds(cluster: Cluster) -> None:
     children = psutil.Process(cluster.process.pid).children(recursive=True)
-    assert len(children) == 11
+    assert len(children) == 13
     started = time.monotonic()
     cluster.process.send_signal(signal.SIGINT)
     assert cluster.process.wait(30) == 0
@@ -101,10 +101,35 @@ def test_what_dies_is_started_again_and_said_so(cluster: Cluster) -> None:
     assert cluster.complete("hello")["usage"]["completion_tokens"] == 8
 
 
+def test_members_of_one_process_are_members_of_their_own(cluster: Cluster) -> None:
+    crowd = [member for member in cluster.status().members if member.name.startswith("crowd-")]
+    assert len(crowd) == 6
+    assert len({member.pid for member in crowd}) == 2
+    pid = cluster.kill("crowd-group-1")
+    cluster.wait_until_back("crowd-group-1", pid)
+    wait_for(lambda: len([member for member in cluster.status().members if member.pid != pid]) == 16)
+    for number in range(20):
+        assert cluster.complete([5 + number] * 40)["usage"]["completion_tokens"] == 8
+    used = {decision["decode"] for decision in as_json(cluster.command("inspect", "decisions", "--json"))["decisions"]}
+    assert any(name.startswith("crowd-") for name in used)
+
+
+def test_an_objective_that_cannot_be_met_is_429(tmp_path: Path) -> None:
+    cluster = Cluster(MOCK, tmp_path, "scheduler.ttft_slo=1us")
+    try:
+        answer = cluster.http.post("/v1/completions", json=cluster.body("hello"))
+        assert answer.status_code == 429
+        assert "exceeds the objective of 1e-06s" in answer.json()["error"]["message"]
+        assert int(answer.headers["retry-after"]) >= 1
+        assert as_json(cluster.command("inspect", "decisions", "--json"))["decisions"][0]["outcome"] == "rejected"
+    finally:
+        cluster.stop()
+
+
 def test_detach_status_and_stop(tmp_path: Path) -> None:
     result = start(tmp_path, "--detach")
     assert result.returncode == 0, result.stderr
-    assert "cluster mock is ready: 11 processes; the API is at http://127.0.0.1:" in result.stderr
+    assert "cluster mock is ready: 13 processes; the API is at http://127.0.0.1:" in result.stderr
     environ = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:

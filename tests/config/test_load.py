@@ -151,6 +151,21 @@ def test_counts_and_local_nodes_are_spelled_out() -> None:
     ]
 
 
+def test_instances_that_share_a_process_share_one_for_their_nodes(tmp_path: Path) -> None:
+    entry = "prefill: [{count: 3, per_process: 2, engine: {kind: mock}}]\ndecode: []"
+    specs = processes(load(tmp_path, entry).config)
+    assert [(spec.name, spec.process) for spec in specs if spec.role in ("prefill", "store")] == [
+        ("prefill-0", "prefill-group-0"),
+        ("prefill-0-node", "prefill-group-0-node"),
+        ("prefill-1", "prefill-group-0"),
+        ("prefill-1-node", "prefill-group-0-node"),
+        ("prefill-2", "prefill-group-1"),
+        ("prefill-2-node", "prefill-group-1-node"),
+    ]
+    (problem,) = problems(tmp_path, entry.replace("mock", "torch"))
+    assert problem.startswith("c.yaml:1:35: prefill.0.per_process: expected 1 for engine torch")
+
+
 def test_the_written_defaults_load_back(tmp_path: Path) -> None:
     text = commented_yaml(ClusterConfig())
     assert load(tmp_path, text).config == ClusterConfig()

@@ -1,4 +1,4 @@
-"""Which processes a configuration describes: names and counts spelled out."""
+"""What a configuration describes, names and counts spelled out: members of the cluster, and the processes they run in."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ ProcessRole = Literal["master", "gateway", "store", "prefill", "decode"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSpec:
-    """One process and its part of the configuration."""
+    """One member of the cluster and its part of the configuration."""
 
     name: str
+    process: str
+    """Name of the process it runs in: its own, unless several share one."""
     role: ProcessRole
     host: str
     section: MasterConfig | GatewayConfig | NodeConfig | InstanceConfig
@@ -34,8 +36,8 @@ def processes(config: ClusterConfig) -> list[ProcessSpec]:
     """All processes of the cluster, the master first."""
     master, gateway = config.master, config.gateway
     return [
-        ProcessSpec(name=master.name, role="master", host=master.host, section=master),
-        ProcessSpec(name=gateway.name, role="gateway", host=gateway.host, section=gateway),
+        ProcessSpec(name=master.name, process=master.name, role="master", host=master.host, section=master),
+        ProcessSpec(name=gateway.name, process=gateway.name, role="gateway", host=gateway.host, section=gateway),
         *_stores(config.store),
         *_instances("prefill", config.prefill),
         *_instances("decode", config.decode),
@@ -52,17 +54,20 @@ def local_node_name(instance: ProcessSpec) -> str:
 def _stores(entries: Sequence[StoreConfig]) -> Iterator[ProcessSpec]:
     for entry in entries:
         for name in _numbered(entry.name, entry.count):
-            yield ProcessSpec(name=name, role="store", host=entry.host, section=entry)
+            yield ProcessSpec(name=name, process=name, role="store", host=entry.host, section=entry)
 
 
 def _instances(role: Literal["prefill", "decode"], entries: Sequence[InstanceConfig]) -> Iterator[ProcessSpec]:
     for entry in entries:
-        for name in _numbered(entry.name or role, entry.count):
-            instance = ProcessSpec(name=name, role=role, host=entry.host, section=entry)
+        base = entry.name or role
+        for number, name in enumerate(_numbered(base, entry.count)):
+            process = name if entry.per_process == 1 else f"{base}-group-{number // entry.per_process}"
+            instance = ProcessSpec(name=name, process=process, role=role, host=entry.host, section=entry)
             yield instance
             if entry.local_node is not None:
                 yield ProcessSpec(
                     name=local_node_name(instance),
+                    process=f"{process}-node",
                     role="store",
                     host=entry.host,
                     section=entry.local_node,

@@ -27,6 +27,7 @@ def findings(config: ClusterConfig) -> Iterator[Finding]:
     yield from _ports(specs)
     yield from _open_addresses(config)
     yield from _plugins(config)
+    yield from _shared_processes(config)
     if config.pool.low_watermark >= config.pool.high_watermark:
         yield "pool.low_watermark", f"expected less than high_watermark ({config.pool.high_watermark})"
 
@@ -69,6 +70,17 @@ def _open_addresses(config: ClusterConfig) -> Iterator[Finding]:
                 f"expected a loopback address, got {host}: others can reach it, so give auth.key_file "
                 "(`mooncake auth init` writes a key), or say insecure: true",
             )
+
+
+def _shared_processes(config: ClusterConfig) -> Iterator[Finding]:
+    for role, entries in (("prefill", config.prefill), ("decode", config.decode)):
+        for index, entry in enumerate(entries):
+            if entry.per_process > 1 and (entry.engine.kind != "mock" or entry.data_port):
+                yield (
+                    f"{role}.{index}.per_process",
+                    f"expected 1 for engine {entry.engine.kind} (only mock instances on free data ports share a process), "
+                    f"got {entry.per_process}",
+                )
 
 
 def _plugins(config: ClusterConfig) -> Iterator[Finding]:

@@ -93,6 +93,8 @@ class InstanceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """How many of these run on the host."""
     host: str = "127.0.0.1"
     """Address it binds and is reached at."""
+    per_process: Count = 1
+    """So many of `count` share one process, and so do their local nodes; for the mock engine."""
     data_port: Port = 0
     """Port of the data server; 0 takes a free one."""
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class RoleContext:
-    """Made once per process; roles take from it what they need."""
+    """Made once per member; roles take from it what they need."""
 
-    def __init__(self, boot: Boot, spec: ProcessSpec) -> None:
+    def __init__(self, boot: Boot, spec: ProcessSpec, stop: asyncio.Event) -> None:
         self.config = boot.config
         self.spec = spec
         self.name = spec.name
-        self.stop = asyncio.Event()
+        self.stop = stop
         self.incarnation = secrets.randbits(63)
         self.key = load_key(boot.config.auth.key_file if boot.config.auth else None)
         self.master_address = boot.master_address
@@ -40,8 +40,8 @@ class RoleContext:
         return self.config.transfer.host_id or default_host_id()
 
     def announce(self, address: str) -> None:
-        """Tells the supervisor that this process is ready."""
-        announce(address)
+        """Tells the supervisor that this member is ready."""
+        announce(self.name, address)
 
     def transfer_engine(self, host: str, data_port: int) -> TransferEngine:
         """A Transfer Engine as the configuration wants it, listening on host:data_port."""

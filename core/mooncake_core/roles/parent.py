@@ -23,15 +23,16 @@ class Boot(Struct, frozen=True, kw_only=True):
     """All that a child needs to know."""
 
     config: ClusterConfig
-    name: str
-    """Which process of the configuration it is."""
+    process: str
+    """Which process of the configuration it is; it may be that of several members."""
     master_address: str
     log_level: str
 
 
 class Announcement(Struct, frozen=True, kw_only=True):
-    """I am ready, and this is where I can be reached: tcp:// for control, http:// for the gateway."""
+    """A member is ready, and this is where it can be reached: tcp:// for control, http:// for the gateway."""
 
+    name: str
     address: str
 
 
@@ -40,9 +41,9 @@ def read_boot() -> Boot:
     return msgspec.json.decode(_read_line(sys.stdin.fileno()), type=Boot)
 
 
-def announce(address: str) -> None:
-    """Tells the supervisor that this process is ready."""
-    os.write(sys.stdout.fileno(), msgspec.json.encode(Announcement(address=address)) + b"\n")
+def announce(name: str, address: str) -> None:
+    """Tells the supervisor that a member is ready."""
+    os.write(sys.stdout.fileno(), msgspec.json.encode(Announcement(name=name, address=address)) + b"\n")
 
 
 def end_with_parent() -> None:

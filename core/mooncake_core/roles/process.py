@@ -40,12 +40,23 @@ def main() -> int:
 
 
 async def _run(boot: Boot) -> None:
-    spec = next(spec for spec in processes(boot.config) if spec.name == boot.name)
-    context = RoleContext(boot, spec)
+    """Runs all members of this process; the first failure ends them all."""
+    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, context.stop.set)
-    role = importlib.import_module(f"mooncake_core.roles.{spec.role}")
+        loop.add_signal_handler(number, stop.set)
+    specs = [spec for spec in processes(boot.config) if spec.process == boot.process]
+    members = [asyncio.create_task(_run_member(RoleContext(boot, spec, stop))) for spec in specs]
+    await asyncio.wait(members, return_when=asyncio.FIRST_EXCEPTION)
+    stop.set()
+    outcomes = await asyncio.gather(*members, return_exceptions=True)
+    for outcome in outcomes:
+        if outcome is not None:
+            raise outcome
+
+
+async def _run_member(context: RoleContext) -> None:
+    role = importlib.import_module(f"mooncake_core.roles.{context.spec.role}")
     await role.run(context)
 
 

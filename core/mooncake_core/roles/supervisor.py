@@ -29,10 +29,13 @@ LOG_LINE_LIMIT: Final = 1 << 20
 
 
 class Child:
-    """One process, through all its restarts."""
+    """One process, through all its restarts, with the members that run in it."""
 
-    def __init__(self, spec: ProcessSpec, log: Callable[[str, str], None]) -> None:
-        self.spec = spec
+    def __init__(self, name: str, specs: Sequence[ProcessSpec], log: Callable[[str, str], None]) -> None:
+        self.name = name
+        self.role = specs[0].role
+        self._members = {spec.name for spec in specs}
+        self._announced: set[str] = set()
         self.address = ""
         self.ready = asyncio.Event()
         self.process: asyncio.subprocess.Process | None = None
@@ -41,7 +44,7 @@ class Child:
     async def run_once(self, boot: Boot) -> int:
         """Starts the process and waits for its end; returns the exit code (negative: killed by that signal)."""
         self.process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "mooncake_core.roles.process", self.spec.name),
+            *(sys.executable, "-m", "mooncake_core.roles.process", self.name),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -54,6 +57,7 @@ class Child:
         process.stdin.write(msgspec.json.encode(boot) + b"\n")
         await asyncio.gather(self._announcements(process.stdout), self._logs(process.stderr))
         self.ready.clear()
+        self._announced.clear()
         return await process.wait()
 
     def signal(self, number: signal.Signals) -> None:
@@ -65,14 +69,17 @@ class Child:
     async def _announcements(self, stdout: asyncio.StreamReader) -> None:
         async for line in _lines(stdout):
             try:
-                self.address = msgspec.json.decode(line, type=Announcement).address
-                self.ready.set()
+                announcement = msgspec.json.decode(line, type=Announcement)
+                self.address = announcement.address
+                self._announced.add(announcement.name)
+                if self._announced == self._members:
+                    self.ready.set()
             except msgspec.MsgspecError:
-                self._log(self.spec.name, line.decode(errors="replace").rstrip())
+                self._log(self.name, line.decode(errors="replace").rstrip())
 
     async def _logs(self, stderr: asyncio.StreamReader) -> None:
         async for line in _lines(stderr):
-            self._log(self.spec.name, line.decode(errors="replace").rstrip())
+            self._log(self.name, line.decode(errors="replace").rstrip())
 
 
 class Supervisor:
@@ -94,7 +101,8 @@ class Supervisor:
         on_ready: Callable[[StartState], None],
     ) -> None:
         self._config = config
-        self._children = [Child(spec, log) for spec in specs]
+        names = dict.fromkeys(spec.process for spec in specs)
+        self._children = [Child(name, [spec for spec in specs if spec.process == name], log) for name in names]
         self._state_file = state_file
         self._selection = selection
         self._config_path = config_path
@@ -132,12 +140,12 @@ class Supervisor:
             if self._stop.is_set():
                 return
             if not was_ready and code > 0:
-                self._log(child.spec.name, f"could not start (exit code {code}); ending the others")
+                self._log(child.name, f"could not start (exit code {code}); ending the others")
                 self._exit_code = code
                 self._stop.set()
                 return
             delay = policy.delay_after(time.monotonic() - started)
-            self._log(child.spec.name, f"died ({_describe(code)}); starting it again in {delay:.1f}s")
+            self._log(child.name, f"died ({_describe(code)}); starting it again in {delay:.1f}s")
             await _sleep_or(self._stop, delay)
 
     async def _note_ready(self, child: Child) -> None:
@@ -162,7 +170,7 @@ class Supervisor:
         if pending:
             late = [child for child in self._children if child.process and child.process.returncode is None]
             for child in late:
-                self._log(child.spec.name, f"did not end within {TERMINATE_S:g}s: killed")
+                self._log(child.name, f"did not end within {TERMINATE_S:g}s: killed")
                 child.signal(signal.SIGKILL)
             _, stuck = await asyncio.wait(pending, timeout=1.0)
             for task in stuck:
@@ -171,7 +179,7 @@ class Supervisor:
     def _boot(self, child: Child) -> Boot:
         return Boot(
             config=self._pinned_config(),
-            name=child.spec.name,
+            process=child.name,
             master_address=self._master_address(),
             log_level=os.environ.get("MOONCAKE_LOG_LEVEL", "info"),
         )
@@ -192,7 +200,7 @@ class Supervisor:
         return HostPort(self._config.master.host, self._config.master.port).url
 
     def _child_of(self, role: str) -> Child | None:
-        return next((child for child in self._children if child.spec.role == role), None)
+        return next((child for child in self._children if child.role == role), None)
 
     def _write_state(self, *, ready: bool) -> StartState:
         gateway = self._child_of("gateway")
@@ -205,7 +213,7 @@ class Supervisor:
             gateway_url=gateway.address if gateway else "",
             key_file=self._config.auth.key_file if self._config.auth else "",
             processes=[
-                ProcessState(name=child.spec.name, role=child.spec.role, pid=child.process.pid if child.process else 0)
+                ProcessState(name=child.name, role=child.role, pid=child.process.pid if child.process else 0)
                 for child in self._children
             ],
             ready=ready,
