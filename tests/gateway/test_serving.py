@@ -84,7 +84,7 @@ class FakeCluster:
             decode="d",
             decode_address=self.url,
             reservation=reservation,
-            matched_tokens=0,
+            matched_tokens=len(message.block_keys) * MODEL.block_tokens,
             expected_ttft_s=0,
             expected_tbt_s=0,
         )

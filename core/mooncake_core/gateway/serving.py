@@ -155,12 +155,11 @@ class ClusterServing:
                 yield Step(tokens.token_ids, tokens.finish_reason, prefilled.cached_tokens)
 
     async def _prefill(self, generation: Generation, keys: list[bytes], placed: Placed, deadline: float) -> Prefilled:
-        prompt_tokens = len(generation.token_ids)
         message = Prefill(
             request_id=placed.request_id,
             token_ids=list(generation.token_ids),
             block_keys=keys,
-            max_cached_blocks=reusable_blocks(prompt_tokens, generation.model.block_tokens),
+            max_cached_blocks=placed.matched_tokens // generation.model.block_tokens,
             sampling=generation.sampling,
             decode_address=placed.decode_address,
             reservation=placed.reservation,

@@ -10,8 +10,8 @@ from mooncake_core.conductor.policies.contract import Policy, PrefillView, Reque
 class KVCacheCentric(Policy):
     """Each instance uses its local prefix, or fetches the best one where that is longer by more than the threshold.
 
-    The smallest predicted time to first token wins. Blocks that are fetched are put to the winner's local node, so hot
-    blocks spread by themselves.
+    The smallest predicted time to first token wins. Of section 4.2, copying what was fetched to the winner's node for
+    good, so that hot blocks spread, needs copies in the pool and is not done here yet.
     """
 
     def score(self, request: RequestView, instances: Sequence[PrefillView]) -> list[Score]:

@@ -15,10 +15,10 @@ class LeastLoaded(Policy):
             Score(
                 prefill=instance.name,
                 local_blocks=instance.local_blocks,
-                fetched_blocks=0,
+                fetched_blocks=request.best_blocks - instance.local_blocks,
                 queue_s=instance.queue_s,
-                transfer_s=0.0,
-                prefill_s=instance.cost.prefill_s(request.prompt_tokens, instance.local_blocks * request.block_tokens),
+                transfer_s=instance.cost.fetch_s((request.best_blocks - instance.local_blocks) * request.block_bytes),
+                prefill_s=instance.cost.prefill_s(request.prompt_tokens, request.best_blocks * request.block_tokens),
             )
             for instance in instances
         ]

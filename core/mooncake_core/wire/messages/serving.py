@@ -73,6 +73,7 @@ class Placed(Struct, frozen=True, tag=True, kw_only=True):
     decode_address: str
     reservation: Reservation
     matched_tokens: int
+    """Of the prompt, to be read from the pool."""
     expected_ttft_s: float
     expected_tbt_s: float
 
@@ -106,7 +107,7 @@ class Prefill(Struct, frozen=True, tag=True, kw_only=True):
     block_keys: list[bytes]
     """Keys of all full blocks of the prompt, in order; empty: do not use the pool."""
     max_cached_blocks: int
-    """How many of them may be read from the pool: at least one prompt token is computed."""
+    """How many of them are to be read from the pool, as the Conductor decided: beyond that recomputing is cheaper."""
     sampling: Sampling
     decode_address: str
     reservation: Reservation
