@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from mooncake_core.errors import (
@@ -40,8 +40,9 @@ from mooncake_core.store.events import (
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.layout import extent_bytes, header_bytes
 from mooncake_core.store.node_space import Extent, NodeSpace, NodeState
+from mooncake_core.store.objects import Changes, Counters, PoolObject, check
 from mooncake_core.wire.messages import Message
-from mooncake_core.wire.messages.inspection import CacheEntry, CacheReport
+from mooncake_core.wire.messages.inspection import CacheReport
 from mooncake_core.wire.messages.pool import (
     BlockReport,
     Commit,
@@ -80,39 +81,6 @@ class PoolSettings:
     low_watermark: float = 0.85
 
 
-@dataclass(slots=True)
-class _Object:
-    """An object that is there, or being written."""
-
-    key: str
-    parent: str
-    size_bytes: int
-    allocation_id: int
-    replicas: dict[str, Extent]
-    checksum: int = 0
-    readable: bool = False
-    lease_until: float = 0.0
-    used_at: float = 0.0
-
-
-@dataclass(slots=True)
-class _Counters:
-    puts: int = 0
-    skipped_puts: int = 0
-    refused_puts: int = 0
-    hits: int = 0
-    misses: int = 0
-    evicted: int = 0
-
-
-@dataclass(slots=True)
-class _Changes:
-    """What a single event changed, for the Conductor's index."""
-
-    stored: dict[str, list[str]] = field(default_factory=dict)
-    removed: dict[str, list[str]] = field(default_factory=dict)
-
-
 class Pool:
     """Index of all objects and planner of all space."""
 
@@ -130,13 +98,13 @@ class Pool:
         self._next_id = next_id
         self._eviction = eviction
         self._nodes: dict[str, NodeSpace] = {}
-        self._objects: dict[str, _Object] = {}
-        self._writing: dict[int, _Object] = {}
+        self._objects: dict[str, PoolObject] = {}
+        self._writing: dict[int, PoolObject] = {}
         self._children: dict[str, int] = {}
         self._writer_deadlines: list[tuple[float, int]] = []
         self._clear_again_at: float | None = None
-        self._counters = _Counters()
-        self._changes = _Changes()
+        self._counters = Counters()
+        self._changes = Changes()
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Takes notice of an event; says what is to be done."""
@@ -178,27 +146,12 @@ class Pool:
             evicted=counters.evicted,
             prompt_tokens=0,
             cached_tokens=0,
-            entries=[_entry(entry, now) for entry in entries],
+            entries=[entry.describe(now) for entry in entries],
         )
 
     def check(self) -> list[str]:
         """The integrity check: what does not add up. Empty when every byte and slot is accounted for exactly once."""
-        owners = {entry.allocation_id for entry in self._objects.values()}
-        problems = [problem for node in self._nodes.values() for problem in node.check(owners.__contains__)]
-        for entry in self._objects.values():
-            if entry.readable == (entry.allocation_id in self._writing):
-                problems.append(f"{entry.key} is neither being written nor readable, or both")
-            for name, extent in entry.replicas.items():
-                node = self._nodes.get(name)
-                if node is None or node.taken.get(extent.slot) != extent:
-                    problems.append(f"{entry.key}: its replica on {name} is not that node's")
-        counted: dict[str, int] = {}
-        for entry in self._objects.values():
-            if entry.readable and entry.parent:
-                counted[entry.parent] = counted.get(entry.parent, 0) + 1
-        if counted != self._children:
-            problems.append("the count of children is wrong")
-        return problems
+        return check(self._nodes, self._objects, set(self._writing), self._children)
 
     def _react(self, event: Event, now: float) -> list[Command]:
         match event:
@@ -271,7 +224,7 @@ class Pool:
         if not replicas:
             self._counters.refused_puts += 1
             return Grant(key=wanted.key, refusal=NoSpace.code)
-        entry = _Object(wanted.key, wanted.parent, wanted.size_bytes, allocation_id, replicas, used_at=now)
+        entry = PoolObject(wanted.key, wanted.parent, wanted.size_bytes, allocation_id, replicas, used_at=now)
         self._objects[wanted.key] = entry
         self._writing[allocation_id] = entry
         heapq.heappush(self._writer_deadlines, (now + self._settings.writer_deadline_s + MARGIN_S, allocation_id))
@@ -311,7 +264,7 @@ class Pool:
         self._publish(entry, now)
         return ""
 
-    def _publish(self, entry: _Object, now: float) -> None:
+    def _publish(self, entry: PoolObject, now: float) -> None:
         """From now on the object can be read, and evicted."""
         entry.readable = True
         entry.used_at = now
@@ -354,11 +307,11 @@ class Pool:
             placements=self._placements(entry),
         )
 
-    def _readable(self, key: str) -> _Object | None:
+    def _readable(self, key: str) -> PoolObject | None:
         entry = self._objects.get(key)
         return entry if entry is not None and entry.readable else None
 
-    def _placements(self, entry: _Object) -> list[Placement]:
+    def _placements(self, entry: PoolObject) -> list[Placement]:
         return [
             Placement(node=name, incarnation=self._nodes[name].incarnation, slot=extent.slot, offset=extent.offset)
             for name, extent in entry.replicas.items()
@@ -375,17 +328,17 @@ class Pool:
         self._drop(entry, now)
         return ""
 
-    def _drop(self, entry: _Object, now: float) -> None:
+    def _drop(self, entry: PoolObject, now: float) -> None:
         """The object is gone; its space is given up, once no lease covers it."""
         for name in list(entry.replicas):
             self._drop_replica(entry, name, now)
 
-    def _drop_replica(self, entry: _Object, name: str, now: float) -> None:
+    def _drop_replica(self, entry: PoolObject, name: str, now: float) -> None:
         extent = entry.replicas.pop(name)
         self._nodes[name].give_up(extent, entry.lease_until, now)
         self._forget_replica(entry, name)
 
-    def _forget_replica(self, entry: _Object, name: str) -> None:
+    def _forget_replica(self, entry: PoolObject, name: str) -> None:
         """Bookkeeping after a replica went; the last one takes the object along."""
         if entry.readable:
             self._nodes[name].eviction.removed(entry.key)
@@ -461,7 +414,7 @@ class Pool:
             node.eviction.added(stored.key)
             self._changes.stored.setdefault(node.name, []).append(stored.key)
         elif entry is None:
-            entry = _Object(
+            entry = PoolObject(
                 stored.key,
                 stored.parent,
                 stored.size_bytes,
@@ -530,17 +483,7 @@ class Pool:
         return commands
 
     def _take_changes(self) -> list[Command]:
-        changes, self._changes = self._changes, _Changes()
+        changes, self._changes = self._changes, Changes()
         removed: list[Command] = [BlocksRemoved(name, keys) for name, keys in changes.removed.items()]
         stored: list[Command] = [BlocksStored(name, keys) for name, keys in changes.stored.items()]
         return [*removed, *stored]
-
-
-def _entry(entry: _Object, now: float) -> CacheEntry:
-    return CacheEntry(
-        key=entry.key,
-        size_bytes=entry.size_bytes,
-        nodes=list(entry.replicas),
-        leased=entry.lease_until > now,
-        idle_s=now - entry.used_at,
-    )

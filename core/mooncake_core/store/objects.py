@@ -1,0 +1,82 @@
+"""The pool's objects, what changes among them, and whether the books are right. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from mooncake_core.store.node_space import Extent, NodeSpace
+from mooncake_core.wire.messages.inspection import CacheEntry
+
+
+@dataclass(slots=True)
+class PoolObject:
+    """An object that is there, or being written."""
+
+    key: str
+    parent: str
+    size_bytes: int
+    allocation_id: int
+    replicas: dict[str, Extent]
+    """Node → where."""
+    checksum: int = 0
+    readable: bool = False
+    lease_until: float = 0.0
+    used_at: float = 0.0
+
+    def describe(self, now: float) -> CacheEntry:
+        """For people."""
+        return CacheEntry(
+            key=self.key,
+            size_bytes=self.size_bytes,
+            nodes=list(self.replicas),
+            leased=self.lease_until > now,
+            idle_s=now - self.used_at,
+        )
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the master's start."""
+
+    puts: int = 0
+    skipped_puts: int = 0
+    refused_puts: int = 0
+    hits: int = 0
+    misses: int = 0
+    evicted: int = 0
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a single event changed, for the Conductor's index: node → keys."""
+
+    stored: dict[str, list[str]] = field(default_factory=dict)
+    removed: dict[str, list[str]] = field(default_factory=dict)
+
+
+def check(
+    nodes: Mapping[str, NodeSpace],
+    objects: Mapping[str, PoolObject],
+    writing: set[int],
+    children: Mapping[str, int],
+) -> list[str]:
+    """What does not add up; empty when every byte and slot is accounted for exactly once."""
+    owners = {entry.allocation_id for entry in objects.values()}
+    problems = [problem for node in nodes.values() for problem in node.check(owners.__contains__)]
+    for entry in objects.values():
+        problems += _check_object(entry, nodes, writing)
+    counted: dict[str, int] = {}
+    for entry in objects.values():
+        if entry.readable and entry.parent:
+            counted[entry.parent] = counted.get(entry.parent, 0) + 1
+    return problems if counted == children else [*problems, "the count of children is wrong"]
+
+
+def _check_object(entry: PoolObject, nodes: Mapping[str, NodeSpace], writing: set[int]) -> Iterator[str]:
+    if entry.readable == (entry.allocation_id in writing):
+        yield f"{entry.key} is neither being written nor readable, or both"
+    for name, extent in entry.replicas.items():
+        node = nodes.get(name)
+        if node is None or node.taken.get(extent.slot) != extent:
+            yield f"{entry.key}: its replica on {name} is not that node's"
