@@ -136,8 +136,8 @@ class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class TransferConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    transports: list[str] = field(default_factory=lambda: ["tcp"])
-    """Transport plugins, the preferred first."""
+    transports: list[str] = field(default_factory=lambda: ["shm", "tcp"])
+    """Transport plugins, the preferred first; each transfer takes the first one that both ends share."""
     host_id: str = ""
     """Processes with the same id may share memory; empty: derived from the machine."""
     connections: Count = 2

@@ -90,6 +90,12 @@ class Engine(ABC):
         """Host memory of num_blocks * block_bytes bytes (format "B", writable): block i lies at i * block_bytes, in the
         layout of `info`. Where the engine computes elsewhere (GPU), this is staging memory; see stage_in, stage_out."""
 
+    @property
+    def kv_descriptor(self) -> int | None:
+        """Descriptor of the file that kv_memory maps from its beginning, where it has one: processes of the same host
+        then reach it without a socket (transfer.shared_memory.SharedMemory)."""
+        return None
+
     @abstractmethod
     def stage_in(self, block_ids: Sequence[int]) -> None:
         """Makes the bytes that lie in kv_memory the blocks' KV. Nothing to do where the engine computes in kv_memory."""

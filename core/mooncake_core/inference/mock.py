@@ -4,7 +4,6 @@ whether the right bytes arrived."""
 from __future__ import annotations
 
 import hashlib
-import mmap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from mooncake_core.errors import ConfigError, EngineError
 from mooncake_core.inference.contract import Engine, EngineInfo, EngineSettings, Slice
 from mooncake_core.inference.models import eos_token_ids, read_json
 from mooncake_core.kvcache.layout import KVLayout
+from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.messages.membership import CostHint
 
 
@@ -42,8 +42,8 @@ class MockEngine(Engine):
         config = read_json(folder / "config.json")
         layout = KVLayout(num_layers=2, num_kv_heads=1, head_dim=8, dtype="float32", block_tokens=settings.block_tokens)
         num_blocks = settings.kv_memory_bytes // layout.block_bytes
-        self._memory = mmap.mmap(-1, max(1, num_blocks) * layout.block_bytes)
-        self._view = memoryview(self._memory)
+        self._memory = SharedMemory("kv", max(1, num_blocks) * layout.block_bytes)
+        self._view = self._memory.view
         vocab_size = int(config.get("vocab_size", 2048))
         identity = f"mock-1 {layout} {vocab_size}".encode()
         self._info = EngineInfo(
@@ -64,6 +64,10 @@ class MockEngine(Engine):
     @property
     def kv_memory(self) -> memoryview:
         return self._view
+
+    @property
+    def kv_descriptor(self) -> int | None:
+        return self._memory.descriptor
 
     def stage_in(self, block_ids: Sequence[int]) -> None:
         """Nothing to do: it computes in kv_memory."""

@@ -35,7 +35,7 @@ class Instance:
         self.block_bytes = engine.info.layout.block_bytes
         self.block_tokens = engine.info.layout.block_tokens
         self.transfer = context.transfer_engine(section.host, section.data_port)
-        self.region = self.transfer.register_memory(engine.kv_memory)
+        self.region = self.transfer.register_memory(engine.kv_memory, engine.kv_descriptor)
         self.loop = EngineLoop(engine, _batching(engine, section))
 
     @classmethod

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
-import os
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +19,7 @@ from mooncake_core.store.layout import (
     unpack_slot,
 )
 from mooncake_core.transfer.engine import TransferEngine
+from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.units import format_size
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.membership import SegmentOffer
@@ -58,9 +57,9 @@ class Node:
         self._num_slots = max(1, capacity_bytes // max(object_size_bytes, ALIGNMENT))
         self._data_offset = align(self._num_slots * SLOT_BYTES)
         _check_memory(name, self._data_offset + self._capacity_bytes)
-        self._memory = _shared_memory(name, self._data_offset + self._capacity_bytes)
-        self._view = memoryview(self._memory)
-        self._region = engine.register_memory(self._memory)
+        self._memory = SharedMemory(name, self._data_offset + self._capacity_bytes)
+        self._view = self._memory.view
+        self._region = engine.register_memory(self._view, self._memory.descriptor)
         self._read = engine.export(self._region, writable=False)
         self._write = engine.export(self._region, writable=True)
         self._term = 0
@@ -110,10 +109,9 @@ class Node:
 
     def close(self) -> None:
         """Gives the memory back. Idempotent."""
-        if not self._memory.closed:
+        if self._memory.descriptor >= 0:
             self._engine.unregister_memory(self._region)
             self._region.memory.release()
-            self._view.release()
             self._memory.close()
 
     def _check_term(self, term: int) -> None:
@@ -151,16 +149,6 @@ class Node:
             slot=number,
             offset=slot.offset,
         )
-
-
-def _shared_memory(name: str, num_bytes: int) -> mmap.mmap:
-    """Memory with a descriptor, so that it can be handed to other processes; it ends with the last of them."""
-    fd = os.memfd_create(f"mooncake-{name}", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, num_bytes)
-        return mmap.mmap(fd, num_bytes)
-    finally:
-        os.close(fd)
 
 
 def _check_memory(name: str, num_bytes: int) -> None:

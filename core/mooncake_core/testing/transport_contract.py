@@ -19,6 +19,7 @@ import pytest
 
 from mooncake_core.errors import DeadlineExceeded, OutOfRange, PathFailed, StaleSegment, TransferError
 from mooncake_core.transfer.contract import Completion, Kind, Operation, Range, Transport, TransportSettings
+from mooncake_core.transfer.shared_memory import SharedMemory
 
 PATIENCE_S = 20.0
 
@@ -30,14 +31,27 @@ class Ends:
         self._transport = transport
         self.initiator = self.make("initiator", 1)
         self.target = self.make("target", 2)
-        self.memory = bytearray(os.urandom(1 << 20))
-        self.handle = self.target.register(memoryview(self.memory))
+        self._shared: list[SharedMemory] = []
+        self.memory, self.handle = self.register(1 << 20)
+        self.memory[:] = os.urandom(1 << 20)
         self.numbers = itertools.count(1)
 
     def make(self, owner: str, incarnation: int, secret: bytes | None = None) -> Transport:
         return self._transport(
             TransportSettings(owner=owner, host_id="h", incarnation=incarnation, secret=secret, connections_per_peer=2)
         )
+
+    def register(self, num_bytes: int) -> tuple[memoryview, int]:
+        """Memory of the target's process, and its handle there."""
+        shared = SharedMemory("contract", num_bytes)
+        self._shared.append(shared)
+        return shared.view, self.target.register(shared.view, shared.descriptor)
+
+    def export(self, *, writable: bool, ranges: list[Range] | None = None) -> bytes:
+        """A path to the target's memory."""
+        path = self.target.export(self.handle, writable=writable, ranges=ranges)
+        assert path is not None
+        return path
 
     def operation(
         self, kind: Kind, path: bytes, pieces: list[memoryview], offset: int, timeout_s: float = PATIENCE_S
@@ -74,6 +88,8 @@ class Ends:
     def close(self) -> None:
         self.initiator.close()
         self.target.close()
+        for shared in self._shared:
+            shared.close()
 
 
 class TransportContract:
@@ -89,22 +105,22 @@ class TransportContract:
 
     @pytest.mark.parametrize(("offset", "length"), [(0, 0), (0, 1), (7, 4096), (12345, 100_001), (0, 1 << 20)])
     def test_reads_what_is_there(self, ends: Ends, offset: int, length: int) -> None:
-        path = ends.target.export(ends.handle, writable=False)
+        path = ends.export(writable=False)
         here = bytearray(length)
         assert ends.transfer(Kind.READ, path, [memoryview(here)], offset) is None
         assert here == ends.memory[offset : offset + length]
 
     @pytest.mark.parametrize(("offset", "length"), [(0, 0), (3, 1), (7, 4096), (12345, 100_001), (0, 1 << 20)])
     def test_writes_there_and_nowhere_else(self, ends: Ends, offset: int, length: int) -> None:
-        path = ends.target.export(ends.handle, writable=True)
-        expected = bytearray(ends.memory)
+        path = ends.export(writable=True)
+        expected = bytearray(bytes(ends.memory))
         here = os.urandom(length)
         expected[offset : offset + length] = here
         assert ends.transfer(Kind.WRITE, path, [memoryview(here)], offset) is None
         assert ends.memory == expected
 
     def test_scatters_and_gathers_pieces_in_order(self, ends: Ends) -> None:
-        path = ends.target.export(ends.handle, writable=True)
+        path = ends.export(writable=True)
         sizes = [1, 0, 4095, 17, 65536] + [3] * 700
         source = [memoryview(os.urandom(size)) for size in sizes]
         assert ends.transfer(Kind.WRITE, path, source, 100) is None
@@ -113,14 +129,15 @@ class TransportContract:
         assert [bytes(sink) for sink in sinks] == [bytes(piece) for piece in source]
 
     def test_moves_more_than_any_buffer_holds(self, ends: Ends) -> None:
-        big = bytearray(32 << 20)
-        path = ends.target.export(ends.target.register(memoryview(big)), writable=True)
+        big, handle = ends.register(32 << 20)
+        path = ends.target.export(handle, writable=True)
+        assert path is not None
         source = random.Random(1).randbytes(len(big))
         assert ends.transfer(Kind.WRITE, path, [memoryview(source)], 0) is None
         assert big == source
 
     def test_many_operations_of_both_kinds_at_once(self, ends: Ends) -> None:
-        path = ends.target.export(ends.handle, writable=True)
+        path = ends.export(writable=True)
         before = bytes(ends.memory)
         sinks = [bytearray(1024) for _ in range(200)]
         reads = [ends.operation(Kind.READ, path, [memoryview(sink)], n * 1024) for n, sink in enumerate(sinks)]
@@ -135,7 +152,7 @@ class TransportContract:
         assert ends.memory[512 << 10 : (512 << 10) + 200 * 1024] == b"".join(sources)
 
     def test_threads_may_post_at_once(self, ends: Ends) -> None:
-        path = ends.target.export(ends.handle, writable=False)
+        path = ends.export(writable=False)
         sinks = [bytearray(4096) for _ in range(80)]
         groups = [
             [ends.operation(Kind.READ, path, [memoryview(sink)], n * 4096) for n, sink in enumerate(sinks)][start::8]
@@ -150,7 +167,7 @@ class TransportContract:
         assert b"".join(sinks) == ends.memory[: 80 * 4096]
 
     def test_a_read_only_export_refuses_writes(self, ends: Ends) -> None:
-        path = ends.target.export(ends.handle, writable=False)
+        path = ends.export(writable=False)
         before = bytes(ends.memory)
         assert isinstance(ends.transfer(Kind.WRITE, path, [memoryview(b"x" * 100_000)], 0), OutOfRange)
         assert ends.memory == before
@@ -159,36 +176,36 @@ class TransportContract:
 
     @pytest.mark.parametrize(("offset", "length"), [(0, 101), (99, 2), (300, 1), (199, 2), (1 << 40, 1), (150, 100)])
     def test_what_lies_outside_of_the_ranges_is_refused(self, ends: Ends, offset: int, length: int) -> None:
-        path = ends.target.export(ends.handle, writable=True, ranges=[Range(200, 100), Range(0, 100)])
+        path = ends.export(writable=True, ranges=[Range(200, 100), Range(0, 100)])
         before = bytes(ends.memory)
         assert isinstance(ends.transfer(Kind.WRITE, path, [memoryview(b"x" * length)], offset), OutOfRange)
         assert ends.memory == before
 
     def test_what_lies_inside_of_a_range_is_served(self, ends: Ends) -> None:
-        path = ends.target.export(ends.handle, writable=True, ranges=[Range(200, 100), Range(0, 100)])
+        path = ends.export(writable=True, ranges=[Range(200, 100), Range(0, 100)])
         assert ends.transfer(Kind.WRITE, path, [memoryview(b"y" * 100)], 200) is None
         assert ends.memory[200:300] == b"y" * 100
 
     def test_an_impossible_range_cannot_be_exported(self, ends: Ends) -> None:
         with pytest.raises(OutOfRange):
-            ends.target.export(ends.handle, writable=True, ranges=[Range(1 << 20, 1)])
+            ends.export(writable=True, ranges=[Range(1 << 20, 1)])
 
     def test_a_withdrawn_export_is_stale_and_others_live_on(self, ends: Ends) -> None:
-        gone = ends.target.export(ends.handle, writable=True)
-        kept = ends.target.export(ends.handle, writable=True)
+        gone = ends.export(writable=True)
+        kept = ends.export(writable=True)
         ends.target.withdraw(gone)
         ends.target.withdraw(gone)
         assert isinstance(ends.transfer(Kind.WRITE, gone, [memoryview(b"x")], 0), StaleSegment)
         assert ends.transfer(Kind.WRITE, kept, [memoryview(b"x")], 0) is None
 
     def test_unregistering_withdraws(self, ends: Ends) -> None:
-        path = ends.target.export(ends.handle, writable=True)
+        path = ends.export(writable=True)
         ends.target.unregister(ends.handle)
         assert isinstance(ends.transfer(Kind.READ, path, [memoryview(bytearray(1))], 0), StaleSegment)
 
     def test_after_withdraw_returns_memory_does_not_change(self, ends: Ends) -> None:
         for _ in range(10):
-            path = ends.target.export(ends.handle, writable=True)
+            path = ends.export(writable=True)
             source = os.urandom(64 << 10)
             operations = [ends.operation(Kind.WRITE, path, [memoryview(source)], n << 16) for n in range(16)]
             ends.initiator.post(operations)
@@ -202,14 +219,14 @@ class TransportContract:
         assert select.select([ends.initiator.fileno()], [], [], 0) == ([], [], [])
 
     def test_a_target_that_is_gone_is_a_failed_path(self, ends: Ends) -> None:
-        path = ends.target.export(ends.handle, writable=True)
+        path = ends.export(writable=True)
         ends.target.close()
         error = ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0)
         assert isinstance(error, PathFailed)
         assert error.detail["errno"] > 0
 
     def test_closing_completes_what_is_under_way(self, ends: Ends) -> None:
-        path = ends.target.export(ends.handle, writable=True)
+        path = ends.export(writable=True)
         source = os.urandom(1 << 16)
         operations = [ends.operation(Kind.WRITE, path, [memoryview(source)], n << 16) for n in range(16)]
         ends.initiator.post(operations)
@@ -219,7 +236,7 @@ class TransportContract:
         assert all(completion.error is None or isinstance(completion.error, PathFailed) for completion in done)
 
     def test_an_operation_posted_too_late_is_a_missed_deadline(self, ends: Ends) -> None:
-        path = ends.target.export(ends.handle, writable=True)
+        path = ends.export(writable=True)
         operation = ends.operation(Kind.WRITE, path, [memoryview(b"x")], 0, timeout_s=-1)
         assert isinstance(ends.complete([operation])[operation.operation_id], DeadlineExceeded)
 
@@ -227,7 +244,7 @@ class TransportContract:
         before = _resources()
         for _ in range(3):
             ends = Ends(self.transport)
-            path = ends.target.export(ends.handle, writable=False)
+            path = ends.export(writable=False)
             assert ends.transfer(Kind.READ, path, [memoryview(bytearray(10))], 0) is None
             ends.close()
             ends.close()

@@ -108,10 +108,11 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def register(self, memory: memoryview) -> int:
+    def register(self, memory: memoryview, descriptor: int | None = None) -> int:
         """Makes local memory known (pins it, where that is needed) and returns a handle.
 
-        The memory must be writable, contiguous bytes, and must stay alive until `unregister`.
+        The memory must be writable, contiguous bytes, and must stay alive until `unregister`. `descriptor` is that of the
+        file (a memfd) that the memory maps from its beginning, where it has one; it stays the caller's.
         """
 
     @abstractmethod
@@ -119,10 +120,11 @@ class Transport(ABC):
         """Forgets a region; its exports are withdrawn first."""
 
     @abstractmethod
-    def export(self, handle: int, *, writable: bool, ranges: Sequence[Range] | None = None) -> bytes:
+    def export(self, handle: int, *, writable: bool, ranges: Sequence[Range] | None = None) -> bytes | None:
         """Lets peers read (and write, when writable) the region, or only some ranges of it.
 
-        Returns the opaque path for peers. Every export has a key of its own, so that each is withdrawn for itself.
+        Returns the opaque path for peers; None where this memory cannot be reached this way. Every export has a key of
+        its own, so that each is withdrawn for itself.
         """
 
     @abstractmethod

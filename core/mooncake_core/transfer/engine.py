@@ -136,12 +136,17 @@ class TransferEngine:
         self._pump_thread = threading.Thread(target=self._pump, name="transfer-completions", daemon=True)
         self._pump_thread.start()
 
-    def register_memory(self, memory: Buffer) -> Region:
-        """Makes local memory known to all transports. It must be writable and stay alive until unregistered."""
+    def register_memory(self, memory: Buffer, descriptor: int | None = None) -> Region:
+        """Makes local memory known to all transports. It must be writable and stay alive until unregistered.
+
+        Peers of the same host map it where it has a descriptor (shared_memory.SharedMemory).
+        """
         view = memoryview(memory).cast("B")
         if view.readonly:
             raise OutOfRange("cannot register memory that is read-only")
-        return Region(view, {name: transport.register(view) for name, transport in self._transports.items()})
+        return Region(
+            view, {name: transport.register(view, descriptor) for name, transport in self._transports.items()}
+        )
 
     def unregister_memory(self, region: Region) -> None:
         """Forgets a region; its exports are withdrawn."""
@@ -156,8 +161,9 @@ class TransferEngine:
             incarnation=self._settings.incarnation,
             length_bytes=region.memory.nbytes,
             paths={
-                name: transport.export(region.handles[name], writable=writable, ranges=ranges)
+                name: path
                 for name, transport in self._transports.items()
+                if (path := transport.export(region.handles[name], writable=writable, ranges=ranges)) is not None
             },
         )
 

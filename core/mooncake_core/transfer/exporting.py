@@ -27,7 +27,7 @@ class ExportingTransport(Transport):
         """The key in a path of ours."""
         return path
 
-    def register(self, memory: memoryview) -> int:
+    def register(self, memory: memoryview, descriptor: int | None = None) -> int:
         handle = next(self._handles)
         self._regions[handle] = memory
         return handle

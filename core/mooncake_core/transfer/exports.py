@@ -18,6 +18,25 @@ KEY_BYTES: Final = 16
 WITHDRAW_PATIENCE_S: Final = 2.0
 
 
+def check_ranges(ranges: Sequence[Range] | None, num_bytes: int) -> None:
+    """Raises OutOfRange for a range that does not lie in a region of so many bytes."""
+    for allowed in ranges or ():
+        if allowed.offset < 0 or allowed.length < 0 or allowed.offset + allowed.length > num_bytes:
+            raise OutOfRange(f"{allowed} does not lie in a region of {num_bytes} bytes")
+
+
+def merged(ranges: Sequence[Range]) -> list[Range]:
+    """The same bytes in ascending order and as few ranges as possible."""
+    found: list[Range] = []
+    for allowed in sorted(ranges, key=lambda part: part.offset):
+        if found and allowed.offset <= found[-1].offset + found[-1].length:
+            before = found.pop()
+            end = max(before.offset + before.length, allowed.offset + allowed.length)
+            allowed = Range(before.offset, end - before.offset)
+        found.append(allowed)
+    return found
+
+
 class Export:
     """One export of one region."""
 
@@ -25,7 +44,7 @@ class Export:
         self.key = secrets.token_bytes(KEY_BYTES)
         self.memory = memory
         self.writable = writable
-        ordered = sorted(ranges or [Range(0, memory.nbytes)], key=lambda allowed: allowed.offset)
+        ordered = merged(ranges or [Range(0, memory.nbytes)])
         self._starts = [allowed.offset for allowed in ordered]
         self._ends = [allowed.offset + allowed.length for allowed in ordered]
         self.accesses: set[Access] = set()
@@ -56,9 +75,7 @@ class Exports:
 
     def add(self, memory: memoryview, *, writable: bool, ranges: Sequence[Range] | None) -> bytes:
         """Makes memory reachable; returns the key."""
-        for allowed in ranges or ():
-            if allowed.offset < 0 or allowed.length < 0 or allowed.offset + allowed.length > memory.nbytes:
-                raise OutOfRange(f"{allowed} does not lie in a region of {memory.nbytes} bytes")
+        check_ranges(ranges, memory.nbytes)
         export = Export(memory, writable=writable, ranges=ranges)
         with self._changed:
             self._by_key[export.key] = export

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from mooncake_core.inference.models import eos_token_ids, read_json
 from mooncake_core.inference.torch.weights import fingerprint, parameter_count, weight_files
 from mooncake_core.kvcache.layout import KVLayout
 from mooncake_core.store.node import available_memory_bytes
+from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.units import format_size
 from mooncake_core.wire.messages.membership import CostHint
 from mooncake_core.wire.messages.serving import Sampling
@@ -56,8 +56,8 @@ class TorchEngine(Engine):
         _check_memory(files, layout, num_blocks, settings.kv_memory_bytes, self._device)
         self._windows = _windows(config)
         self._model = _load_model(folder, dtype, self._device)
-        self._memory = mmap.mmap(-1, num_blocks * layout.block_bytes)
-        self._view = memoryview(self._memory)
+        self._memory = SharedMemory("kv", num_blocks * layout.block_bytes)
+        self._view = self._memory.view
         self._kv, self._staging = self._make_kv(layout, num_blocks, dtype)
         self._info = EngineInfo(
             model_name=folder.name,
@@ -77,6 +77,10 @@ class TorchEngine(Engine):
     @property
     def kv_memory(self) -> memoryview:
         return self._view
+
+    @property
+    def kv_descriptor(self) -> int | None:
+        return self._memory.descriptor
 
     def stage_in(self, block_ids: Sequence[int]) -> None:
         if self._staging is not None:
@@ -102,7 +106,7 @@ class TorchEngine(Engine):
     def _make_kv(self, layout: KVLayout, num_blocks: int, dtype: Any) -> tuple[Any, Any]:
         """(blocks to compute in, staging memory or None), both [block, layer, k|v, token, kv_head, dim]."""
         shape = (num_blocks, layout.num_layers, 2, layout.block_tokens, layout.num_kv_heads, layout.head_dim)
-        host = torch.frombuffer(self._memory, dtype=dtype).view(shape)
+        host = torch.frombuffer(self._view, dtype=dtype).view(shape)
         if self._device.type == "cpu":
             return host, None
         return torch.zeros(shape, dtype=dtype, device=self._device), host

@@ -1,0 +1,126 @@
+"""The control page: which exports of a process are live, and who touches their memory just now.
+
+Each export has a slot: a generation number, 0 when withdrawn, and the byte of the page's file at the slot's place as a lock.
+An initiator holds that byte locked, shared, while it copies; withdrawing zeroes the generation and then locks the byte for
+itself alone, which waits for every copy under way. The kernel drops the locks of a process that dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import struct
+import threading
+import time
+from typing import Final
+
+SLOTS: Final = 1 << 16
+PAGE_BYTES: Final = SLOTS * 8
+_FLOCK: Final = struct.Struct("@hhqqi4x")
+_LONGEST_PAUSE_S: Final = 0.005
+
+
+class ControlPage:
+    """The owner's side."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("mooncake-shm-control", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, PAGE_BYTES)
+        self._map = mmap.mmap(self.fd, PAGE_BYTES)
+        self._generations = memoryview(self._map).cast("Q")
+        self._lock = threading.Lock()
+        self._free = list(reversed(range(SLOTS)))
+        self._next_generation = 1
+
+    def open_slot(self) -> tuple[int, int] | None:
+        """(slot, generation) of a new export; None when all slots are taken."""
+        with self._lock:
+            if not self._free:
+                return None
+            slot, generation = self._free.pop(), self._next_generation
+            self._next_generation += 1
+            self._generations[slot] = generation
+            return slot, generation
+
+    def is_live(self, slot: int, generation: int) -> bool:
+        """Whether the export was not withdrawn."""
+        return 0 <= slot < SLOTS and self._generations[slot] == generation
+
+    def close_slot(self, slot: int, patience_s: float | None) -> bool:
+        """Withdraws an export: no new copy can begin, and those under way are waited for. False when they outlast patience."""
+        self._generations[slot] = 0
+        deadline = None if patience_s is None else time.monotonic() + patience_s
+        pause_s = 0.0
+        while not _try_lock(self.fd, slot, fcntl.F_WRLCK):
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            pause_s = min(_LONGEST_PAUSE_S, pause_s + 1e-5)
+            time.sleep(pause_s)
+        _unlock(self.fd, slot)
+        with self._lock:
+            self._free.append(slot)
+        return True
+
+    def close(self) -> None:
+        """Frees the page here; peers that mapped it keep theirs."""
+        self._generations.release()
+        self._map.close()
+        os.close(self.fd)
+
+
+class PeerPage:
+    """A peer's control page, seen by an initiator. Used by many threads."""
+
+    def __init__(self, fd: int) -> None:
+        # A descriptor received from the peer shares its locks with the peer: only one opened here has locks of its own.
+        self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        self._map = mmap.mmap(self._fd, PAGE_BYTES, access=mmap.ACCESS_READ)
+        self._generations = memoryview(self._map).cast("Q")
+        self._mutex = threading.Lock()
+        self._holders: dict[int, int] = {}
+
+    def enter(self, slot: int, generation: int) -> bool:
+        """Begins a copy; False when the export was withdrawn. `leave` must follow a True."""
+        with self._mutex:
+            holders = self._holders.get(slot, 0)
+            if holders == 0 and not _try_lock(self._fd, slot, fcntl.F_RDLCK):
+                return False  # only withdrawing locks it
+            if self._generations[slot] != generation:
+                if holders == 0:
+                    _unlock(self._fd, slot)
+                return False
+            self._holders[slot] = holders + 1
+            return True
+
+    def leave(self, slot: int) -> None:
+        """Ends a copy."""
+        with self._mutex:
+            holders = self._holders.pop(slot) - 1
+            if holders:
+                self._holders[slot] = holders
+            else:
+                _unlock(self._fd, slot)
+
+    def close(self) -> None:
+        """To be called when no copy is under way."""
+        self._generations.release()
+        self._map.close()
+        os.close(self._fd)
+
+
+def _try_lock(fd: int, byte: int, kind: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _unlock(fd: int, byte: int) -> None:
+    with contextlib.suppress(OSError):  # the peer's page may be gone with the process
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
