@@ -14,7 +14,7 @@ from mooncake_core.errors import OutOfRange, PathFailed, StaleSegment, TransferE
 from mooncake_core.testing.memory_transport import Hub
 from mooncake_core.transfer.contract import Kind, Range, Transport
 from mooncake_core.transfer.engine import State, TransferEngine, TransferRequest, first_error
-from mooncake_core.transfer.slices import cut
+from mooncake_core.transfer.slices import cut, pair
 
 
 def engine(
@@ -44,7 +44,7 @@ async def test_the_same_process_copies_and_says_so() -> None:
     segment = one.export(one.register_memory(memory), writable=False)
     sink = bytearray(5)
     batch = one.allocate_batch(1)
-    one.submit(batch, [TransferRequest(Kind.READ, (memoryview(sink),), segment, 0)])
+    one.submit(batch, [TransferRequest(Kind.READ, (memoryview(sink),), segment, (Range(0, len(sink)),))])
     assert one.wait(batch, 10)
     assert sink == b"hello"
     assert batch.transfers[0].path == "local"
@@ -69,7 +69,7 @@ async def test_a_failed_path_is_replaced_by_the_next_one() -> None:
     there = engine("there", 2, [hub.transport(), "tcp"])
     segment = there.export(there.register_memory(bytearray(10)), writable=True)
     batch = here.allocate_batch(2)
-    request = TransferRequest(Kind.WRITE, (memoryview(b"x"),), segment, 0)
+    request = TransferRequest(Kind.WRITE, (memoryview(b"x"),), segment, (Range(0, 1),))
     here.submit(batch, [request])
     assert here.wait(batch, 10)
     hub.failing.add("there")
@@ -111,7 +111,7 @@ async def test_a_batch_has_a_capacity_and_is_freed_only_when_done() -> None:
     hub.stalled.add("there")
     segment = there.export(there.register_memory(bytearray(100)), writable=True)
     batch = here.allocate_batch(1)
-    request = TransferRequest(Kind.WRITE, (memoryview(b"x"),), segment, 0)
+    request = TransferRequest(Kind.WRITE, (memoryview(b"x"),), segment, (Range(0, 1),))
     here.submit(batch, [request], timeout_s=0.1)
     with pytest.raises(TransferError, match="under way"):
         here.free(batch)
@@ -181,14 +181,32 @@ def test_closing_twice_is_harmless_and_frees_all() -> None:
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
 
 
-@given(sizes=st.lists(st.integers(0, 50), max_size=20), offset=st.integers(0, 100), slice_bytes=st.integers(1, 40))
-def test_slices_are_the_transfer(sizes: list[int], offset: int, slice_bytes: int) -> None:
-    pieces = [memoryview(os.urandom(size)) for size in sizes]
-    slices = cut(pieces, offset, slice_bytes)
-    assert b"".join(bytes(part) for parts, _ in slices for part in parts) == b"".join(map(bytes, pieces))
-    expected = offset
-    for parts, start in slices:
-        assert start == expected
+SIZES = st.lists(st.integers(0, 50), max_size=20)
+
+
+@given(near=SIZES, far=SIZES, slice_bytes=st.integers(1, 40))
+def test_slices_and_pairs_are_the_transfer(near: list[int], far: list[int], slice_bytes: int) -> None:
+    far = [*far, max(0, sum(near) - sum(far))]
+    near = [*near, max(0, sum(far) - sum(near))]
+    pieces = [memoryview(os.urandom(size)) for size in near]
+    memory = memoryview(bytearray(sum(far) * 2 + 1))
+    starts = [2 * sum(far[:index]) for index in range(len(far))]
+    ranges = [Range(start, size) for start, size in zip(starts, far, strict=True)]
+    slices = cut(pieces, ranges, slice_bytes)
+    for parts, places in slices:
         length = sum(part.nbytes for part in parts)
+        assert length == sum(part.length for part in places)
         assert length <= slice_bytes or len(slices) == 1
-        expected += length
+        there = [memory[part.offset : part.offset + part.length] for part in places]
+        for here, remote in pair(parts, there):
+            remote[:] = here
+    arrived = b"".join(bytes(memory[part.offset : part.offset + part.length]) for part in ranges)
+    assert arrived == b"".join(map(bytes, pieces))
+
+
+def test_two_ends_of_different_lengths_are_refused() -> None:
+    one = engine("one", 1)
+    segment = one.export(one.register_memory(bytearray(10)), writable=True)
+    with pytest.raises(OutOfRange, match="1 bytes, the remote ranges 2"):
+        one.submit(one.allocate_batch(1), [TransferRequest(Kind.WRITE, (memoryview(b"x"),), segment, (Range(0, 2),))])
+    one.close()

@@ -180,7 +180,7 @@ async def test_the_engine_takes_shm_on_one_host_and_tcp_for_another_host_id() ->
         batch = other.allocate_batch(1)
         from mooncake_core.transfer.engine import TransferRequest
 
-        other.submit(batch, [TransferRequest(Kind.WRITE, (memoryview(b"hello"),), descriptor, 7)])
+        other.submit(batch, [TransferRequest(Kind.WRITE, (memoryview(b"hello"),), descriptor, (Range(7, 5),))])
         assert other.wait(batch, 10)
         assert batch.transfers[0].error is None
         assert batch.transfers[0].path == path

@@ -6,6 +6,8 @@ import ctypes
 from collections.abc import Sequence
 from typing import Final
 
+from mooncake_core.transfer.slices import pair
+
 LOCKED_BYTES: Final = 32 << 10
 """Shorter pieces are copied faster than the lock is given away and taken back."""
 
@@ -37,14 +39,11 @@ def address_of(view: memoryview) -> int:
     return address
 
 
-def copy(pieces: Sequence[memoryview], there: memoryview, *, write: bool) -> None:
+def copy(pieces: Sequence[memoryview], memories: Sequence[memoryview], *, write: bool) -> None:
     """Moves bytes between local pieces and mapped memory of the same total length."""
-    offset = 0
-    for piece in pieces:
-        part = there[offset : offset + piece.nbytes]
-        offset += piece.nbytes
-        target, source = (part, piece) if write else (piece, part)
-        if piece.nbytes <= LOCKED_BYTES:
+    for here, there in pair(pieces, memories):
+        target, source = (there, here) if write else (here, there)
+        if here.nbytes <= LOCKED_BYTES:
             target[:] = source
         else:
-            ctypes.memmove(address_of(target), address_of(source), piece.nbytes)
+            ctypes.memmove(address_of(target), address_of(source), here.nbytes)

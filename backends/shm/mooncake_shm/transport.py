@@ -233,17 +233,19 @@ class ShmTransport(Transport):
     def _copy(self, operation: Operation) -> None:
         if operation.deadline_s <= time.monotonic():
             raise DeadlineExceeded("the deadline passed before the copy began")
-        path, length = _decode(operation.path), operation.length
+        path = _decode(operation.path)
         write = operation.kind is Kind.WRITE
         if write and not path.writable:
             raise OutOfRange("the segment is exported for reading only")
-        if not path.allows(operation.remote_offset, length):
-            raise OutOfRange(f"bytes {operation.remote_offset} to {operation.remote_offset + length} are not exported")
+        for part in operation.ranges:
+            if not path.allows(part.offset, part.length):
+                raise OutOfRange(f"bytes {part.offset} to {part.offset + part.length} are not exported")
         peer = self._peer(path.socket)
         want = Want(path.region, path.slot, path.generation, write)
         memory = peer.enter(want)
         try:
-            copy(operation.pieces, memory[operation.remote_offset : operation.remote_offset + length], write=write)
+            parts = [memory[part.offset : part.offset + part.length] for part in operation.ranges]
+            copy(operation.pieces, parts, write=write)
         finally:
             del memory
             peer.leave(want)

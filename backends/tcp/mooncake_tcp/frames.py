@@ -1,7 +1,8 @@
 """The bytes on a data connection.
 
-After the handshake (handshake.py) the initiator sends requests, each a REQUEST header and, for a write, its payload; the
-target answers each in order with a RESPONSE header and, for a read that succeeded, the payload.
+After the handshake (handshake.py) the initiator sends requests: a REQUEST header with the first range, a RANGE for each
+further one, and, for a write, the payload. The target answers each in order with a RESPONSE header and, for a read that
+succeeded, the payload.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Final
 
 from mooncake_core.errors import MooncakeError, OutOfRange, StaleSegment, TransferError
 
-REQUEST: Final = struct.Struct("<B7xQ16sQQ")  # kind, operation id, key, offset, length
+REQUEST: Final = struct.Struct("<B3xIQ16sQQ")  # kind, further ranges, operation id, key, offset, length of the first
+RANGE: Final = struct.Struct("<QQ")  # offset, length
+MOST_RANGES: Final = 1 << 20
 RESPONSE: Final = struct.Struct("<B7xQQ")  # status, operation id, payload length
 MAX_VECTORS: Final = 512
 SOCKET_BUFFER_BYTES: Final = 4 << 20
@@ -72,6 +75,24 @@ def receive_into(sock: socket.socket, view: memoryview) -> None:
         if received == 0:
             raise ConnectionResetError("the peer closed the connection")
         view = view[received:]
+
+
+def receive_all(sock: socket.socket, views: Sequence[memoryview]) -> None:
+    """Fills views in order, many with one call. Raises as receive_into."""
+    if len(views) == 1:
+        receive_into(sock, views[0])
+        return
+    left = [view for view in views if view.nbytes]
+    start = 0
+    while start < len(left):
+        received = sock.recvmsg_into(left[start : start + MAX_VECTORS], 0, socket.MSG_WAITALL)[0]
+        if received == 0:
+            raise ConnectionResetError("the peer closed the connection")
+        while start < len(left) and received >= left[start].nbytes:
+            received -= left[start].nbytes
+            start += 1
+        if received:
+            left[start] = left[start][received:]
 
 
 def discard(sock: socket.socket, num_bytes: int, scratch: memoryview) -> None:

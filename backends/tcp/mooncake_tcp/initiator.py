@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, PathFailed, TransferError, VersionMismatch
-from mooncake_core.transfer.contract import Completion, Kind, Operation
+from mooncake_core.transfer.contract import Completion, Kind, Operation, Range
 from mooncake_tcp import handshake
-from mooncake_tcp.frames import REQUEST, RESPONSE, Status, error_of, receive_into, send_all, tune
+from mooncake_tcp.frames import RANGE, REQUEST, RESPONSE, Status, error_of, receive_all, receive_into, send_all, tune
 
 CONNECT_TIMEOUT_S: Final = 5.0
 
@@ -146,8 +146,7 @@ class Connection:
         if status is Status.OK and operation.kind is Kind.READ:
             if length != operation.length:
                 raise ValueError(f"{length} bytes for a read of {operation.length}")
-            for piece in operation.pieces:
-                receive_into(sock, piece)
+            receive_all(sock, operation.pieces)
         with self._changed:
             del self._pending[operation_id]
             self.pending_bytes -= operation.length
@@ -171,9 +170,13 @@ class Connection:
 def _frames(batch: Sequence[tuple[Operation, bytes]]) -> list[bytes | memoryview]:
     frames: list[bytes | memoryview] = []
     for operation, key in batch:
-        frames.append(
-            REQUEST.pack(operation.kind, operation.operation_id, key, operation.remote_offset, operation.length)
-        )
+        frames.append(_header(operation, key))
         if operation.kind is Kind.WRITE:
             frames.extend(operation.pieces)
     return frames
+
+
+def _header(operation: Operation, key: bytes) -> bytes:
+    first, *further = operation.ranges or (Range(0, 0),)
+    head = REQUEST.pack(operation.kind, len(further), operation.operation_id, key, first.offset, first.length)
+    return head + b"".join(RANGE.pack(part.offset, part.length) for part in further)

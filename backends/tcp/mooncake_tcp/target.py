@@ -12,10 +12,23 @@ import threading
 from typing import Final
 
 from mooncake_core.errors import PathFailed, TransferError
-from mooncake_core.transfer.contract import Kind
+from mooncake_core.transfer.contract import Kind, Range
 from mooncake_core.transfer.exports import Exports
+from mooncake_core.transfer.slices import total_bytes
 from mooncake_tcp import handshake
-from mooncake_tcp.frames import REQUEST, RESPONSE, Status, discard, receive_into, send_all, status_of, tune
+from mooncake_tcp.frames import (
+    MOST_RANGES,
+    RANGE,
+    REQUEST,
+    RESPONSE,
+    Status,
+    discard,
+    receive_all,
+    receive_into,
+    send_all,
+    status_of,
+    tune,
+)
 
 SCRATCH_BYTES: Final = 1 << 16
 BACKLOG: Final = 256
@@ -89,28 +102,36 @@ class Target:
         header = memoryview(bytearray(REQUEST.size))
         while True:
             receive_into(connection, header)
-            kind, operation_id, key, offset, length = REQUEST.unpack(header)
+            kind, more, operation_id, key, offset, length = REQUEST.unpack(header)
+            ranges = [Range(offset, length), *(_further(connection, more) if more else ())]
             try:
-                self._serve_one(connection, Kind(kind), operation_id, key, offset, length)
+                self._serve_one(connection, Kind(kind), operation_id, key, ranges)
             except TransferError as error:
                 if kind == Kind.WRITE:
-                    discard(connection, length, scratch)
+                    discard(connection, sum(part.length for part in ranges), scratch)
                 connection.sendall(RESPONSE.pack(status_of(error), operation_id, 0))
 
     def _serve_one(
-        self, connection: socket.socket, kind: Kind, operation_id: int, key: bytes, offset: int, length: int
+        self, connection: socket.socket, kind: Kind, operation_id: int, key: bytes, ranges: list[Range]
     ) -> None:
-        access = self._exports.enter(
-            key, offset, length, write=kind is Kind.WRITE, interrupt=lambda: _shut_down(connection)
-        )
+        access = self._exports.enter(key, ranges, write=kind is Kind.WRITE, interrupt=lambda: _shut_down(connection))
         try:
             if kind is Kind.READ:
-                send_all(connection, [RESPONSE.pack(Status.OK, operation_id, length), access.memory])
+                length = total_bytes(access.memories)
+                send_all(connection, [RESPONSE.pack(Status.OK, operation_id, length), *access.memories])
                 return
-            receive_into(connection, access.memory)
+            receive_all(connection, access.memories)
         finally:
             self._exports.leave(access)
         connection.sendall(RESPONSE.pack(Status.OK, operation_id, 0))
+
+
+def _further(connection: socket.socket, count: int) -> list[Range]:
+    if count > MOST_RANGES:
+        raise ConnectionAbortedError(f"a request with {count} ranges; at most {MOST_RANGES} are taken")
+    data = bytearray(count * RANGE.size)
+    receive_into(connection, memoryview(data))
+    return [Range(offset, length) for offset, length in RANGE.iter_unpack(data)]
 
 
 def _shut_down(sock: socket.socket) -> None:

@@ -18,6 +18,7 @@ from mooncake_core.roles.context import RoleContext
 from mooncake_core.roles.instance import Instance
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.store.client import PutObject, StoreClient
+from mooncake_core.transfer.contract import Range
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.serving import FinishReason, KVArrived, Prefill, Prefilled
 from mooncake_core.wire.server import Call
@@ -152,7 +153,7 @@ class PrefillRole:
     async def _to_decode(self, message: Prefill, blocks: Sequence[int]) -> None:
         reservation = message.reservation
         transfers = [
-            ((self._instance.block(block),), offset)
+            ((self._instance.block(block),), (Range(offset, self._instance.block_bytes),))
             for block, offset in zip(blocks, reservation.block_offsets, strict=True)
         ]
         errors = await self._instance.transfer.write(reservation.memory, transfers)

@@ -109,13 +109,12 @@ class MemoryTransport(ExportingTransport):
         write = operation.kind is Kind.WRITE
         access = peer.exports.enter(
             operation.path[-KEY_BYTES:],
-            operation.remote_offset,
-            operation.length,
+            operation.ranges,
             write=write,
             interrupt=uninterruptible,
         )
         try:
-            copy(operation.pieces, access.memory, write=write)
+            copy(operation.pieces, access.memories, write=write)
         finally:
             peer.exports.leave(access)
 

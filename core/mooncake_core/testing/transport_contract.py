@@ -6,6 +6,7 @@ class TestMine(TransportContract):
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import random
@@ -61,7 +62,7 @@ class Ends:
             kind=kind,
             pieces=tuple(pieces),
             path=path,
-            remote_offset=offset,
+            ranges=(Range(offset, sum(piece.nbytes for piece in pieces)),),
             deadline_s=time.monotonic() + timeout_s,
         )
 
@@ -127,6 +128,32 @@ class TransportContract:
         sinks = [bytearray(size) for size in sizes]
         assert ends.transfer(Kind.READ, path, [memoryview(sink) for sink in sinks], 100) is None
         assert [bytes(sink) for sink in sinks] == [bytes(piece) for piece in source]
+
+    def test_remote_ranges_are_scattered_and_gathered_too(self, ends: Ends) -> None:
+        path = ends.export(writable=True)
+        expected = bytearray(bytes(ends.memory))
+        ranges = tuple(Range(1000 * n + n, 200 + n) for n in range(600))
+        source = os.urandom(sum(part.length for part in ranges))
+        rest = memoryview(source)
+        for part in ranges:
+            expected[part.offset : part.offset + part.length], rest = rest[: part.length], rest[part.length :]
+        pieces = [memoryview(source)[:777], memoryview(source)[777:]]
+        write = dataclasses.replace(ends.operation(Kind.WRITE, path, pieces, 0), ranges=ranges)
+        assert set(ends.complete([write]).values()) == {None}
+        assert ends.memory == expected
+        here = bytearray(len(source))
+        read = dataclasses.replace(ends.operation(Kind.READ, path, [memoryview(here)], 0), ranges=ranges)
+        assert set(ends.complete([read]).values()) == {None}
+        assert here == source
+
+    def test_one_range_outside_refuses_the_whole_operation(self, ends: Ends) -> None:
+        path = ends.export(writable=True, ranges=[Range(0, 100), Range(200, 100)])
+        before = bytes(ends.memory)
+        operation = dataclasses.replace(
+            ends.operation(Kind.WRITE, path, [memoryview(b"x" * 150)], 0), ranges=(Range(0, 100), Range(190, 50))
+        )
+        assert isinstance(ends.complete([operation])[operation.operation_id], OutOfRange)
+        assert ends.memory == before
 
     def test_moves_more_than_any_buffer_holds(self, ends: Ends) -> None:
         big, handle = ends.register(32 << 20)

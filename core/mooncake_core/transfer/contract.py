@@ -58,10 +58,11 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One transfer between local pieces and one contiguous remote range of the same total length.
+    """One transfer between local pieces and remote ranges of the same total length: scatter and gather at both ends.
 
-    The pieces are written to in order for a READ, and read from in order for a WRITE. They belong to the transport until
-    the operation's completion was collected; the caller must not touch (READ) or change (WRITE) them before.
+    Both are taken in order, and need not be cut alike. The pieces are written to for a READ, and read from for a WRITE.
+    They belong to the transport until the operation's completion was collected; the caller must not touch (READ) or
+    change (WRITE) them before.
     """
 
     operation_id: int
@@ -69,8 +70,8 @@ class Operation:
     pieces: tuple[memoryview, ...]
     path: bytes
     """The peer's descriptor for this transport, as its `export` returned it."""
-    remote_offset: int
-    """From the start of the exported region (not of one of its ranges)."""
+    ranges: tuple[Range, ...]
+    """Offsets count from the start of the exported region (not of one of its exported ranges)."""
     deadline_s: float
     """time.monotonic() after which the operation fails with DeadlineExceeded."""
 

@@ -26,11 +26,13 @@ from mooncake_core.transfer.contract import (
     TransportSettings,
 )
 from mooncake_core.transfer.local import LocalTransport
-from mooncake_core.transfer.slices import cut
+from mooncake_core.transfer.slices import cut, total_bytes
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
 LOCAL: Final = LocalTransport.name
 Buffer = memoryview | bytearray | mmap
+Where = int | Sequence[Range]
+"""Ranges of a segment, or the offset of a single one that is as long as the local pieces."""
 
 
 class Region:
@@ -53,12 +55,12 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class TransferRequest:
-    """One transfer between local pieces and one contiguous range of a segment."""
+    """One transfer between local pieces and ranges of a segment, of the same total length."""
 
     kind: Kind
     pieces: tuple[memoryview, ...]
     segment: SegmentDescriptor
-    offset: int
+    ranges: tuple[Range, ...]
 
 
 class Transfer:
@@ -181,6 +183,10 @@ class TransferEngine:
         """Starts transfers; returns at once. What fails shows in `status`."""
         if len(batch.transfers) + len(requests) > batch.capacity:
             raise OutOfRange(f"a batch of {batch.capacity} cannot take {len(requests)} requests more")
+        for request in requests:
+            near, far = total_bytes(request.pieces), sum(part.length for part in request.ranges)
+            if near != far:
+                raise OutOfRange(f"the local pieces have {near} bytes, the remote ranges {far}")
         deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
         transfers = [Transfer(request, deadline_s) for request in requests]
         with self._changed:
@@ -215,21 +221,21 @@ class TransferEngine:
     async def read(
         self,
         segment: SegmentDescriptor,
-        transfers: Sequence[tuple[Sequence[memoryview], int]],
+        transfers: Sequence[tuple[Sequence[memoryview], Where]],
         *,
         timeout_s: float | None = None,
     ) -> list[TransferError | TimeoutError | None]:
-        """Reads (pieces, offset) pairs from a segment, all at once; one result each, None for success."""
+        """Reads (pieces, where) pairs from a segment, all at once; one result each, None for success."""
         return await self._transfer(Kind.READ, segment, transfers, timeout_s)
 
     async def write(
         self,
         segment: SegmentDescriptor,
-        transfers: Sequence[tuple[Sequence[memoryview], int]],
+        transfers: Sequence[tuple[Sequence[memoryview], Where]],
         *,
         timeout_s: float | None = None,
     ) -> list[TransferError | TimeoutError | None]:
-        """Writes (pieces, offset) pairs to a segment, all at once; one result each, None for success."""
+        """Writes (pieces, where) pairs to a segment, all at once; one result each, None for success."""
         return await self._transfer(Kind.WRITE, segment, transfers, timeout_s)
 
     def close(self) -> None:
@@ -249,7 +255,7 @@ class TransferEngine:
         self,
         kind: Kind,
         segment: SegmentDescriptor,
-        transfers: Sequence[tuple[Sequence[memoryview], int]],
+        transfers: Sequence[tuple[Sequence[memoryview], Where]],
         timeout_s: float | None,
     ) -> list[TransferError | TimeoutError | None]:
         if not transfers:
@@ -258,7 +264,9 @@ class TransferEngine:
         done = asyncio.Event()
         batch = self.allocate_batch(len(transfers))
         batch.on_done = lambda: _call_soon(loop, done.set)
-        requests = [TransferRequest(kind, tuple(pieces), segment, offset) for pieces, offset in transfers]
+        requests = [
+            TransferRequest(kind, tuple(pieces), segment, _ranges(pieces, where)) for pieces, where in transfers
+        ]
         self.submit(batch, requests, timeout_s)
         # The pieces belong to the transports until the batch has ended: cancelling does not change that.
         cancelled = False
@@ -279,15 +287,15 @@ class TransferEngine:
             self._end(batch, transfer, PathFailed(self._no_path(request.segment)))
             return
         best, *others = candidates
-        slices = cut(request.pieces, request.offset)
+        slices = cut(request.pieces, request.ranges)
         transfer.remaining = len(slices)
-        for pieces, offset in slices:
+        for pieces, ranges in slices:
             operation = Operation(
                 operation_id=next(self._operation_ids),
                 kind=request.kind,
                 pieces=pieces,
                 path=request.segment.paths[best.name],
-                remote_offset=offset,
+                ranges=ranges,
                 deadline_s=transfer.deadline_s,
             )
             transfer.path = best.name
@@ -348,7 +356,7 @@ class TransferEngine:
             kind=old.kind,
             pieces=old.pieces,
             path=piece.transfer.request.segment.paths[transport.name],
-            remote_offset=old.remote_offset,
+            ranges=old.ranges,
             deadline_s=old.deadline_s,
         )
         piece.transfer.path = transport.name
@@ -365,6 +373,10 @@ class TransferEngine:
             self._changed.notify_all()
         if finished and batch.on_done:
             batch.on_done()
+
+
+def _ranges(pieces: Sequence[memoryview], where: Where) -> tuple[Range, ...]:
+    return (Range(where, total_bytes(pieces)),) if isinstance(where, int) else tuple(where)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mooncake_core.transfer.completions import Completions
 from mooncake_core.transfer.contract import Completion, Range, Transport
 from mooncake_core.transfer.exports import Exports
+from mooncake_core.transfer.slices import pair
 
 
 class ExportingTransport(Transport):
@@ -53,15 +54,13 @@ class ExportingTransport(Transport):
         self.completions.close()
 
 
-def copy(pieces: Sequence[memoryview], there: memoryview, *, write: bool) -> None:
+def copy(pieces: Sequence[memoryview], memories: Sequence[memoryview], *, write: bool) -> None:
     """Moves bytes between local pieces and exported memory of the same total length."""
-    offset = 0
-    for piece in pieces:
+    for here, there in pair(pieces, memories):
         if write:
-            there[offset : offset + piece.nbytes] = piece
+            there[:] = here
         else:
-            piece[:] = there[offset : offset + piece.nbytes]
-        offset += piece.nbytes
+            here[:] = there
 
 
 def uninterruptible() -> None:

@@ -58,11 +58,12 @@ class Export:
 class Access:
     """Somebody touches exported memory now."""
 
-    __slots__ = ("export", "interrupt", "memory")
+    __slots__ = ("export", "interrupt", "memories")
 
-    def __init__(self, export: Export, memory: memoryview, interrupt: Callable[[], None]) -> None:
+    def __init__(self, export: Export, memories: list[memoryview], interrupt: Callable[[], None]) -> None:
         self.export = export
-        self.memory = memory
+        self.memories = memories
+        """One per range asked for, in order."""
         self.interrupt = interrupt
 
 
@@ -81,7 +82,7 @@ class Exports:
             self._by_key[export.key] = export
         return export.key
 
-    def enter(self, key: bytes, offset: int, length: int, *, write: bool, interrupt: Callable[[], None]) -> Access:
+    def enter(self, key: bytes, ranges: Sequence[Range], *, write: bool, interrupt: Callable[[], None]) -> Access:
         """Begins an access; `leave` must follow. `interrupt` breaks it off from another thread.
 
         Raises:
@@ -92,11 +93,13 @@ class Exports:
             export = self._by_key.get(key)
             if export is None:
                 raise StaleSegment("the segment was withdrawn, or its process was started anew")
-            if not export.allows(offset, length):
-                raise OutOfRange(f"bytes {offset} to {offset + length} are not exported")
+            for part in ranges:
+                if not export.allows(part.offset, part.length):
+                    raise OutOfRange(f"bytes {part.offset} to {part.offset + part.length} are not exported")
             if write and not export.writable:
                 raise OutOfRange("the segment is exported for reading only")
-            access = Access(export, export.memory[offset : offset + length], interrupt)
+            memories = [export.memory[part.offset : part.offset + part.length] for part in ranges]
+            access = Access(export, memories, interrupt)
             export.accesses.add(access)
             return access
 

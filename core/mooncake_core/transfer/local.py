@@ -30,10 +30,8 @@ class LocalTransport(ExportingTransport):
 
     def _copy(self, operation: Operation) -> None:
         write = operation.kind is Kind.WRITE
-        access = self.exports.enter(
-            operation.path, operation.remote_offset, operation.length, write=write, interrupt=uninterruptible
-        )
+        access = self.exports.enter(operation.path, operation.ranges, write=write, interrupt=uninterruptible)
         try:
-            copy(operation.pieces, access.memory, write=write)
+            copy(operation.pieces, access.memories, write=write)
         finally:
             self.exports.leave(access)

@@ -1,33 +1,72 @@
-"""Cuts a transfer into slices that several connections can carry at once. Pure."""
+"""How the two ends of a transfer lie in memory: cut into slices that several connections can carry, or into pairs to copy.
+Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
+
+from mooncake_core.transfer.contract import Range
 
 SLICE_BYTES: Final = 4 << 20
 """A request up to this size goes in one piece: most blocks do."""
 
+Slice = tuple[tuple[memoryview, ...], tuple[Range, ...]]
 
-def cut(
-    pieces: Sequence[memoryview], offset: int, slice_bytes: int = SLICE_BYTES
-) -> list[tuple[tuple[memoryview, ...], int]]:
-    """(pieces, remote offset) of each slice, in order; together they are the transfer."""
-    total = sum(piece.nbytes for piece in pieces)
+
+def total_bytes(pieces: Sequence[memoryview]) -> int:
+    """Of all pieces."""
+    return sum(piece.nbytes for piece in pieces)
+
+
+def cut(pieces: Sequence[memoryview], ranges: Sequence[Range], slice_bytes: int = SLICE_BYTES) -> list[Slice]:
+    """(pieces, remote ranges) of each slice, in order; together they are the transfer."""
+    total = total_bytes(pieces)
     if total <= slice_bytes:
-        return [(tuple(pieces), offset)]
-    slices: list[tuple[tuple[memoryview, ...], int]] = []
-    current: list[memoryview] = []
+        return [(tuple(pieces), tuple(ranges))]
+    starts = range(0, total, slice_bytes)
+    near = _cut_near(pieces, slice_bytes)
+    far = _cut_far(ranges, slice_bytes)
+    return [(tuple(near[index]), tuple(far[index])) for index in range(len(starts))]
+
+
+def pair(near: Sequence[memoryview], far: Sequence[memoryview]) -> Iterator[tuple[memoryview, memoryview]]:
+    """Parts of equal length of both ends, which have the same total length, in order."""
+    there = iter(far)
+    remote = memoryview(b"")
+    for piece in near:
+        while piece.nbytes:
+            while not remote.nbytes:
+                remote = next(there)
+            length = min(piece.nbytes, remote.nbytes)
+            yield piece[:length], remote[:length]
+            piece, remote = piece[length:], remote[length:]
+
+
+def _cut_near(pieces: Sequence[memoryview], slice_bytes: int) -> list[list[memoryview]]:
+    slices: list[list[memoryview]] = [[]]
     room = slice_bytes
     for piece in pieces:
         while piece.nbytes:
-            part, piece = piece[:room], piece[room:]
-            current.append(part)
-            room -= part.nbytes
             if room == 0:
-                slices.append((tuple(current), offset))
-                offset += slice_bytes
-                current, room = [], slice_bytes
-    if current:
-        slices.append((tuple(current), offset))
+                slices.append([])
+                room = slice_bytes
+            part, piece = piece[:room], piece[room:]
+            slices[-1].append(part)
+            room -= part.nbytes
+    return slices
+
+
+def _cut_far(ranges: Sequence[Range], slice_bytes: int) -> list[list[Range]]:
+    slices: list[list[Range]] = [[]]
+    room = slice_bytes
+    for part in ranges:
+        offset, left = part.offset, part.length
+        while left:
+            if room == 0:
+                slices.append([])
+                room = slice_bytes
+            length = min(room, left)
+            slices[-1].append(Range(offset, length))
+            offset, left, room = offset + length, left - length, room - length
     return slices
