@@ -1,0 +1,146 @@
+"""Objects on their way into the pool: space is granted, bytes move part by part, then all is committed with one message."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mooncake_core.store import checksums
+from mooncake_core.store.layout import SLOT_BYTES, Header, Slot, SlotState, header_bytes, pack_header, pack_slot
+from mooncake_core.transfer.contract import Range
+from mooncake_core.transfer.engine import TransferEngine, first_error
+from mooncake_core.transfer.slices import total_bytes
+from mooncake_core.wire.client import Client
+from mooncake_core.wire.messages.memory import SegmentDescriptor
+from mooncake_core.wire.messages.pool import Commit, Grant, NewObject, PutEnd, PutEnded, PutStarted
+
+_log = logging.getLogger(__name__)
+
+Pieces = Sequence[memoryview]
+Write = tuple[list[memoryview], list[Range]]
+
+
+@dataclass(slots=True)
+class _Object:
+    """One granted object, and how far it has come."""
+
+    new: NewObject
+    grant: Grant
+    digest: checksums.Digest = field(default_factory=checksums.Digest)
+    written_bytes: int = 0
+    failed: bool = False
+
+
+class Putting:
+    """A put under way; made by StoreClient.begin_put. One write at a time; `end` must follow, whatever happens."""
+
+    def __init__(
+        self, master: Client, engine: TransferEngine, wanted: Sequence[NewObject], started: PutStarted, deadline: float
+    ) -> None:
+        self._master = master
+        self._engine = engine
+        self._started = started
+        self._deadline = deadline
+        self._objects = {
+            index: _Object(new, grant)
+            for index, (new, grant) in enumerate(zip(wanted, started.grants, strict=True))
+            if grant.placements
+        }
+
+    @property
+    def granted(self) -> Sequence[int]:
+        """Which of the objects have space, and have not failed; the others need not be written."""
+        return [index for index, item in self._objects.items() if not item.failed]
+
+    async def write(self, parts: Mapping[int, Pieces]) -> None:
+        """Moves the next bytes of some objects, given by their place in the put; those without space are skipped.
+
+        What fails shows in `end`.
+        """
+        writes: dict[str, tuple[list[int], Write]] = {}
+        sums: list[tuple[checksums.Digest, Pieces]] = []
+        for index in self.granted:
+            if index in parts:
+                self._gather(index, parts[index], writes)
+                sums.append((self._objects[index].digest, parts[index]))
+        moves = [asyncio.ensure_future(self._write_node(node, *job)) for node, job in writes.items()]
+        await checksums.feed(sums)
+        await asyncio.gather(*moves)
+
+    async def end(self, *, timeout_s: float, commit: bool = True) -> list[str]:
+        """Commits the objects that are written whole, gives the space of the others back; one error code each, empty for
+        success. `object_exists` means that it is, or soon will be, there."""
+        if not self._objects:
+            return [grant.refusal for grant in self._started.grants]
+        if commit:
+            await self._write_slots()
+        whole = [item for item in self._objects.values() if commit and self._is_whole(item)]
+        kept = {item.grant.allocation_id for item in whole}
+        numbers = [item.grant.allocation_id for item in self._objects.values()]
+        message = PutEnd(
+            term=self._started.term,
+            commits=[
+                Commit(allocation_id=item.grant.allocation_id, checksum=item.digest.intdigest()) for item in whole
+            ],
+            revoked=[number for number in numbers if number not in kept],
+        )
+        ended = await self._master.call(message, PutEnded, timeout_s=timeout_s)
+        codes = dict.fromkeys(message.revoked, "transfer")
+        codes.update(zip((commit.allocation_id for commit in message.commits), ended.refusals, strict=True))
+        return [grant.refusal or codes[grant.allocation_id] for grant in self._started.grants]
+
+    def _gather(self, index: int, pieces: Pieces, writes: dict[str, tuple[list[int], Write]]) -> None:
+        """Adds an object's next bytes to what is written to each of its nodes; the first ones with slot and header."""
+        item = self._objects[index]
+        length = total_bytes(pieces)
+        header_length = header_bytes(item.new.key, item.new.parent)
+        for placement in item.grant.placements:
+            indexes, (near, far) = writes.setdefault(placement.node, ([], ([], [])))
+            indexes.append(index)
+            if item.written_bytes == 0:
+                slot = Slot(SlotState.RESERVED, item.grant.allocation_id, placement.offset, item.new.size_bytes, 0)
+                near.append(memoryview(pack_slot(slot)))
+                far.append(Range(placement.slot * SLOT_BYTES, SLOT_BYTES))
+                header = Header(item.grant.allocation_id, item.new.size_bytes, item.new.key, item.new.parent)
+                near.append(memoryview(pack_header(header)))
+                far.append(Range(placement.offset, header_length))
+            near.extend(pieces)
+            far.append(Range(placement.offset + header_length + item.written_bytes, length))
+        item.written_bytes += length
+
+    async def _write_slots(self) -> None:
+        """The directory's word that an object is whole: written when its data is."""
+        writes: dict[str, tuple[list[int], Write]] = {}
+        for index, item in self._objects.items():
+            if not self._is_whole(item):
+                continue
+            for placement in item.grant.placements:
+                slot = Slot(
+                    SlotState.COMMITTED,
+                    item.grant.allocation_id,
+                    placement.offset,
+                    item.new.size_bytes,
+                    item.digest.intdigest(),
+                )
+                indexes, (near, far) = writes.setdefault(placement.node, ([], ([], [])))
+                indexes.append(index)
+                near.append(memoryview(pack_slot(slot)))
+                far.append(Range(placement.slot * SLOT_BYTES, SLOT_BYTES))
+        await asyncio.gather(*(self._write_node(node, *job) for node, job in writes.items()))
+
+    async def _write_node(self, node: str, indexes: list[int], write: Write) -> None:
+        """One transfer carries everything for a node; if it fails, all its objects have."""
+        segment: SegmentDescriptor = self._started.segments[node]
+        error = first_error(
+            await self._engine.write(segment, [write], timeout_s=max(0.0, self._deadline - time.monotonic()))
+        )
+        if error is not None:
+            _log.warning("cannot write to %s: %s", segment.owner, error)
+            for index in indexes:
+                self._objects[index].failed = True
+
+    def _is_whole(self, item: _Object) -> bool:
+        return not item.failed and item.written_bytes == item.new.size_bytes

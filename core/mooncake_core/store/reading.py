@@ -1,0 +1,162 @@
+"""Objects on their way out of the pool: located under a lease, read part by part, believed when the last part agrees."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mooncake_core.errors import ChecksumMismatch, MooncakeError
+from mooncake_core.store import checksums
+from mooncake_core.store.layout import unpack_header
+from mooncake_core.transfer.contract import Range
+from mooncake_core.transfer.engine import TransferEngine, first_error
+from mooncake_core.transfer.slices import total_bytes
+from mooncake_core.wire.messages.pool import Got, Located
+
+_log = logging.getLogger(__name__)
+
+Pieces = Sequence[memoryview]
+
+
+@dataclass(slots=True)
+class _Object:
+    """One located object, and how far it was read."""
+
+    found: Located
+    digest: checksums.Digest = field(default_factory=checksums.Digest)
+    read_bytes: int = 0
+    replica: int = 0
+    named: bool = False
+    """This replica's header was seen to be the object's."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """What is read from one node at once."""
+
+    indexes: list[int] = field(default_factory=list)
+    headers: dict[int, bytearray] = field(default_factory=dict)
+    near: list[memoryview] = field(default_factory=list)
+    far: list[Range] = field(default_factory=list)
+
+
+class Reading:
+    """A get under way; made by StoreClient.begin_get. One read at a time."""
+
+    def __init__(self, engine: TransferEngine, got: Got, deadline: float, *, checksum: bool) -> None:
+        self._engine = engine
+        self._got = got
+        self._deadline = deadline
+        self._checksum = checksum
+        self._objects = {index: _Object(found) for index, found in enumerate(got.objects) if found is not None}
+
+    def size_bytes(self, index: int) -> int | None:
+        """Of an object that can be read, given by its place in the get; None for a miss."""
+        item = self._objects.get(index)
+        return None if item is None else item.found.size_bytes
+
+    @property
+    def good(self) -> list[bool]:
+        """Which objects were found and could be read so far."""
+        return [index in self._objects for index in range(len(self._got.objects))]
+
+    def drop(self, indexes: Sequence[int]) -> None:
+        """These are not wanted any more: they count as misses."""
+        for index in indexes:
+            self._objects.pop(index, None)
+
+    async def read(self, parts: Mapping[int, Pieces]) -> None:
+        """Reads the next bytes of some objects into pieces, given by the object's place in the get. A node that fails is
+        made up for by the next replica; an object without one left is a miss from then on."""
+        left = [index for index in parts if index in self._objects]
+        while left:
+            jobs = self._jobs(left, parts)
+            failed = await asyncio.gather(*(self._read_node(node, job) for node, job in jobs.items()))
+            left = [index for indexes in failed for index in indexes if self._next_replica(index)]
+        for index, pieces in parts.items():
+            if index in self._objects:
+                self._objects[index].read_bytes += total_bytes(pieces)
+        if self._checksum:
+            await checksums.feed(
+                [(self._objects[index].digest, pieces) for index, pieces in parts.items() if index in self._objects]
+            )
+
+    def damaged(self) -> list[int]:
+        """Objects that were read whole and are not what was put, where another replica may be better: they are to be read
+        again from their beginning."""
+        found = []
+        for index, item in self._objects.items():
+            if self._is_damaged(item) and item.replica + 1 < len(item.found.placements):
+                _log.warning("%s is damaged in %s", item.found.key, item.found.placements[item.replica].node)
+                self._objects[index] = _Object(item.found, replica=item.replica + 1)
+                found.append(index)
+        return found
+
+    def finish(self) -> list[bool]:
+        """Whether each object is there whole: its bytes were read within the lease, and are the bytes that were put."""
+        for index, item in list(self._objects.items()):
+            try:
+                self._verify(item)
+            except (MooncakeError, TimeoutError) as reason:
+                _log.warning("%s cannot be read: %s", item.found.key, reason)
+                del self._objects[index]
+        return self.good
+
+    def _jobs(self, indexes: Sequence[int], parts: Mapping[int, Pieces]) -> dict[str, _Job]:
+        jobs: dict[str, _Job] = {}
+        for index in indexes:
+            item = self._objects[index]
+            placement = item.found.placements[item.replica]
+            job = jobs.setdefault(placement.node, _Job())
+            job.indexes.append(index)
+            if not item.named:
+                job.headers[index] = bytearray(item.found.header_bytes)
+                job.near.append(memoryview(job.headers[index]))
+                job.far.append(Range(placement.offset, item.found.header_bytes))
+            job.near.extend(parts[index])
+            start = placement.offset + item.found.header_bytes + item.read_bytes
+            job.far.append(Range(start, total_bytes(parts[index])))
+        return jobs
+
+    async def _read_node(self, node: str, job: _Job) -> list[int]:
+        """One transfer brings everything from a node; the objects that it could not bring."""
+        segment = self._got.segments[node]
+        patience_s = max(0.0, self._deadline - time.monotonic())
+        error = first_error(await self._engine.read(segment, [(job.near, job.far)], timeout_s=patience_s))
+        if error is not None:
+            _log.warning("cannot read from %s: %s", segment.owner, error)
+            return job.indexes
+        return [index for index in job.indexes if index in job.headers and not self._name(index, job.headers[index])]
+
+    def _name(self, index: int, header: bytearray) -> bool:
+        """Whether the space holds the object still; stale space holds another one."""
+        item = self._objects[index]
+        seen = unpack_header(memoryview(header))
+        item.named = seen is not None and (seen.allocation_id, seen.key) == (item.found.allocation_id, item.found.key)
+        if not item.named:
+            _log.warning("%s is not where it was said to be", item.found.key)
+        return item.named
+
+    def _next_replica(self, index: int) -> bool:
+        item = self._objects[index]
+        item.replica += 1
+        item.named = False
+        if item.replica < len(item.found.placements):
+            return True
+        del self._objects[index]
+        return False
+
+    def _verify(self, item: _Object) -> None:
+        if item.read_bytes != item.found.size_bytes:
+            raise ChecksumMismatch(f"{item.read_bytes} of its {item.found.size_bytes} bytes were read")
+        if self._is_damaged(item):
+            raise ChecksumMismatch("the bytes read are not the bytes put")
+        if time.monotonic() > self._deadline:
+            raise TimeoutError("the lease ended while it was read")
+
+    def _is_damaged(self, item: _Object) -> bool:
+        whole = item.read_bytes == item.found.size_bytes
+        return self._checksum and whole and item.digest.intdigest() != item.found.checksum
