@@ -31,7 +31,8 @@
     ├── ModelError              a model folder that cannot be served (exit code 2)
     │   ├── ModelNotFound
     │   └── ModelTooLarge       with the arithmetic
-    └── EngineError             the engine failed while computing
+    ├── EngineError             the engine failed while computing
+    └── KVLost                  KV that a computation relied on did not come
 
 Each class has a `code` by which it crosses the wire: `to_wire` and `from_wire` are inverse to each other.
 """
@@ -240,6 +241,12 @@ class EngineError(MooncakeError):
     """The engine failed while computing."""
 
     code = "engine"
+
+
+class KVLost(MooncakeError):
+    """KV that a computation relied on did not come, or was damaged."""
+
+    code = "kv_lost"
 
 
 def _tree(root: type[MooncakeError]) -> dict[str, type[MooncakeError]]:

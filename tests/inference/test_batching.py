@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mooncake_core.errors import EngineError, NoSpace, RequestCancelled
 from mooncake_core.inference.batching import Batching, Sequence
-from mooncake_core.inference.contract import EngineSettings, Slice
+from mooncake_core.inference.contract import EngineSettings, LayerWatcher, Slice
 from mooncake_core.inference.counter import uniform
 from mooncake_core.inference.loop import EngineLoop
 from mooncake_core.inference.mock import MockEngine
@@ -210,10 +209,10 @@ def test_numbers_are_evenly_spread() -> None:
 class Failing(MockEngine):
     """Fails on token 13."""
 
-    def step(self, slices: SequenceOf[Slice], on_layer: Callable[[int], None] | None = None) -> list[int | None]:
+    def step(self, slices: SequenceOf[Slice], watcher: LayerWatcher | None = None) -> list[int | None]:
         if any(13 in part.token_ids for part in slices):
             raise ZeroDivisionError("oops")
-        return super().step(slices, on_layer)
+        return super().step(slices, watcher)
 
 
 def loop_of(kind: type[MockEngine]) -> EngineLoop:

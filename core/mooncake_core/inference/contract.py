@@ -8,9 +8,9 @@ both may be in one batch. Which slices are computed when is decided by `batching
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from mooncake_core.kvcache.layout import KVLayout
 from mooncake_core.wire.messages.membership import CostHint
@@ -65,6 +65,17 @@ class Slice:
     sampling: Sampling | None = None
 
 
+class LayerWatcher(Protocol):
+    """Follows a step layer by layer, in the thread that computes."""
+
+    def before_layer(self, layer: int) -> None:
+        """The layer is about to read the KV of earlier positions; may wait until it is there."""
+
+    def layer_written(self, layer: int) -> None:
+        """The layer's KV of all slices lies in their blocks; later layers are still to come. Called once per layer, in
+        order."""
+
+
 class Engine(ABC):
     """Computes prefill chunks and decode steps over paged KV memory. Called from one thread at a time."""
 
@@ -97,19 +108,22 @@ class Engine(ABC):
         return None
 
     @abstractmethod
-    def stage_in(self, block_ids: Sequence[int]) -> None:
-        """Makes the bytes that lie in kv_memory the blocks' KV. Nothing to do where the engine computes in kv_memory."""
+    def stage_in(self, block_ids: Sequence[int], layer: int | None = None) -> None:
+        """Makes the bytes that lie in kv_memory the blocks' KV, of one layer or of all. Nothing to do where the engine
+        computes in kv_memory."""
 
     @abstractmethod
     def stage_out(self, block_ids: Sequence[int]) -> None:
         """Makes the blocks' KV appear in kv_memory. Nothing to do where the engine computes in kv_memory."""
 
     @abstractmethod
-    def step(self, slices: Sequence[Slice], on_layer: Callable[[int], None] | None = None) -> list[int | None]:
+    def step(self, slices: Sequence[Slice], watcher: LayerWatcher | None = None) -> list[int | None]:
         """Computes all slices in one batch and writes their KV to their blocks.
 
-        `on_layer(layer)` is called as soon as a layer's KV of all slices is in the blocks, while later layers are still to
-        come. Returns one token per slice with `sampling`, None for the others. Blocks must not be shared for writing.
+        With a watcher, KV streams by layer: it is told before a layer reads the blocks, and when the layer's new KV lies
+        in them, in kv_memory too.
+
+        Returns one token per slice with `sampling`, None for the others. Blocks must not be shared for writing.
 
         Raises:
             EngineError: the computation failed; the KV of these slices is undefined.

@@ -7,20 +7,47 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator
-from typing import Final
+from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import msgspec
 
-from mooncake_core.errors import EngineError, MooncakeError, RequestCancelled
+from mooncake_core.errors import EngineError, KVLost, MooncakeError, RequestCancelled
 from mooncake_core.inference.batching import Batching, Emitted, Sequence
-from mooncake_core.inference.contract import Engine
+from mooncake_core.inference.contract import Engine, Slice
 from mooncake_core.wire.messages.membership import InstanceLoad
+from mooncake_core.wire.messages.serving import FinishReason
 
 STEP_WEIGHT: Final = 0.2
-Outbox = asyncio.Queue[Emitted | MooncakeError]
+Outbox = asyncio.Queue["Output | MooncakeError"]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A new token, and when the step that made it ran (time.time())."""
+
+    token_id: int
+    finish_reason: FinishReason | None
+    started_s: float
+    ended_s: float
+
+
+class Flow(Protocol):
+    """A sequence's KV on its way in and out, followed while it is computed."""
+
+    def wait_for_layer(self, layer: int) -> None:
+        """In the computing thread: returns when the KV of earlier positions is in the blocks, or never will be."""
+
+    def layer_written(self, layer: int, end: int) -> None:
+        """On the event loop: this layer's KV of all positions before `end` lies in the blocks."""
+
+    def chunk_computed(self, start: int, end: int, layer_times_s: list[float]) -> str:
+        """In the computing thread: positions start to end are done. The times are those at which each layer began, and the
+        end. Returns why the result is worthless, empty when it is good."""
 
 
 class EngineLoop:
@@ -32,6 +59,7 @@ class EngineLoop:
         self._changed = threading.Condition()
         self._closing = False
         self._outboxes: dict[int, Outbox] = {}
+        self._flows: dict[int, Flow] = {}
         self._step_s = 0.0
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -50,11 +78,17 @@ class EngineLoop:
         if outbox is not None:
             outbox.put_nowait(RequestCancelled(f"sequence {sequence_id} was released"))
 
-    async def run(self, sequence: Sequence) -> AsyncGenerator[Emitted, None]:
-        """Computes a sequence; yields its new tokens. Closing the iterator stops it; its blocks stay reserved."""
+    async def run(self, sequence: Sequence, flow: Flow | None = None) -> AsyncGenerator[Output, None]:
+        """Computes a sequence; yields its new tokens. Closing the iterator stops it; its blocks stay reserved.
+
+        Raises:
+            KVLost: the flow says that what was computed is worthless.
+        """
         outbox: Outbox = asyncio.Queue()
         with self._changed:
             self._batching.start(sequence)
+            if flow is not None:
+                self._flows[sequence.sequence_id] = flow
             self._outboxes[sequence.sequence_id] = outbox
             self._changed.notify()
         try:
@@ -67,6 +101,7 @@ class EngineLoop:
                     return
         finally:
             with self._changed:
+                self._flows.pop(sequence.sequence_id, None)
                 if self._outboxes.get(sequence.sequence_id) is outbox:
                     del self._outboxes[sequence.sequence_id]
                     self._batching.stop(sequence.sequence_id)
@@ -96,16 +131,25 @@ class EngineLoop:
                 if self._closing:
                     return
                 slices = self._batching.plan()
-            started = time.monotonic()
+                flows = [(flow, part) for part in slices if (flow := self._flows.get(part.sequence_id))]
+            started = time.time()
+            watcher = _Watcher(flows, self._from_thread) if flows else None
             try:
-                tokens = self._engine.step(slices)
+                tokens = self._engine.step(slices, watcher)
             except Exception as error:  # an engine's libraries may raise anything; the loop must go on
                 self._failed(error)
                 continue
+            ended = time.time()
+            lost = watcher.finish(ended) if watcher else {}
             with self._changed:
-                self._step_s += STEP_WEIGHT * (time.monotonic() - started - self._step_s)
+                self._step_s += STEP_WEIGHT * (ended - started - self._step_s)
+                for sequence_id in lost:
+                    self._batching.stop(sequence_id)
                 emitted = self._batching.complete(tokens)
-            self._from_thread(self._deliver, emitted)
+            for sequence_id, reason in lost.items():
+                self._from_thread(self._deliver_error, [sequence_id], KVLost(reason))
+            if emitted:
+                self._from_thread(self._deliver, emitted, started, ended)
 
     def _failed(self, error: Exception) -> None:
         if not isinstance(error, MooncakeError):
@@ -119,14 +163,45 @@ class EngineLoop:
         with contextlib.suppress(RuntimeError):  # the event loop has ended; nobody waits for tokens
             self._loop.call_soon_threadsafe(callback, *arguments)  # type: ignore[arg-type]
 
-    def _deliver(self, emitted: list[Emitted]) -> None:
+    def _deliver(self, emitted: list[Emitted], started_s: float, ended_s: float) -> None:
         for item in emitted:
             outbox = self._outboxes.get(item.sequence_id)
             if outbox is not None:
-                outbox.put_nowait(item)
+                outbox.put_nowait(Output(item.token_id, item.finish_reason, started_s, ended_s))
 
     def _deliver_error(self, sequence_ids: list[int], error: MooncakeError) -> None:
         for sequence_id in sequence_ids:
             outbox = self._outboxes.pop(sequence_id, None)
             if outbox is not None:
                 outbox.put_nowait(error)
+
+
+class _Watcher:
+    """Follows one step for all flows in it."""
+
+    def __init__(self, flows: SequenceOf[tuple[Flow, Slice]], from_thread: Callable[..., None]) -> None:
+        self._flows = flows
+        self._from_thread = from_thread
+        self._times_s: list[float] = []
+
+    def before_layer(self, layer: int) -> None:
+        self._times_s.append(time.time())
+        for flow, part in self._flows:
+            if part.start:
+                flow.wait_for_layer(layer)
+
+    def layer_written(self, layer: int) -> None:
+        self._from_thread(self._tell, layer)
+
+    def finish(self, ended_s: float) -> dict[int, str]:
+        """The sequences whose result is worthless, and why."""
+        times_s = [*self._times_s, ended_s]
+        reasons = {
+            part.sequence_id: flow.chunk_computed(part.start, part.start + len(part.token_ids), times_s)
+            for flow, part in self._flows
+        }
+        return {sequence_id: reason for sequence_id, reason in reasons.items() if reason}
+
+    def _tell(self, layer: int) -> None:
+        for flow, part in self._flows:
+            flow.layer_written(layer, part.start + len(part.token_ids))

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
 from mooncake_core.errors import ConfigError, EngineError
-from mooncake_core.inference.contract import Engine, EngineInfo, EngineSettings, Slice
+from mooncake_core.inference.contract import Engine, EngineInfo, EngineSettings, LayerWatcher, Slice
 from mooncake_core.inference.models import eos_token_ids, read_json
 from mooncake_core.kvcache.layout import KVLayout
 from mooncake_core.transfer.shared_memory import SharedMemory
@@ -69,20 +69,25 @@ class MockEngine(Engine):
     def kv_descriptor(self) -> int | None:
         return self._memory.descriptor
 
-    def stage_in(self, block_ids: Sequence[int]) -> None:
+    def stage_in(self, block_ids: Sequence[int], layer: int | None = None) -> None:
         """Nothing to do: it computes in kv_memory."""
 
     def stage_out(self, block_ids: Sequence[int]) -> None:
         """Nothing to do: it computes in kv_memory."""
 
-    def step(self, slices: Sequence[Slice], on_layer: Callable[[int], None] | None = None) -> list[int | None]:
-        time.sleep(self._duration_s(slices))
-        for part in slices:
-            self._verify_start(part)
-            self._write(part)
-        for layer in range(self._info.layout.num_layers):
-            if on_layer:
-                on_layer(layer)
+    def step(self, slices: Sequence[Slice], watcher: LayerWatcher | None = None) -> list[int | None]:
+        num_layers = self._info.layout.num_layers
+        duration_s = self._duration_s(slices)
+        if watcher is None:
+            time.sleep(duration_s)
+            self._write_all(slices)
+        else:
+            for layer in range(num_layers):
+                watcher.before_layer(layer)
+                if layer == 0:  # the records are the K of the first layer
+                    self._write_all(slices)
+                watcher.layer_written(layer)
+                time.sleep(duration_s / num_layers)
         return [self._next_token(part) if part.sampling else None for part in slices]
 
     def close(self) -> None:
@@ -110,6 +115,11 @@ class MockEngine(Engine):
         row = layout.head_dim * layout.num_kv_heads * layout.element_bytes
         start = block * layout.block_bytes + (position % layout.block_tokens) * row
         return start, start + 16
+
+    def _write_all(self, slices: Sequence[Slice]) -> None:
+        for part in slices:
+            self._verify_start(part)
+            self._write(part)
 
     def _write(self, part: Slice) -> None:
         """Each position's record is a digest of the record before it and its token."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mooncake_core.config.processes import ProcessSpec
 from mooncake_core.errors import ConfigError
 from mooncake_core.roles.parent import Boot, announce
+from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.client import Clients
 from mooncake_core.wire.member import Member
@@ -30,6 +31,7 @@ class RoleContext:
         self.incarnation = secrets.randbits(63)
         self.key = load_key(boot.config.auth.key_file if boot.config.auth else None)
         self.master_address = boot.master_address
+        self.spans = Spans(spec.name)
         self.clients = Clients(name=spec.name, key=self.key)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ class Held:
     sequence_id: int
     memory: SegmentDescriptor
     prompt_blocks: list[int]
-    arrived: asyncio.Future[None]
+    arrived: asyncio.Future[float]
+    """The exposed transfer time, once all KV is there."""
     expiry: asyncio.TimerHandle | None = None
 
 
@@ -48,6 +50,7 @@ class DecodeRole:
 
     def __init__(self, instance: Instance, *, transfer_timeout_s: float) -> None:
         self._instance = instance
+        self._spans = instance.context.spans
         self._transfer_timeout_s = transfer_timeout_s
         self._held: dict[str, Held] = {}
         self._sequence_ids = itertools.count(1)
@@ -93,7 +96,7 @@ class DecodeRole:
             if message.error:
                 held.arrived.set_exception(TransferError(message.error))
             else:
-                held.arrived.set_result(None)
+                held.arrived.set_result(max(0.0, time.time() - message.computed_at_s))
         return Done()
 
     async def decode(self, message: Decode, call: Call) -> AsyncIterator[Tokens]:
@@ -102,10 +105,12 @@ class DecodeRole:
         if held.expiry:
             held.expiry.cancel()
         try:
-            await self._wait_for_kv(held, message.request_id, call)
-            async with aclosing(self._instance.loop.run(self._sequence(held, message))) as tokens:
-                async for emitted in tokens:
-                    yield Tokens(token_ids=[emitted.token_id], finish_reason=emitted.finish_reason)
+            exposed_s: float | None = await self._wait_for_kv(held, message.request_id, call)
+            async with aclosing(self._instance.loop.run(self._sequence(held, message))) as outputs:
+                async for output in outputs:
+                    self._spans.add(message.request_id, "decode step", output.started_s, output.ended_s)
+                    yield Tokens(token_ids=[output.token_id], finish_reason=output.finish_reason, exposed_s=exposed_s)
+                    exposed_s = None
         finally:
             self._free(message.request_id)
 
@@ -115,13 +120,17 @@ class DecodeRole:
             self._free(request_id)
         await self._tasks.close()
 
-    async def _wait_for_kv(self, held: Held, request_id: str, call: Call) -> None:
+    async def _wait_for_kv(self, held: Held, request_id: str, call: Call) -> float:
+        """Returns how long after the end of the last layer all KV was there."""
+        waiting = time.time()
         patience_s = min(call.remaining_s(), self._transfer_timeout_s)
         done, _ = await asyncio.wait([held.arrived], timeout=patience_s)
         if not done:
             raise DeadlineExceeded(f"the KV of request {request_id} did not arrive within {patience_s:.1f}s")
-        held.arrived.result()
+        exposed_s = held.arrived.result()
         self._instance.engine.stage_in(held.prompt_blocks)
+        self._spans.add(request_id, "wait for KV", waiting, time.time(), exposed_s=exposed_s)
+        return exposed_s
 
     def _sequence(self, held: Held, message: Decode) -> Sequence:
         return Sequence(

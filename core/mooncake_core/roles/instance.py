@@ -34,6 +34,7 @@ class Instance:
         self.info = engine.info
         self.block_bytes = engine.info.layout.block_bytes
         self.block_tokens = engine.info.layout.block_tokens
+        self.layer_bytes = self.block_bytes // engine.info.layout.num_layers
         self.transfer = context.transfer_engine(section.host, section.data_port)
         self.region = self.transfer.register_memory(engine.kv_memory, engine.kv_descriptor)
         self.loop = EngineLoop(engine, _batching(engine, section))
@@ -47,6 +48,11 @@ class Instance:
     def block(self, block_id: int) -> memoryview:
         """One block's bytes in the engine's KV memory."""
         return self.engine.kv_memory[block_id * self.block_bytes : (block_id + 1) * self.block_bytes]
+
+    def layers(self, block_id: int, first: int, last: int) -> memoryview:
+        """The bytes of layers first to last - 1 of one block."""
+        start = block_id * self.block_bytes
+        return self.engine.kv_memory[start + first * self.layer_bytes : start + last * self.layer_bytes]
 
     def export_blocks(self, block_ids: Sequence[int]) -> SegmentDescriptor:
         """Lets a peer write to just these blocks."""

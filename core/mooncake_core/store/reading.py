@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from mooncake_core.errors import ChecksumMismatch, MooncakeError
 from mooncake_core.store import checksums
 from mooncake_core.store.layout import unpack_header
-from mooncake_core.transfer.contract import Range
-from mooncake_core.transfer.engine import TransferEngine, first_error
+from mooncake_core.transfer.contract import Kind, Range
+from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.slices import total_bytes
 from mooncake_core.wire.messages.pool import Got, Located
 
@@ -51,6 +51,8 @@ class Reading:
         self._got = got
         self._deadline = deadline
         self._checksum = checksum
+        self.bytes_by_path: dict[str, int] = {}
+        """What was moved, by the transport that carried it."""
         self._objects = {index: _Object(found) for index, found in enumerate(got.objects) if found is not None}
 
     def size_bytes(self, index: int) -> int | None:
@@ -125,10 +127,11 @@ class Reading:
         """One transfer brings everything from a node; the objects that it could not bring."""
         segment = self._got.segments[node]
         patience_s = max(0.0, self._deadline - time.monotonic())
-        error = first_error(await self._engine.read(segment, [(job.near, job.far)], timeout_s=patience_s))
-        if error is not None:
-            _log.warning("cannot read from %s: %s", segment.owner, error)
+        (transfer,) = await self._engine.transfer(Kind.READ, segment, [(job.near, job.far)], timeout_s=patience_s)
+        if transfer.error is not None:
+            _log.warning("cannot read from %s: %s", segment.owner, transfer.error)
             return job.indexes
+        self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + total_bytes(job.near)
         return [index for index in job.indexes if index in job.headers and not self._name(index, job.headers[index])]
 
     def _name(self, index: int, header: bytearray) -> bool:

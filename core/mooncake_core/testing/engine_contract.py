@@ -7,7 +7,7 @@ class TestMine(EngineContract):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import pytest
@@ -18,6 +18,27 @@ from mooncake_core.wire.messages.serving import Sampling
 
 GREEDY = Sampling(temperature=0, max_tokens=8, ignore_eos=True)
 BLOCK_TOKENS = 16
+
+
+class Recording:
+    """A watcher that notes what it is told, and may act on it."""
+
+    def __init__(
+        self, before: Callable[[int], None] | None = None, written: Callable[[int], None] | None = None
+    ) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self._before = before
+        self._written = written
+
+    def before_layer(self, layer: int) -> None:
+        self.seen.append(("before", layer))
+        if self._before:
+            self._before(layer)
+
+    def layer_written(self, layer: int) -> None:
+        self.seen.append(("written", layer))
+        if self._written:
+            self._written(layer)
 
 
 class EngineContract:
@@ -107,10 +128,35 @@ class EngineContract:
         assert token == expected[0]
         other.close()
 
-    def test_layers_are_reported_in_order(self, made: Engine) -> None:
-        layers: list[int] = []
-        made.step([self.part([1, 2, 3], 0, [0])], layers.append)
-        assert layers == list(range(made.info.layout.num_layers))
+    def test_layers_are_watched_in_order(self, made: Engine) -> None:
+        watcher = Recording()
+        made.step([self.part([1, 2, 3], 0, [0])], watcher)
+        layers = range(made.info.layout.num_layers)
+        assert watcher.seen == [(what, layer) for layer in layers for what in ("before", "written")]
+
+    def test_kv_leaves_and_arrives_layer_by_layer(self, made: Engine) -> None:
+        """Each layer is taken when it is said to be written, and brought to another engine just before it is needed."""
+        prompt = [3 + (5 * index) % 200 for index in range(40)]
+        size = made.info.layout.block_bytes
+        layer_size = size // made.info.layout.num_layers
+        taken: dict[tuple[int, int], bytes] = {}
+
+        def take(layer: int) -> None:
+            for block in (0, 1):
+                start = block * size + layer * layer_size
+                taken[block, layer] = bytes(made.kv_memory[start : start + layer_size])
+
+        expected = made.step([self.part(prompt, 0, [0, 1, 2])], Recording(written=take))
+        other = self.engine(self.settings())
+
+        def bring(layer: int) -> None:
+            for here, there in ((0, 6), (1, 4)):
+                start = there * size + layer * layer_size
+                other.kv_memory[start : start + layer_size] = taken[here, layer]
+            other.stage_in([6, 4], layer)
+
+        assert other.step([self.part(prompt[32:], 32, [6, 4, 2])], Recording(before=bring)) == expected
+        other.close()
 
     def test_unknown_options_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="typo"):

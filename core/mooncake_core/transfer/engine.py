@@ -226,7 +226,7 @@ class TransferEngine:
         timeout_s: float | None = None,
     ) -> list[TransferError | TimeoutError | None]:
         """Reads (pieces, where) pairs from a segment, all at once; one result each, None for success."""
-        return await self._transfer(Kind.READ, segment, transfers, timeout_s)
+        return [done.error for done in await self.transfer(Kind.READ, segment, transfers, timeout_s=timeout_s)]
 
     async def write(
         self,
@@ -236,28 +236,17 @@ class TransferEngine:
         timeout_s: float | None = None,
     ) -> list[TransferError | TimeoutError | None]:
         """Writes (pieces, where) pairs to a segment, all at once; one result each, None for success."""
-        return await self._transfer(Kind.WRITE, segment, transfers, timeout_s)
+        return [done.error for done in await self.transfer(Kind.WRITE, segment, transfers, timeout_s=timeout_s)]
 
-    def close(self) -> None:
-        """Fails what is under way, withdraws all exports, ends all threads. Idempotent."""
-        with self._changed:
-            if self._closing:
-                return
-            self._closing = True
-        for transport in self._transports.values():
-            transport.close()
-        os.eventfd_write(self._wake_fd, 1)
-        self._pump_thread.join()
-        self._collect()
-        os.close(self._wake_fd)
-
-    async def _transfer(
+    async def transfer(
         self,
         kind: Kind,
         segment: SegmentDescriptor,
         transfers: Sequence[tuple[Sequence[memoryview], Where]],
-        timeout_s: float | None,
-    ) -> list[TransferError | TimeoutError | None]:
+        *,
+        timeout_s: float | None = None,
+    ) -> list[Transfer]:
+        """Moves (pieces, where) pairs, all at once; what became of each: its error, and the path it took."""
         if not transfers:
             return []
         loop = asyncio.get_running_loop()
@@ -277,7 +266,20 @@ class TransferEngine:
                 cancelled = True
         if cancelled:
             raise asyncio.CancelledError
-        return [transfer.error for transfer in batch.transfers]
+        return batch.transfers
+
+    def close(self) -> None:
+        """Fails what is under way, withdraws all exports, ends all threads. Idempotent."""
+        with self._changed:
+            if self._closing:
+                return
+            self._closing = True
+        for transport in self._transports.values():
+            transport.close()
+        os.eventfd_write(self._wake_fd, 1)
+        self._pump_thread.join()
+        self._collect()
+        os.close(self._wake_fd)
 
     def _plan(self, batch: Batch, transfer: Transfer, posts: dict[str, list[Operation]]) -> None:
         """Cuts a request into slices for the best path there is."""

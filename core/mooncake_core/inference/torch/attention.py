@@ -6,13 +6,13 @@ over the blocks: prefill slices one by one, decode steps of all sequences togeth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mooncake_core.inference.contract import Slice
+from mooncake_core.inference.contract import LayerWatcher, Slice
 
 NAME: Final = "mooncake_paged"
 
@@ -41,11 +41,11 @@ class Plan:
         slices: Sequence[Slice],
         *,
         windows: Sequence[int | None],
-        on_layer: Callable[[int], None] | None,
+        watcher: LayerWatcher | None,
     ) -> None:
         self.kv = kv
         self.windows = windows
-        self.on_layer = on_layer
+        self.watcher = watcher
         self.block_tokens = kv.shape[3]
         self.device = kv.device
         ordered = sorted(range(len(slices)), key=lambda index: len(slices[index].token_ids) == 1)
@@ -134,11 +134,13 @@ def paged_attention(
     [1, tokens, heads, dim]."""
     plan = _current[0]
     layer = module.layer_idx
+    if plan.watcher:
+        plan.watcher.before_layer(layer)
     cache = plan.kv[:, layer]
     cache[plan.slot_blocks, 0, plan.slot_offsets] = key[0].transpose(0, 1)
     cache[plan.slot_blocks, 1, plan.slot_offsets] = value[0].transpose(0, 1)
-    if plan.on_layer:
-        plan.on_layer(layer)
+    if plan.watcher:
+        plan.watcher.layer_written(layer)
     output = torch.empty_like(query[0].transpose(0, 1))
     for gather in plan.gathers:
         output[gather.rows] = _attend(plan, gather, cache, query, plan.windows[layer], scaling)

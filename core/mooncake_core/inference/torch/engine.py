@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from mooncake_core.errors import ConfigError, EngineError, ModelError, ModelTooLarge, PluginUnavailable
-from mooncake_core.inference.contract import Engine, EngineInfo, EngineSettings, Slice
+from mooncake_core.inference.contract import Engine, EngineInfo, EngineSettings, LayerWatcher, Slice
 from mooncake_core.inference.models import eos_token_ids, read_json
 from mooncake_core.inference.torch.weights import fingerprint, parameter_count, weight_files
 from mooncake_core.kvcache.layout import KVLayout
@@ -31,6 +31,7 @@ except ImportError as error:
     ) from error
 
 from mooncake_core.inference.torch import attention, sampling
+from mooncake_core.inference.torch.staging import StagedDepartures
 
 RESERVE_BYTES: Final = 256 << 20
 """For activations and the libraries themselves."""
@@ -82,20 +83,27 @@ class TorchEngine(Engine):
     def kv_descriptor(self) -> int | None:
         return self._memory.descriptor
 
-    def stage_in(self, block_ids: Sequence[int]) -> None:
+    def stage_in(self, block_ids: Sequence[int], layer: int | None = None) -> None:
         if self._staging is not None:
+            layers = slice(None) if layer is None else layer
             for block_id in block_ids:
-                self._kv[block_id].copy_(self._staging[block_id])
+                self._kv[block_id, layers].copy_(self._staging[block_id, layers], non_blocking=True)
 
     def stage_out(self, block_ids: Sequence[int]) -> None:
         if self._staging is not None:
             for block_id in block_ids:
                 self._staging[block_id].copy_(self._kv[block_id])
 
-    def step(self, slices: Sequence[Slice], on_layer: Callable[[int], None] | None = None) -> list[int | None]:
+    def step(self, slices: Sequence[Slice], watcher: LayerWatcher | None = None) -> list[int | None]:
+        departures = None
+        if watcher is not None and self._staging is not None:
+            departures = watcher = StagedDepartures(self._kv, self._staging, slices, watcher)
         try:
             with torch.inference_mode():
-                return self._step(slices, on_layer)
+                tokens = self._step(slices, watcher)
+                if departures is not None:
+                    departures.finish()
+                return tokens
         except RuntimeError as error:
             raise EngineError(f"the model failed on a batch of {len(slices)} slices: {error}") from error
 
@@ -111,8 +119,8 @@ class TorchEngine(Engine):
             return host, None
         return torch.zeros(shape, dtype=dtype, device=self._device), host
 
-    def _step(self, slices: Sequence[Slice], on_layer: Callable[[int], None] | None) -> list[int | None]:
-        plan = attention.Plan(self._kv, slices, windows=self._windows, on_layer=on_layer)
+    def _step(self, slices: Sequence[Slice], watcher: LayerWatcher | None) -> list[int | None]:
+        plan = attention.Plan(self._kv, slices, windows=self._windows, watcher=watcher)
         attention.begin(plan)
         try:
             hidden = self._model.base_model(

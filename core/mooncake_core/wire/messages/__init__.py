@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from mooncake_core.errors import ProtocolError
-from mooncake_core.wire.messages import envelope, inspection, membership, pool, serving
+from mooncake_core.wire.messages import envelope, inspection, membership, pool, serving, timeline
 
 PROTOCOL_VERSION: Final = 1
 OLDEST_PROTOCOL_VERSION: Final = 1
@@ -61,6 +61,8 @@ Message = (
     | inspection.CacheReport
     | inspection.InspectDecisions
     | inspection.Decisions
+    | timeline.GetSpans
+    | timeline.SpansOf
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -111,6 +111,8 @@ class Prefill(Struct, frozen=True, tag=True, kw_only=True):
     sampling: Sampling
     decode_address: str
     reservation: Reservation
+    by_layer: bool = True
+    """Move KV layer by layer beside the computation; else all of it before and after."""
 
 
 class Prefilled(Struct, frozen=True, tag=True, kw_only=True):
@@ -130,6 +132,8 @@ class KVArrived(Struct, frozen=True, tag=True, kw_only=True):
     request_id: str
     reservation_id: int
     error: str = ""
+    computed_at_s: float = 0.0
+    """When the last layer was computed, by the prefill host's time.time()."""
 
 
 class Decode(Struct, frozen=True, tag=True, kw_only=True):
@@ -147,6 +151,8 @@ class Tokens(Struct, frozen=True, tag=True, kw_only=True):
 
     token_ids: list[int]
     finish_reason: FinishReason | None = None
+    exposed_s: float | None = None
+    """In a stream's first message: how long after the last layer's end all KV was there, the exposed transfer time."""
 
 
 class PrefillEnded(Struct, frozen=True, tag=True, kw_only=True):
