@@ -13,7 +13,7 @@ import click
 from mooncake_cli import console, exits
 from mooncake_cli.options import cluster_options, json_option, load
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @click.command("stop", help="Stop what was started on this host.")

@@ -158,7 +158,7 @@ def test_a_death_while_requests_run_hangs_nothing_and_the_next_request_works(clu
             return await asyncio.gather(*running)
 
     outcomes = asyncio.run(storm())
-    assert set(outcomes) <= {"done", "error", "500", "503", "504"}
+    assert set(outcomes) == {"done"}
     cluster.wait_until_back(victim, pids[0])
     assert cluster.complete("In the beginning")["choices"][0]["finish_reason"] == "length"
     wait_for(lambda: cluster.status().num_requests == 0, 90)

@@ -17,7 +17,7 @@ import uvicorn
 from mooncake_core.config.schema import GatewayConfig
 from mooncake_core.errors import DeadlineExceeded, EngineError, MooncakeError, RequestRejected, ServiceUnavailable
 from mooncake_core.gateway.app import Gateway
-from mooncake_core.gateway.serving import Generation, Step
+from mooncake_core.gateway.generation import Generation, Step
 from mooncake_core.gateway.tokenizer import Tokenizer
 from mooncake_core.inference.models import DEMO_FOLDER
 from mooncake_core.wire.messages.membership import ModelOffer

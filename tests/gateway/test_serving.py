@@ -11,8 +11,19 @@ from typing import Any
 import pytest
 
 from mooncake_core.address import HostPort
-from mooncake_core.errors import EngineError, MooncakeError, NoSpace, RequestRejected
-from mooncake_core.gateway.serving import ClusterServing, Generation, Step
+from mooncake_core.errors import (
+    EngineError,
+    InvalidRequest,
+    MooncakeError,
+    NoSpace,
+    RequestCancelled,
+    RequestRejected,
+    ServiceUnavailable,
+    TransferError,
+)
+from mooncake_core.gateway.generation import Generation, Step
+from mooncake_core.gateway.serving import ClusterServing
+from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.client import Clients
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.membership import ModelOffer
@@ -46,6 +57,9 @@ class FakeCluster:
         self.place_error: MooncakeError | None = None
         self.prefill_error: MooncakeError | None = None
         self.decode_error: MooncakeError | None = None
+        self.errors: dict[str, list[MooncakeError]] = {}
+        self.prefill_url = ""
+        self.decode_waits = False
         self.first_finish: Any = None
         self.hang_in = ""
         self.hanging = asyncio.Event()
@@ -76,11 +90,12 @@ class FakeCluster:
         await self.maybe_hang("place")
         if self.place_error:
             raise self.place_error
+        self.maybe_fail("place")
         reservation = Reservation(reservation_id=5, memory=MEMORY, block_offsets=[0], ttl_s=9)
         return Placed(
             request_id=message.request_id,
             prefill="p",
-            prefill_address=self.url,
+            prefill_address=self.prefill_url or self.url,
             decode="d",
             decode_address=self.url,
             reservation=reservation,
@@ -94,13 +109,17 @@ class FakeCluster:
         await self.maybe_hang("prefill")
         if self.prefill_error:
             raise self.prefill_error
+        self.maybe_fail("prefill")
         return Prefilled(
             token_id=7, finish_reason=self.first_finish, cached_tokens=4, queued_s=0, fetched_s=0, computed_s=0.5
         )
 
     async def decode(self, message: Decode, call: Call) -> AsyncGenerator[Tokens, None]:
         self.log.append(message)
+        while self.decode_waits:
+            await asyncio.sleep(0.01)
         yield Tokens(token_ids=[8])
+        self.maybe_fail("decode")
         await self.maybe_hang("decode")
         if self.decode_error:
             raise self.decode_error
@@ -114,6 +133,10 @@ class FakeCluster:
             except asyncio.CancelledError:
                 self.cancelled.append(where)
                 raise
+
+    def maybe_fail(self, where: str) -> None:
+        if self.errors.get(where):
+            raise self.errors[where].pop(0)
 
     def kinds(self) -> Counter[str]:
         return Counter(type(message).__name__ for message in self.log)
@@ -129,7 +152,7 @@ async def running() -> AsyncIterator[tuple[FakeCluster, ClusterServing]]:
     server = Server("cluster", cluster.handlers())
     cluster.url = (await server.start(HostPort("127.0.0.1", 0))).url
     clients = Clients("gateway")
-    serving = ClusterServing(clients.get(cluster.url), clients)
+    serving = ClusterServing(clients.get(cluster.url), clients, Spans("gateway"), patience_s=0.5)
     try:
         yield cluster, serving
         await serving.close()
@@ -186,12 +209,72 @@ async def test_a_request_that_ends_with_its_first_token_needs_no_decode() -> Non
 @pytest.mark.parametrize("where", ["prefill_error", "decode_error"])
 async def test_an_error_ends_the_request_as_failed_and_frees_it(where: str) -> None:
     async with running() as (cluster, serving):
-        setattr(cluster, where, EngineError("broken"))
-        with pytest.raises(EngineError, match="broken"):
+        setattr(cluster, where, InvalidRequest("broken"))
+        with pytest.raises(InvalidRequest, match="broken"):
             await collect(serving)
         await serving.close()
         assert cluster.ended().outcome == "failed"
         assert cluster.kinds()["Release"] == 1
+
+
+async def test_a_lost_prefill_costs_attempts_and_is_avoided() -> None:
+    async with running() as (cluster, serving):
+        cluster.errors = {"prefill": [TransferError("broken"), RequestCancelled("it is shutting down")]}
+        steps = await collect(serving)
+        await serving.close()
+        places = [message for message in cluster.log if isinstance(message, Place)]
+        assert [place.request_id for place in places] == ["r", "r.2", "r.3"]
+        assert [place.avoid for place in places] == [[], ["p"], ["p", "p"]]
+        assert [token for step in steps for token in step.token_ids] == [7, 8, 9, 10]
+        assert steps[0].timings.attempts == 3
+        outcomes = [message.outcome for message in cluster.log if isinstance(message, RequestEnded)]
+        assert sorted(outcomes) == ["failed", "failed", "finished"]
+
+
+async def test_a_lost_decode_goes_on_elsewhere_after_the_tokens_that_were_sent() -> None:
+    async with running() as (cluster, serving):
+        cluster.errors = {"decode": [TransferError("its KV did not come")]}
+        steps = await collect(serving)
+        first, second = [message for message in cluster.log if isinstance(message, Prefill)]
+        assert second.token_ids == [*first.token_ids, 7, 8]
+        assert (first.sampling.max_tokens, second.sampling.max_tokens) == (4, 2)
+        assert second.sampling.seed == first.sampling.seed
+        assert {step.cached_tokens for step in steps} == {4}
+        assert next(m for m in cluster.log if isinstance(m, Place) and m.avoid).avoid == ["d"]
+
+
+async def test_an_engine_that_fails_twice_on_the_same_tokens_ends_the_request() -> None:
+    async with running() as (cluster, serving):
+        cluster.errors = {"prefill": [EngineError("broken")] * 5}
+        with pytest.raises(EngineError, match="broken"):
+            await collect(serving)
+        assert cluster.kinds()["Prefill"] == 2
+
+
+async def test_a_request_waits_for_instances_that_are_to_be_back_but_not_for_ever() -> None:
+    async with running() as (cluster, serving):
+        cluster.errors = {"place": [ServiceUnavailable("nobody is there")] * 2}
+        assert [token for step in await collect(serving) for token in step.token_ids] == [7, 8, 9, 10]
+        cluster.place_error = ServiceUnavailable("nobody is there")
+        with pytest.raises(ServiceUnavailable):
+            await collect(serving)
+
+
+async def test_a_prefill_that_dies_before_its_kv_has_arrived_is_noticed() -> None:
+    async with running() as (cluster, serving):
+        prefill = Server("prefill", cluster.handlers())
+        cluster.prefill_url = (await prefill.start(HostPort("127.0.0.1", 0))).url
+        cluster.decode_waits = True
+        task = asyncio.create_task(collect(serving))
+        while not cluster.kinds()["Decode"]:
+            await asyncio.sleep(0.01)
+        cluster.prefill_url = ""
+        await prefill.close()
+        while cluster.kinds()["Place"] < 2:
+            await asyncio.sleep(0.01)
+        cluster.decode_waits = False
+        steps = await asyncio.wait_for(task, 10)
+        assert [token for step in steps for token in step.token_ids] == [7, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize("error", [RequestRejected("busy", retry_after_s=3), NoSpace("full")])

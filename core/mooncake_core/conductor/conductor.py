@@ -184,7 +184,7 @@ class Conductor:
         )
         scores = self._policy.score(request, views)
         self._random.shuffle(scores)
-        return sorted(scores, key=self._policy.rank)
+        return sorted(scores, key=lambda score: (score.prefill in arrival.avoid, self._policy.rank(score)))
 
     def _choose_decode(
         self, arrival: e.RequestArrived, model: ModelOffer, without: set[str]
@@ -206,7 +206,9 @@ class Conductor:
             reason = f"no decode instance has {needed} blocks of KV memory free (the largest has {most} in all)"
             return c.Reject(arrival.request_id, reason, SHORTEST_RETRY_S, hopeless=needed > most)
         self._random.shuffle(fitting)
-        best = min(fitting, key=lambda instance: instance.tbt_with(arrival.prompt_tokens))
+        best = min(
+            fitting, key=lambda instance: (instance.name in arrival.avoid, instance.tbt_with(arrival.prompt_tokens))
+        )
         tbt_s, slo = best.tbt_with(arrival.prompt_tokens), self._settings.tbt_slo_s
         if slo is not None and tbt_s > slo:
             reason = f"expected time between tokens {tbt_s:.3f}s exceeds the objective of {slo:g}s"

@@ -62,6 +62,8 @@ class RequestArrived:
     """Of the prompt's blocks that may be reused."""
     tenant: str
     deadline: float
+    avoid: Sequence[str] = ()
+    """Instances to be chosen only where there is no other."""
 
 
 @dataclass(frozen=True, slots=True)

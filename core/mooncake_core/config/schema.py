@@ -43,6 +43,8 @@ class GatewayConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """HTTP port; 0 takes a free one."""
     request_timeout: Duration = 600.0
     """A request that has not ended after so long is ended."""
+    patience: Duration = 20.0
+    """How long a new request waits while nobody can take it (instances or the master are starting again), before 503."""
     max_body: Size = 8 << 20
     """Largest request body."""
     max_concurrent: Count = 1024
@@ -178,5 +180,7 @@ class ClusterConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The distributed KVCache."""
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     """The Conductor."""
+    drain_timeout: Duration = 10.0
+    """How long a process that is told to stop finishes what it runs; what is left then goes on elsewhere, or ends."""
     transfer: TransferConfig = field(default_factory=TransferConfig)
     """The Transfer Engine."""

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from mooncake_core.config.schema import GatewayConfig
 from mooncake_core.errors import MooncakeError, ServiceUnavailable
 from mooncake_core.gateway.completion import Completion, Piece
+from mooncake_core.gateway.generation import Generation
 from mooncake_core.gateway.metrics import GatewayMetrics
 from mooncake_core.gateway.requests import (
     DEFAULT_MAX_TOKENS,
@@ -28,7 +29,7 @@ from mooncake_core.gateway.requests import (
     parse,
 )
 from mooncake_core.gateway.responses import DONE, HTTPError, Shape, encode, error_body, error_response, event, usage
-from mooncake_core.gateway.serving import Generation, Serving, check_length
+from mooncake_core.gateway.serving import Serving, check_length
 from mooncake_core.gateway.tokenizer import Tokenizer
 from mooncake_core.wire.messages.membership import ModelOffer
 

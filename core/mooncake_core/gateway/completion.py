@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from mooncake_core.gateway.generation import Generation
 from mooncake_core.gateway.metrics import GatewayMetrics
-from mooncake_core.gateway.serving import Generation, Serving
+from mooncake_core.gateway.serving import Serving
 from mooncake_core.gateway.stops import StopStrings
 from mooncake_core.gateway.tokenizer import Detokenizer, Tokenizer
 

@@ -1,65 +1,32 @@
-"""A request's way through the cluster: placed by the master, prefilled in one instance, decoded in another."""
+"""Requests served by a cluster: attempt after attempt, until one has brought the last token."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-from mooncake_core.errors import ContextTooLong, InvalidRequest, MooncakeError
-from mooncake_core.kvcache.keys import block_keys, namespace, reusable_blocks
+import msgspec
+
+from mooncake_core.errors import ContextTooLong, InvalidRequest, MooncakeError, PeerUnreachable
+from mooncake_core.gateway.attempt import Attempt, Progress
+from mooncake_core.gateway.generation import Generation, Step
+from mooncake_core.gateway.notices import Notices
+from mooncake_core.gateway.retry import Retry
+from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.client import Client, Clients
-from mooncake_core.wire.messages import Message
-from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.inspection import GetStatus, Status
 from mooncake_core.wire.messages.membership import ModelOffer
-from mooncake_core.wire.messages.serving import (
-    Decode,
-    DescribeModels,
-    FinishReason,
-    Models,
-    Outcome,
-    Place,
-    Placed,
-    Prefill,
-    Prefilled,
-    PrefillEnded,
-    Release,
-    RequestEnded,
-    Sampling,
-    Tokens,
-)
+from mooncake_core.wire.messages.serving import DescribeModels, Models
 
 MODELS_FRESH_S: Final = 1.0
 MASTER_TIMEOUT_S: Final = 5.0
-NOTICE_TIMEOUT_S: Final = 5.0
+MOST_AVOIDED: Final = 4
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """What is to be generated."""
-
-    request_id: str
-    model: ModelOffer
-    token_ids: Sequence[int]
-    sampling: Sampling
-    cache_salt: str = ""
-    timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """New tokens. The first step of a generation also says how much of the prompt came from the cache."""
-
-    token_ids: list[int]
-    finish_reason: FinishReason | None
-    cached_tokens: int
 
 
 class Serving(Protocol):
@@ -76,18 +43,28 @@ class Serving(Protocol):
 
 
 class ClusterServing:
-    """Serving by a real cluster."""
+    """Serving by a real cluster. An instance that is lost costs time, not the request: it goes on elsewhere, token for
+    token, since sampling depends on seed and position only."""
 
-    def __init__(self, master: Client, clients: Clients) -> None:
+    def __init__(self, master: Client, clients: Clients, spans: Spans, *, patience_s: float) -> None:
         self._master = master
         self._clients = clients
+        self._spans = spans
+        self._patience_s = patience_s
         self._models: list[ModelOffer] = []
         self._models_at = float("-inf")
-        self._notices: set[asyncio.Task[None]] = set()
+        self._notices = Notices()
 
     async def models(self) -> list[ModelOffer]:
+        """Those that could be served when the cluster was last able to: a request waits for those who are to be back."""
         if time.monotonic() - self._models_at > MODELS_FRESH_S or not self._models:
-            self._models = (await self._master.call(DescribeModels(), Models, timeout_s=MASTER_TIMEOUT_S)).models
+            try:
+                found = (await self._master.call(DescribeModels(), Models, timeout_s=MASTER_TIMEOUT_S)).models
+            except MooncakeError:
+                if not self._models:
+                    raise
+                found = []
+            self._models = found or self._models
             self._models_at = time.monotonic()
         return self._models
 
@@ -96,109 +73,60 @@ class ClusterServing:
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Step, None]:
         deadline = time.monotonic() + generation.timeout_s
-        keys = _keys(generation)
-        placed = await self._place(generation, keys)
-        ended = _Ending(placed)
-        try:
-            async with aclosing(self._run(generation, keys, placed, deadline, ended)) as steps:
-                async for step in steps:
-                    yield step
-        except MooncakeError:
-            ended.outcome = "failed"
-            raise
-        finally:
-            self._notify(self._finish(ended))
+        retry = Retry(deadline=deadline, patience_s=self._patience_s)
+        emitted: list[int] = []
+        avoid: list[str] = []
+        attempts = 0
+        cached_tokens: int | None = None
+        while True:
+            attempts += 1
+            request_id = generation.request_id if attempts == 1 else f"{generation.request_id}.{attempts}"
+            attempt = Attempt(generation, request_id, Progress(emitted), self._clients, self._notices)
+            if not await self._place(attempt, retry, avoid, deadline):
+                continue
+            try:
+                async with aclosing(attempt.run(self._master, deadline)) as steps:
+                    async for step in steps:
+                        cached_tokens = step.cached_tokens if cached_tokens is None else cached_tokens
+                        timings = msgspec.structs.replace(step.timings, attempts=attempts)
+                        yield Step(step.token_ids, step.finish_reason, cached_tokens, timings)
+                return
+            except MooncakeError as error:
+                delay_s = retry.after_failure(error, time.monotonic())
+                if delay_s is None:
+                    raise
+                _log.warning("request %s goes on elsewhere after %s: %s", request_id, attempt.failed_at, error)
+                avoid = [*avoid, attempt.failed_at][-MOST_AVOIDED:]
+                await self._forget_lost(attempt, error)
+                await self._wait(request_id, delay_s, str(error))
 
     async def close(self) -> None:
         """Sends what is still to be said."""
-        await asyncio.gather(*self._notices, return_exceptions=True)
+        await self._notices.close()
 
-    async def _place(self, generation: Generation, keys: list[bytes]) -> Placed:
-        prompt_tokens = len(generation.token_ids)
-        message = Place(
-            request_id=generation.request_id,
-            model=generation.model.name,
-            prompt_tokens=prompt_tokens,
-            max_tokens=generation.sampling.max_tokens,
-            block_keys=keys[: reusable_blocks(prompt_tokens, generation.model.block_tokens)],
-            deadline_s=generation.timeout_s,
-        )
-        return await self._master.call(message, Placed, timeout_s=min(generation.timeout_s, 30.0))
-
-    async def _run(
-        self, generation: Generation, keys: list[bytes], placed: Placed, deadline: float, ended: _Ending
-    ) -> AsyncGenerator[Step, None]:
-        prefilled = await self._prefill(generation, keys, placed, deadline)
-        notice = PrefillEnded(
-            request_id=placed.request_id, cached_tokens=prefilled.cached_tokens, computed_s=prefilled.computed_s
-        )
-        self._notify(self._tell(self._master, notice))
-        ended.output_tokens = 1
-        if prefilled.finish_reason:
-            ended.outcome = "finished"  # nothing is left for the decode instance: its memory is released at the end
-        yield Step([prefilled.token_id], prefilled.finish_reason, prefilled.cached_tokens)
-        if prefilled.finish_reason:
-            return
-        decode = Decode(
-            request_id=placed.request_id,
-            reservation_id=placed.reservation.reservation_id,
-            prompt_tokens=len(generation.token_ids),
-            first_token_id=prefilled.token_id,
-            sampling=generation.sampling,
-        )
-        client = self._clients.get(placed.decode_address)
-        async with aclosing(client.stream(decode, Tokens, timeout_s=deadline - time.monotonic())) as stream:
-            async for tokens in stream:
-                ended.output_tokens += len(tokens.token_ids)
-                if tokens.finish_reason:
-                    ended.outcome = "finished"
-                yield Step(tokens.token_ids, tokens.finish_reason, prefilled.cached_tokens)
-
-    async def _prefill(self, generation: Generation, keys: list[bytes], placed: Placed, deadline: float) -> Prefilled:
-        message = Prefill(
-            request_id=placed.request_id,
-            token_ids=list(generation.token_ids),
-            block_keys=keys,
-            max_cached_blocks=placed.matched_tokens // generation.model.block_tokens,
-            sampling=generation.sampling,
-            decode_address=placed.decode_address,
-            reservation=placed.reservation,
-        )
-        client = self._clients.get(placed.prefill_address)
-        return await client.call(message, Prefilled, timeout_s=deadline - time.monotonic())
-
-    async def _finish(self, ended: _Ending) -> None:
-        """Frees the decode instance's memory at once, whatever the master does, then tells the master."""
-        placed = ended.placed
-        decode = self._clients.get(placed.decode_address)
-        await asyncio.gather(
-            self._tell(decode, Release(request_id=placed.request_id)),
-            self._tell(
-                self._master,
-                RequestEnded(request_id=placed.request_id, outcome=ended.outcome, output_tokens=ended.output_tokens),
-            ),
-        )
-
-    async def _tell(self, client: Client, message: Message) -> None:
+    async def _place(self, attempt: Attempt, retry: Retry, avoid: Sequence[str], deadline: float) -> bool:
+        """Whether instances were found; otherwise it has waited, and is to be tried again."""
         try:
-            await client.call(message, Done, timeout_s=NOTICE_TIMEOUT_S)
-        except MooncakeError as error:  # deadlines at the other end make up for it
-            _log.warning("%s did not take %s: %s", client.address, type(message).__name__, error)
+            with self._spans.during(attempt.request_id, "place") as span:
+                placed = await attempt.place(self._master, avoid=avoid, timeout_s=deadline - time.monotonic())
+                span.update(prefill=placed.prefill, decode=placed.decode, matched_tokens=placed.matched_tokens)
+        except MooncakeError as error:
+            delay_s = retry.after_refusal(error, time.monotonic())
+            if delay_s is None:
+                raise
+            await self._wait(attempt.request_id, delay_s, str(error))
+            return False
+        retry.placed()
+        return True
 
-    def _notify(self, notice: Coroutine[Any, Any, None]) -> None:
-        """Sends a notice beside the stream of tokens, even if the request was cancelled."""
-        task = asyncio.get_running_loop().create_task(notice)
-        self._notices.add(task)
-        task.add_done_callback(self._notices.discard)
+    async def _wait(self, request_id: str, delay_s: float, reason: str) -> None:
+        with self._spans.during(request_id, "wait to try again", reason=reason):
+            await asyncio.sleep(delay_s)
 
-
-class _Ending:
-    """How a request has gone so far."""
-
-    def __init__(self, placed: Placed) -> None:
-        self.placed = placed
-        self.outcome: Outcome = "cancelled"
-        self.output_tokens = 0
+    async def _forget_lost(self, attempt: Attempt, error: MooncakeError) -> None:
+        """A process that comes back has another address: nobody needs the old connection."""
+        if isinstance(error, PeerUnreachable) and attempt.failed_address:
+            await self._clients.drop(attempt.failed_address)
 
 
 def check_length(model: ModelOffer, token_ids: Sequence[int], max_tokens: int | None, default: int | None) -> int:
@@ -222,8 +150,3 @@ def check_length(model: ModelOffer, token_ids: Sequence[int], max_tokens: int | 
             param="max_tokens" if max_tokens and room >= 1 else "prompt",
         )
     return max_tokens or min(room, default or room)
-
-
-def _keys(generation: Generation) -> list[bytes]:
-    space = namespace(generation.model.fingerprint, cache_salt=generation.cache_salt)
-    return block_keys(space, generation.token_ids, generation.model.block_tokens)

@@ -39,7 +39,7 @@ async def run(context: RoleContext) -> None:
     instance = await Instance.load(context)
     role = DecodeRole(instance, transfer_timeout_s=context.config.transfer.timeout)
     try:
-        await instance.serve(role.handlers())
+        await instance.serve(role.handlers(), role.is_busy)
     finally:
         await role.close()
         await instance.close()
@@ -55,6 +55,10 @@ class DecodeRole:
         self._held: dict[str, Held] = {}
         self._sequence_ids = itertools.count(1)
         self._tasks = Tasks()
+
+    def is_busy(self) -> bool:
+        """Whether sequences hold memory."""
+        return bool(self._held)
 
     def handlers(self) -> dict[type, Handler]:
         return {Reserve: self.reserve, Release: self.release, KVArrived: self.kv_arrived, Decode: self.decode}

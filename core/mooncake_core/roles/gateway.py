@@ -20,9 +20,6 @@ from mooncake_core.roles.context import RoleContext
 from mooncake_core.wire.member import Member
 from mooncake_core.wire.messages.membership import Join
 
-GRACE_S = 1
-"""How long answers under way may go on after the gateway was told to stop."""
-
 
 class _Server(uvicorn.Server):
     """Waits for its end instead of looking for it ten times a second. Signals are the role's business."""
@@ -43,7 +40,7 @@ async def run(context: RoleContext) -> None:
     tokenizer = functools.cache(lambda: Tokenizer(folder))
     tokenizer()  # a model without one must fail now, not at the first request
     master = context.clients.get(context.master_address)
-    serving = ClusterServing(master, context.clients)
+    serving = ClusterServing(master, context.clients, context.spans, patience_s=section.patience)
     listener = _listen(HostPort(section.host, section.port))
     url = f"http://{HostPort(section.host, listener.getsockname()[1])}"
     config = uvicorn.Config(
@@ -53,7 +50,7 @@ async def run(context: RoleContext) -> None:
         lifespan="off",
         date_header=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=max(1, round(context.config.drain_timeout)),
     )
     server = _Server(config)
     serve = asyncio.create_task(server._serve([listener]))

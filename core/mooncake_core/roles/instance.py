@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from mooncake_core import registry
 from mooncake_core.address import HostPort
@@ -20,6 +22,8 @@ from mooncake_core.wire.member import Member
 from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer, Join, ModelOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.server import Handler, Server
+
+DRAIN_POLL_S: Final = 0.02
 
 
 class Instance:
@@ -59,8 +63,9 @@ class Instance:
         ranges = [Range(block_id * self.block_bytes, self.block_bytes) for block_id in block_ids]
         return self.transfer.export(self.region, writable=True, ranges=ranges)
 
-    async def serve(self, handlers: Mapping[type, Handler]) -> None:
-        """Answers requests as a member of the cluster until told to stop."""
+    async def serve(self, handlers: Mapping[type, Handler], is_busy: Callable[[], bool]) -> None:
+        """Answers requests as a member of the cluster until told to stop; then finishes what runs, within
+        drain_timeout. What is left is broken off: the gateway takes it elsewhere."""
         server = Server(self.context.name, handlers, key=self.context.key)
         try:
             address = await server.start(HostPort(self.section.host, 0))
@@ -71,8 +76,14 @@ class Instance:
                 on_joined=lambda joined: self.context.announce(address.url),
             )
             await self.context.serve(member)
+            await self._drain(is_busy)
         finally:
             await server.close()
+
+    async def _drain(self, is_busy: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + self.context.config.drain_timeout
+        while is_busy() and time.monotonic() < deadline:  # noqa: ASYNC110 (it depends on many things)
+            await asyncio.sleep(DRAIN_POLL_S)
 
     async def close(self) -> None:
         """Ends the steps, then the transfers, then frees the memory they used."""

@@ -38,7 +38,7 @@ async def run(context: RoleContext) -> None:
     )
     role = PrefillRole(instance, PoolTarget(client, local_node_name(context.spec), context.config.pool.replicas))
     try:
-        await instance.serve({Prefill: role.prefill})
+        await instance.serve({Prefill: role.prefill}, role.is_busy)
     finally:
         await role.close()
         await instance.close()
@@ -55,8 +55,21 @@ class PrefillRole:
         self._turn = asyncio.Lock()
         self._freed = asyncio.Event()
         self._deliveries = Tasks()
+        self._running = 0
+
+    def is_busy(self) -> bool:
+        """Whether prompts are computed, or KV is still on its way."""
+        return self._running > 0 or len(self._deliveries) > 0
 
     async def prefill(self, message: Prefill, call: Call) -> Prefilled:
+        """As `_prefill`, counted."""
+        self._running += 1
+        try:
+            return await self._prefill(message, call)
+        finally:
+            self._running -= 1
+
+    async def _prefill(self, message: Prefill, call: Call) -> Prefilled:
         """Loads the prefix (s1), computes the rest (s2), and moves KV on as it comes (s3); what is still under way when
         the first token is known goes on after it was sent."""
         arrived = time.time()

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -38,6 +38,9 @@ class Child:
         self._announced: set[str] = set()
         self.address = ""
         self.ready = asyncio.Event()
+        self.ended = asyncio.Event()
+        """Set while no process of it runs."""
+        self.ended.set()
         self.process: asyncio.subprocess.Process | None = None
         self._log = log
 
@@ -51,6 +54,7 @@ class Child:
             start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends the others in order
             limit=LOG_LINE_LIMIT,
         )
+        self.ended.clear()
         assert process.stdin is not None  # all three were asked for above
         assert process.stdout is not None
         assert process.stderr is not None
@@ -58,7 +62,9 @@ class Child:
         await asyncio.gather(self._announcements(process.stdout), self._logs(process.stderr))
         self.ready.clear()
         self._announced.clear()
-        return await process.wait()
+        code = await process.wait()
+        self.ended.set()
+        return code
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal if the process lives."""
@@ -109,13 +115,14 @@ class Supervisor:
         self._log = log
         self._on_ready = on_ready
         self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._exit_code = 0
 
     async def run(self) -> int:
         """Starts everything, serves until SIGINT or SIGTERM, ends everything; returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._told_to_stop)
         self._write_state(ready=False)
         keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
         announcer = asyncio.create_task(self._announce_ready())
@@ -126,6 +133,9 @@ class Supervisor:
             await self._end(keepers)
             self._state_file.close()
         return self._exit_code
+
+    def _told_to_stop(self) -> None:
+        (self._hurry if self._stop.is_set() else self._stop).set()
 
     async def _keep(self, child: Child) -> None:
         """Starts one process again and again until the end."""
@@ -156,14 +166,20 @@ class Supervisor:
         """The others are started once the master's address is known; with a fixed port it is known at once."""
         master = self._child_of("master")
         if master and master is not child and not self._config.master.port:
-            await _first(master.ready, self._stop)
+            await _first_of(master.ready.wait(), self._stop.wait())
 
     async def _announce_ready(self) -> None:
         await asyncio.gather(*(child.ready.wait() for child in self._children))
         self._on_ready(self._write_state(ready=True))
 
     async def _end(self, keepers: Sequence[asyncio.Task[None]]) -> None:
-        """SIGTERM to all, SIGKILL to what is left after TERMINATE_S."""
+        """The gateway first, so that answers under way can finish; then SIGTERM to all, SIGKILL to what is left after
+        TERMINATE_S. A second signal ends the waiting for answers."""
+        gateways = [child for child in self._children if child.role == "gateway"]
+        for child in gateways:
+            child.signal(signal.SIGTERM)
+        drained = asyncio.gather(*(child.ended.wait() for child in gateways))
+        await _first_of(drained, self._hurry.wait(), timeout_s=self._config.drain_timeout + 1.0)
         for child in self._children:
             child.signal(signal.SIGTERM)
         _, pending = await asyncio.wait(keepers, timeout=TERMINATE_S)
@@ -236,13 +252,13 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
         yield line
 
 
-async def _first(*events: asyncio.Event) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in events]
+async def _first_of(*awaitables: Awaitable[object], timeout_s: float | None = None) -> None:
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for wait in waits:
-            wait.cancel()
+        for task in tasks:
+            task.cancel()
 
 
 async def _sleep_or(stop: asyncio.Event, seconds: float) -> None:

@@ -59,6 +59,7 @@ class Client:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Queue[Message | MooncakeError]] = {}
         self._welcome: asyncio.Future[None] | None = None
+        self._watchers: set[asyncio.Future[None]] = set()
 
     async def call(self, message: Message, reply_type: type[M], *, timeout_s: float) -> M:
         """The reply to a request.
@@ -101,6 +102,13 @@ class Client:
             raise self._late(message, timeout_s, error) from error
         finally:
             self._forget(number)
+
+    def lost(self) -> asyncio.Future[None]:
+        """A future that is done when the connection breaks; cancel it when nobody waits for that any more."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watchers.add(future)
+        future.add_done_callback(self._watchers.discard)
+        return future
 
     async def close(self) -> None:
         """Frees the socket; whoever waits gets PeerUnreachable. Idempotent."""
@@ -225,6 +233,9 @@ class Client:
         if welcome is not None and not welcome.done():
             welcome.set_exception(error)
             welcome.exception()  # seen, whether or not a caller is left
+        for watcher in list(self._watchers):
+            if not watcher.done():
+                watcher.set_result(None)
         waiting, self._waiting = self._waiting, {}
         for replies in waiting.values():
             replies.put_nowait(error)

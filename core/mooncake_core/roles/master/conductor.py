@@ -213,4 +213,5 @@ def _arrival(message: Place, now: float) -> e.RequestArrived:
         block_keys=message.block_keys,
         tenant=message.tenant,
         deadline=now + message.deadline_s,
+        avoid=message.avoid,
     )

@@ -47,6 +47,8 @@ class Place(Struct, frozen=True, tag=True, kw_only=True):
     block_keys: list[bytes]
     """Keys of the prompt's full blocks that may be reused: at most floor((prompt_tokens - 1) / block_tokens)."""
     tenant: str = ""
+    avoid: list[str] = []
+    """Instances that failed this request a moment ago: to be chosen only where there is no other."""
     deadline_s: float = 600.0
 
 
