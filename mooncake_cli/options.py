@@ -12,9 +12,12 @@ import click
 
 if TYPE_CHECKING:
     from mooncake_core.config.load import Loaded
+    from mooncake_core.wire.messages import Message
     from mooncake_core.wire.sync import SyncClient
 
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M")
+ASK_TIMEOUT_S = 5.0
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -113,3 +116,14 @@ def find_running(config_path: Path | None, overrides: tuple[str, ...], cluster: 
 
 def _key(key_file: str) -> str | None:
     return key_file or None
+
+
+def ask(
+    message: Message, reply_type: type[M], config_path: Path | None, overrides: tuple[str, ...], cluster: str | None
+) -> M:
+    """What the cluster's master answers."""
+    client = find_running(config_path, overrides, cluster).client()
+    try:
+        return client.call(message, reply_type, timeout_s=ASK_TIMEOUT_S)
+    finally:
+        client.close()

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mooncake_cli import console, exits
-from mooncake_cli.options import cluster_options, find_running, json_option
+from mooncake_cli.commands import inspect_requests
+from mooncake_cli.options import ask, cluster_options, json_option
 
 if TYPE_CHECKING:
-    from mooncake_core.wire.messages import Message
     from mooncake_core.wire.messages.inspection import CacheReport, Decision
 
-M = TypeVar("M")
-TIMEOUT_S = 5.0
 
-
-@click.group("inspect", help="Look into the cache, the nodes, the scheduler's decisions.")
+@click.group("inspect", help="Look into the cache, the nodes, requests, and the scheduler's decisions.")
 def command() -> None:
     """The group."""
+
+
+command.add_command(inspect_requests.command)
 
 
 @command.command("cache", help="What the pool holds, and how much of the prompts came from it.")
@@ -33,7 +32,7 @@ def cache(prefix: str, limit: int, check: bool, as_json: bool, **where: Any) -> 
     from mooncake_core.wire.messages.inspection import CacheReport, InspectCache
 
     limit = limit or (20 if prefix else 0)
-    report = _ask(InspectCache(prefix=prefix, limit=limit, check=check), CacheReport, **where)
+    report = ask(InspectCache(prefix=prefix, limit=limit, check=check), CacheReport, **where)
     if as_json:
         import msgspec
 
@@ -69,7 +68,7 @@ def nodes(as_json: bool, **where: Any) -> None:
     from mooncake_core.units import format_size
     from mooncake_core.wire.messages.inspection import GetStatus, Status
 
-    members = [member for member in _ask(GetStatus(), Status, **where).members if member.role == "store"]
+    members = [member for member in ask(GetStatus(), Status, **where).members if member.role == "store"]
     if as_json:
         import msgspec
 
@@ -98,7 +97,7 @@ def nodes(as_json: bool, **where: Any) -> None:
 def decisions(limit: int, request_id: str, as_json: bool, **where: Any) -> None:
     from mooncake_core.wire.messages.inspection import Decisions, InspectDecisions
 
-    found = _ask(InspectDecisions(limit=limit, request_id=request_id), Decisions, **where).decisions
+    found = ask(InspectDecisions(limit=limit, request_id=request_id), Decisions, **where).decisions
     if as_json:
         import msgspec
 
@@ -122,16 +121,6 @@ def decisions(limit: int, request_id: str, as_json: bool, **where: Any) -> None:
         for decision in found:
             console.data("")
             _candidates(decision)
-
-
-def _ask(
-    message: Message, reply_type: type[M], config_path: Path | None, overrides: tuple[str, ...], cluster: str | None
-) -> M:
-    client = find_running(config_path, overrides, cluster).client()
-    try:
-        return client.call(message, reply_type, timeout_s=TIMEOUT_S)
-    finally:
-        client.close()
 
 
 def _cache_rows(report: CacheReport) -> list[list[object]]:

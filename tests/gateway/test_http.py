@@ -18,8 +18,10 @@ from mooncake_core.config.schema import GatewayConfig
 from mooncake_core.errors import DeadlineExceeded, EngineError, MooncakeError, RequestRejected, ServiceUnavailable
 from mooncake_core.gateway.app import Gateway
 from mooncake_core.gateway.generation import Generation, Step
+from mooncake_core.gateway.request_log import RequestLog
 from mooncake_core.gateway.tokenizer import Tokenizer
 from mooncake_core.inference.models import DEMO_FOLDER
+from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.messages.membership import ModelOffer
 
 MODEL = ModelOffer(
@@ -71,7 +73,7 @@ class Running:
 
     def __init__(self, **limits: Any) -> None:
         self.serving = FakeServing()
-        gateway = Gateway(self.serving, GatewayConfig(**limits), lambda: TOKENIZER)
+        gateway = Gateway(self.serving, GatewayConfig(**limits), lambda: TOKENIZER, RequestLog(Spans("gateway")))
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"

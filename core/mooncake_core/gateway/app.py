@@ -21,6 +21,7 @@ from mooncake_core.errors import MooncakeError, ServiceUnavailable
 from mooncake_core.gateway.completion import Completion, Piece
 from mooncake_core.gateway.generation import Generation
 from mooncake_core.gateway.metrics import GatewayMetrics
+from mooncake_core.gateway.request_log import RequestLog
 from mooncake_core.gateway.requests import (
     DEFAULT_MAX_TOKENS,
     ChatRequest,
@@ -34,6 +35,9 @@ from mooncake_core.gateway.tokenizer import Tokenizer
 from mooncake_core.wire.messages.membership import ModelOffer
 
 CLOSED_REQUEST: Final = 499
+TIMINGS_HEADER: Final = "x-mooncake-timings"
+TRANSFER_HEADER: Final = "x-mooncake-kv-transfer"
+"""`whole`: KV moves before and after the computation, not layer by layer beside it; for comparisons."""
 TOKENIZE_ON_LOOP_CHARACTERS: Final = 2000
 
 _log = logging.getLogger(__name__)
@@ -42,10 +46,13 @@ _log = logging.getLogger(__name__)
 class Gateway:
     """State of the HTTP API: who serves, how text becomes tokens, and how much is under way."""
 
-    def __init__(self, serving: Serving, settings: GatewayConfig, tokenizer: Callable[[], Tokenizer]) -> None:
+    def __init__(
+        self, serving: Serving, settings: GatewayConfig, tokenizer: Callable[[], Tokenizer], log: RequestLog
+    ) -> None:
         self._serving = serving
         self._settings = settings
         self._tokenizer = tokenizer
+        self._log = log
         self._in_progress = 0
         self.metrics = GatewayMetrics()
 
@@ -153,7 +160,15 @@ class Gateway:
         prompts = [await self._prompt_tokens(prompt) for prompt in wanted.prompts()]
         default = DEFAULT_MAX_TOKENS
         completions = [
-            self._completion(wanted, model, tokens, f"{request_id}-{index}" if index else request_id, default, index)
+            self._completion(
+                wanted,
+                model,
+                tokens,
+                f"{request_id}-{index}" if index else request_id,
+                default,
+                index,
+                by_layer=_by_layer(request),
+            )
             for index, tokens in enumerate(prompts)
         ]
         return await self._respond(
@@ -167,7 +182,14 @@ class Gateway:
         length = sum(len(message["content"]) for message in messages)
         tokens = await self._tokens(lambda: self._tokenizer().encode_chat(messages), length)
         completion = self._completion(
-            wanted, model, tokens, request_id, None, 0, max_tokens=wanted.max_completion_tokens
+            wanted,
+            model,
+            tokens,
+            request_id,
+            None,
+            0,
+            by_layer=_by_layer(request),
+            max_tokens=wanted.max_completion_tokens,
         )
         return await self._respond(
             request, wanted, [completion], _shape(wanted, request_id, model, chat=True), request_id
@@ -203,6 +225,8 @@ class Gateway:
         request_id: str,
         default: int | None,
         choice: int,
+        *,
+        by_layer: bool,
         max_tokens: int | None = None,
     ) -> _Choice:
         length = check_length(model, token_ids, max_tokens or wanted.max_tokens, default)
@@ -213,8 +237,9 @@ class Gateway:
             sampling=wanted.sampling(length, choice),
             cache_salt=wanted.cache_salt or "",
             timeout_s=self._settings.request_timeout,
+            by_layer=by_layer,
         )
-        completion = Completion(generation, self._tokenizer(), wanted.stops, self.metrics)
+        completion = Completion(generation, self._tokenizer(), wanted.stops, self.metrics, self._log)
         return _Choice(choice, len(token_ids), completion, completion.pieces(self._serving))
 
     async def _respond(
@@ -224,15 +249,24 @@ class Gateway:
         headers = {"x-request-id": request_id}
         if not wanted.stream:
             texts = await _unless_gone(request, choices, _gather(choices))
-            return Response(shape.whole(texts, _counts(choices)), media_type="application/json", headers=headers)
+            timings = choices[0].completion.timings if _wants_timings(request) else None
+            body = shape.whole(texts, _counts(choices), timings)
+            return Response(body, media_type="application/json", headers=headers)
         firsts = await _unless_gone(request, choices, asyncio.gather(*(choice.next() for choice in choices)))
-        events = self._events(choices, firsts, shape, wanted, request_id)
+        events = self._events(choices, firsts, shape, wanted, request_id, timings=_wants_timings(request))
         return StreamingResponse(
             events, media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"}
         )
 
     async def _events(
-        self, choices: list[_Choice], firsts: list[Piece], shape: Shape, wanted: Common, request_id: str
+        self,
+        choices: list[_Choice],
+        firsts: list[Piece],
+        shape: Shape,
+        wanted: Common,
+        request_id: str,
+        *,
+        timings: bool,
     ) -> AsyncGenerator[bytes, None]:
         try:
             for choice, first in zip(choices, firsts, strict=True):
@@ -244,6 +278,8 @@ class Gateway:
                         yield shape.chunk(choice.index, piece, first=False)
             if wanted.include_usage:
                 yield shape.usage_chunk(_counts(choices))
+            if timings:
+                yield shape.timings_chunk(choices[0].completion.timings)
             yield DONE
         except MooncakeError as error:
             yield event(error_body(error, request_id))
@@ -272,6 +308,15 @@ class _Choice:
 
 def _shape(wanted: Common, request_id: str, model: ModelOffer, *, chat: bool) -> Shape:
     return Shape(request_id, model.name, chat=chat, token_ids=bool(wanted.return_token_ids))
+
+
+def _by_layer(request: Request) -> bool:
+    return request.headers.get(TRANSFER_HEADER, "layers") != "whole"
+
+
+def _wants_timings(request: Request) -> bool:
+    """Whether the answer is to say where the time went."""
+    return request.headers.get(TIMINGS_HEADER, "") not in ("", "0")
 
 
 async def _gather(choices: list[_Choice]) -> list[Piece]:

@@ -7,8 +7,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from mooncake_core.gateway.generation import Generation
+from mooncake_core.errors import MooncakeError
+from mooncake_core.gateway.generation import UNKNOWN, Generation
 from mooncake_core.gateway.metrics import GatewayMetrics
+from mooncake_core.gateway.request_log import Entry, RequestLog
 from mooncake_core.gateway.serving import Serving
 from mooncake_core.gateway.stops import StopStrings
 from mooncake_core.gateway.tokenizer import Detokenizer, Tokenizer
@@ -27,22 +29,45 @@ class Completion:
     """A generation as text. The counts are right once `pieces` has ended."""
 
     def __init__(
-        self, generation: Generation, tokenizer: Tokenizer, stops: Sequence[str], metrics: GatewayMetrics
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        metrics: GatewayMetrics,
+        log: RequestLog,
     ) -> None:
         self._generation = generation
         self._tokenizer = tokenizer
         self._stops = StopStrings(stops)
         self._metrics = metrics
+        self._log = log
         self.output_tokens = 0
         self.cached_tokens = 0
+        self.timings = UNKNOWN
 
     async def pieces(self, serving: Serving) -> AsyncGenerator[Piece, None]:
         """Text as it becomes certain. Closing the iterator frees everything the request holds."""
+        entry = self._log.begin(self._generation)
+        outcome = "cancelled"
+        try:
+            async with aclosing(self._pieces(serving, entry)) as pieces:
+                async for piece in pieces:
+                    outcome = piece.finish_reason or outcome
+                    yield piece
+        except MooncakeError as error:
+            outcome = error.code
+            raise
+        finally:
+            self._log.end(entry, outcome)
+
+    async def _pieces(self, serving: Serving, entry: Entry) -> AsyncGenerator[Piece, None]:
         detokenizer = Detokenizer(self._tokenizer)
         before = time.monotonic()
         async with aclosing(serving.generate(self._generation)) as steps:
             async for step in steps:
                 now = time.monotonic()
+                entry.took(step)
+                self.timings = step.timings
                 self._observe(len(step.token_ids), step.cached_tokens, now - before)
                 before = now
                 ended = step.finish_reason == "stop"

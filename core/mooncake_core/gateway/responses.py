@@ -19,6 +19,7 @@ from mooncake_core.errors import (
     ServiceUnavailable,
 )
 from mooncake_core.gateway.completion import Piece
+from mooncake_core.gateway.generation import Timings
 
 encode: Final = msgspec.json.Encoder().encode
 DONE: Final = b"data: [DONE]\n\n"
@@ -97,11 +98,13 @@ class Shape:
         self._id = ("chatcmpl-" if chat else "cmpl-") + request_id
         self._created = int(time.time())
 
-    def whole(self, choices: Sequence[Piece], counts: dict[str, Any]) -> bytes:
+    def whole(self, choices: Sequence[Piece], counts: dict[str, Any], timings: Timings | None = None) -> bytes:
         """An answer at once; each choice is one piece."""
         body = self._head("chat.completion" if self._chat else "text_completion")
         body["choices"] = [self._choice(index, piece) for index, piece in enumerate(choices)]
         body["usage"] = counts
+        if timings is not None:
+            body["mooncake"] = timings
         return encode(body)
 
     def chunk(self, index: int, piece: Piece, *, first: bool) -> bytes:
@@ -119,6 +122,13 @@ class Shape:
         body = self._head("chat.completion.chunk" if self._chat else "text_completion")
         body["choices"] = []
         body["usage"] = counts
+        return event(body)
+
+    def timings_chunk(self, timings: Timings) -> bytes:
+        """The last piece of a stream that asked where its time went."""
+        body = self._head("chat.completion.chunk" if self._chat else "text_completion")
+        body["choices"] = []
+        body["mooncake"] = timings
         return event(body)
 
     def _head(self, kind: str) -> dict[str, Any]:

@@ -13,12 +13,16 @@ from mooncake_core.address import HostPort
 from mooncake_core.config.schema import GatewayConfig
 from mooncake_core.errors import WireError
 from mooncake_core.gateway.app import Gateway
+from mooncake_core.gateway.request_log import RequestLog
 from mooncake_core.gateway.serving import ClusterServing
 from mooncake_core.gateway.tokenizer import Tokenizer
 from mooncake_core.inference.models import resolve_model
 from mooncake_core.roles.context import RoleContext
+from mooncake_core.roles.timeline import timeline_handlers
 from mooncake_core.wire.member import Member
 from mooncake_core.wire.messages.membership import Join
+from mooncake_core.wire.messages.timeline import ListRequests, Requests
+from mooncake_core.wire.server import Call, Handler, Server
 
 
 class _Server(uvicorn.Server):
@@ -40,11 +44,14 @@ async def run(context: RoleContext) -> None:
     tokenizer = functools.cache(lambda: Tokenizer(folder))
     tokenizer()  # a model without one must fail now, not at the first request
     master = context.clients.get(context.master_address)
+    log = RequestLog(context.spans)
+    control = Server(context.name, {**timeline_handlers(context.spans), **log_handlers(log)}, key=context.key)
+    control_address = await control.start(HostPort(section.host, 0))
     serving = ClusterServing(master, context.clients, context.spans, patience_s=section.patience)
     listener = _listen(HostPort(section.host, section.port))
     url = f"http://{HostPort(section.host, listener.getsockname()[1])}"
     config = uvicorn.Config(
-        Gateway(serving, section, tokenizer).app(),
+        Gateway(serving, section, tokenizer, log).app(),
         log_config=None,
         log_level="warning",
         lifespan="off",
@@ -54,23 +61,38 @@ async def run(context: RoleContext) -> None:
     )
     server = _Server(config)
     serve = asyncio.create_task(server._serve([listener]))
-    member = Member(master, join=lambda: _join(context), load=lambda: None, on_joined=lambda _: context.announce(url))
+    member = Member(
+        master,
+        join=lambda: _join(context, control_address.url),
+        load=lambda: None,
+        on_joined=lambda _: context.announce(url),
+    )
     try:
         await context.serve(member)
     finally:
         server.ending.set()
         await serve
         await serving.close()
+        await control.close()
         await context.clients.close()
 
 
-def _join(context: RoleContext) -> Join:
+def log_handlers(log: RequestLog) -> dict[type, Handler]:
+    """Answers which requests came lately."""
+
+    async def latest(message: ListRequests, call: Call) -> Requests:
+        return Requests(requests=log.latest(message.limit))
+
+    return {ListRequests: latest}
+
+
+def _join(context: RoleContext, control_address: str) -> Join:
     return Join(
         name=context.name,
         role="gateway",
         host_id=context.host_id,
         incarnation=context.incarnation,
-        control_address="",
+        control_address=control_address,
         pid=os.getpid(),
     )
 

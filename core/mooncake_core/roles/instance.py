@@ -17,6 +17,7 @@ from mooncake_core.inference.contract import Engine, EngineSettings
 from mooncake_core.inference.loop import EngineLoop
 from mooncake_core.inference.models import model_name, resolve_model
 from mooncake_core.roles.context import RoleContext
+from mooncake_core.roles.timeline import timeline_handlers
 from mooncake_core.transfer.contract import Range
 from mooncake_core.wire.member import Member
 from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer, Join, ModelOffer
@@ -66,6 +67,7 @@ class Instance:
     async def serve(self, handlers: Mapping[type, Handler], is_busy: Callable[[], bool]) -> None:
         """Answers requests as a member of the cluster until told to stop; then finishes what runs, within
         drain_timeout. What is left is broken off: the gateway takes it elsewhere."""
+        handlers = {**handlers, **timeline_handlers(self.context.spans)}
         server = Server(self.context.name, handlers, key=self.context.key)
         try:
             address = await server.start(HostPort(self.section.host, 0))

@@ -22,7 +22,7 @@ class Span(Struct, frozen=True, array_like=True):
     name: str
     start_s: float
     duration_s: float
-    attributes: dict[str, str | float]
+    attributes: dict[str, str | int | float]
 
 
 class Spans:
@@ -32,7 +32,7 @@ class Spans:
         self.process = process
         self._requests: OrderedDict[str, list[Span]] = OrderedDict()
 
-    def add(self, request_id: str, name: str, start_s: float, end_s: float, **attributes: str | float) -> None:
+    def add(self, request_id: str, name: str, start_s: float, end_s: float, **attributes: str | int | float) -> None:
         """Keeps one span; times are those of time.time(), so that the spans of several hosts lie on one axis."""
         spans = self._requests.get(request_id)
         if spans is None:
@@ -43,10 +43,12 @@ class Spans:
             spans.append(Span(self.process, name, start_s, max(0.0, end_s - start_s), attributes))
 
     @contextmanager
-    def during(self, request_id: str, name: str, **attributes: str | float) -> Iterator[dict[str, str | float]]:
+    def during(
+        self, request_id: str, name: str, **attributes: str | int | float
+    ) -> Iterator[dict[str, str | int | float]]:
         """A span around a block; more attributes may be added to what it yields."""
         started = time.time()
-        found: dict[str, str | float] = dict(attributes)
+        found: dict[str, str | int | float] = dict(attributes)
         try:
             yield found
         finally:
@@ -57,7 +59,7 @@ class Spans:
         found = [
             span
             for known, spans in list(self._requests.items())
-            if known == request_id or known.startswith(f"{request_id}-")
+            if known.startswith(request_id) and known[len(request_id) : len(request_id) + 1] in ("", "-", ".")
             for span in list(spans)
         ]
         return sorted(found, key=lambda span: span.start_s)

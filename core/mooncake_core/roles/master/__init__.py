@@ -16,6 +16,7 @@ from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.inspection import Inspection
 from mooncake_core.roles.master.members import Members
 from mooncake_core.roles.master.pool import PoolDriver
+from mooncake_core.roles.master.timelines import Timelines
 from mooncake_core.store.pool import Pool, PoolSettings
 from mooncake_core.wire.server import Server
 
@@ -28,13 +29,20 @@ async def run(context: RoleContext) -> None:
     members = Members(
         context.clients, term=term, heartbeat_interval_s=section.heartbeat_interval, lease_s=section.lease
     )
-    conductor = ConductorDriver(_conductor(context.config), client_of=members.client_of, address_of=members.address_of)
+    conductor = ConductorDriver(
+        _conductor(context.config),
+        client_of=members.client_of,
+        address_of=members.address_of,
+        spans=context.spans,
+    )
+    timelines = Timelines(members, context.spans)
     pool = PoolDriver(
         _pool(context.config, term), term=term, node_client=members.client_of, on_change=conductor.on_pool_change
     )
     members.listen(pool, conductor)
     inspection = Inspection(context.config.cluster, term, members=members, pool=pool, conductor=conductor)
-    handlers = {**members.handlers(), **pool.handlers(), **conductor.handlers(), **inspection.handlers()}
+    parts = (members, pool, conductor, inspection, timelines)
+    handlers = {kind: handler for part in parts for kind, handler in part.handlers().items()}
     server = Server(context.name, handlers, key=context.key)
     try:
         address = await server.start(HostPort(section.host, section.port))

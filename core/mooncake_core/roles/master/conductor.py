@@ -16,6 +16,7 @@ from mooncake_core.kvcache.keys import block_key
 from mooncake_core.roles.drive import Drive
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.store.events import BlocksRemoved, BlocksStored
+from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.serving import (
@@ -50,10 +51,16 @@ class ConductorDriver:
     """Owns the Conductor; executes its commands."""
 
     def __init__(
-        self, conductor: Conductor, *, client_of: Callable[[str], Client | None], address_of: Callable[[str], str]
+        self,
+        conductor: Conductor,
+        *,
+        client_of: Callable[[str], Client | None],
+        address_of: Callable[[str], str],
+        spans: Spans,
     ) -> None:
         self.conductor = conductor
         self._client_of = client_of
+        self._spans = spans
         self._address_of = address_of
         self._drive: Drive[e.Event, c.Command] = Drive(conductor, execute=self._execute, tick=e.Tick)
         self._placing: dict[str, _Placement] = {}
@@ -148,7 +155,8 @@ class ConductorDriver:
         try:
             if client is None:
                 raise ServiceUnavailable(f"decode instance {command.decode} has left")
-            reserved = await client.call(self._reserve_message(command), Reserved, timeout_s=RESERVE_TIMEOUT_S)
+            with self._spans.during(command.request_id, "reserve memory", decode=command.decode):
+                reserved = await client.call(self._reserve_message(command), Reserved, timeout_s=RESERVE_TIMEOUT_S)
         except MooncakeError as error:
             _log.log(
                 logging.DEBUG if isinstance(error, NoSpace) else logging.WARNING,

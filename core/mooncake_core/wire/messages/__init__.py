@@ -63,6 +63,8 @@ Message = (
     | inspection.Decisions
     | timeline.GetSpans
     | timeline.SpansOf
+    | timeline.ListRequests
+    | timeline.Requests
 )
 
 _encoder = msgspec.msgpack.Encoder()

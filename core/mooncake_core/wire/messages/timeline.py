@@ -1,4 +1,4 @@
-"""What `mooncake inspect requests` asks every process."""
+"""What `mooncake inspect requests` asks: of the master, which asks everybody else."""
 
 from __future__ import annotations
 
@@ -14,6 +14,39 @@ class GetSpans(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class SpansOf(Struct, frozen=True, tag=True, kw_only=True):
-    """The spans of one request in one process."""
+    """The spans of one request, in order of their beginning."""
 
     spans: list[Span]
+    silent: list[str] = []
+    """Processes that did not answer."""
+
+
+class ListRequests(Struct, frozen=True, tag=True, kw_only=True):
+    """Which requests came lately? The newest first."""
+
+    limit: int = 20
+
+
+class RequestSummary(Struct, frozen=True, kw_only=True):
+    """One choice of one request, as its gateway sees it."""
+
+    request_id: str
+    model: str
+    age_s: float
+    outcome: str
+    """running, stop, length, cancelled, or an error's code."""
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    attempts: int
+    ttft_s: float | None
+    """Arrival to first token; None before that."""
+    total_s: float
+    exposed_s: float | None
+    """Exposed transfer time."""
+
+
+class Requests(Struct, frozen=True, tag=True, kw_only=True):
+    """The newest first."""
+
+    requests: list[RequestSummary]

@@ -1,0 +1,86 @@
+"""Where the time of a request went, as users see it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mooncake_core.testing.cluster import Cluster, as_json, wait_for
+
+pytestmark = [pytest.mark.cluster, pytest.mark.model, pytest.mark.timeout(240)]
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+PROMPT = [2 + (index * 31) % 2000 for index in range(2000)]
+
+
+@pytest.fixture(scope="module", params=["shm", "tcp"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp(request.param)
+    cluster = Cluster(CONFIGS / "1p1d.yaml", folder, f"transfer.transports=[{request.param}]")
+    yield cluster
+    cluster.stop()
+
+
+def send(cluster: Cluster, **headers: str) -> tuple[str, dict[str, Any]]:
+    body = cluster.body(PROMPT, max_tokens=4, ignore_eos=True)
+    answer = cluster.http.post("/v1/completions", json=body, headers={"x-mooncake-timings": "1", **headers})
+    return answer.headers["x-request-id"], answer.json()
+
+
+def test_layers_travel_while_later_ones_are_computed(cluster: Cluster, tmp_path: Path) -> None:
+    request_id, answer = send(cluster)
+    assert answer["mooncake"]["exposed_s"] < answer["mooncake"]["computed_s"]
+    path = tmp_path / "trace.json"
+    assert cluster.command("inspect", "requests", request_id, "--chrome-trace", str(path)).returncode == 0
+    events = [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
+    sent = [event for event in events if event["name"] == "send to decode"]
+    transport = cluster.folder.name.rstrip("0123456789")
+    assert {event["args"]["path"] for event in sent} == {transport}
+    chunks = [event for event in events if event["name"] == "compute chunk"]
+    assert sum(chunk["args"]["tokens"] for chunk in chunks) == len(PROMPT)
+    layers = {int(event["name"].split()[1]) for event in events if event["name"].startswith("layer ")}
+    assert layers == {event["args"]["first_layer"] for event in sent}
+    for chunk in chunks:
+        under = [event for event in sent if chunk["ts"] <= event["ts"] < chunk["ts"] + chunk["dur"]]
+        early = {event["args"]["first_layer"] for event in under} - {max(layers)}
+        assert early, f"no layer left while the chunk at {chunk['args']['start']} was computed"
+    assert {"request", "place", "reserve memory", "put to pool", "wait for KV", "decode step"} <= {
+        event["name"] for event in events
+    }
+
+
+def test_a_fetched_prefix_says_its_path_and_bytes(cluster: Cluster) -> None:
+    send(cluster)
+    wait_for(lambda: cluster.cache().num_writing == 0)
+    request_id, answer = send(cluster)
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 1984
+    spans = as_json(cluster.command("inspect", "requests", request_id, "--json"))["spans"]
+    fetched = [span for span in spans if span["name"] == "fetch prefix"]
+    assert [span["attributes"]["layer"] for span in fetched] == [0, 1, 2, 3]
+    transport = cluster.folder.name.rstrip("0123456789")
+    assert {span["attributes"]["path"] for span in fetched} == {transport}
+    assert all(span["attributes"]["bytes"] > 0 for span in fetched)
+
+
+def test_the_same_answer_comes_when_kv_moves_as_a_whole(cluster: Cluster) -> None:
+    _, by_layer = send(cluster)
+    request_id, whole = send(cluster, **{"x-mooncake-kv-transfer": "whole"})
+    assert whole["choices"][0]["text"] == by_layer["choices"][0]["text"]
+    spans = as_json(cluster.command("inspect", "requests", request_id, "--json"))["spans"]
+    sent = [span for span in spans if span["name"] == "send to decode"]
+    assert {span["attributes"]["layers"] for span in sent} == {4}
+
+
+def test_requests_are_listed_and_unknown_ones_are_said_to_be(cluster: Cluster) -> None:
+    request_id, _ = send(cluster)
+    listed = as_json(cluster.command("inspect", "requests", "--json"))["requests"]
+    assert listed[0]["request_id"] == request_id
+    assert listed[0]["outcome"] == "length"
+    result = cluster.command("inspect", "requests", request_id)
+    assert "decode step" in result.stdout
+    missing = cluster.command("inspect", "requests", "nobody")
+    assert missing.returncode == 1
+    assert "nobody knows a request nobody" in missing.stderr
