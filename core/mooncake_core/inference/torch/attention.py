@@ -25,6 +25,7 @@ class Gather:
         """Of the flat batch."""
         self.blocks = blocks
         """[sequences, blocks], padded with block 0."""
+        self.flat_blocks = blocks.flatten()
         self.lengths = lengths
         """KV tokens of each sequence, the new ones included."""
         self.starts = starts
@@ -44,6 +45,9 @@ class Plan:
         watcher: LayerWatcher | None,
     ) -> None:
         self.kv = kv
+        self.num_layers = kv.shape[1]
+        self.rows = kv.view(kv.shape[0] * kv.shape[1] * 2, -1)
+        """K, or V, of one layer of one block in each row: whole rows are gathered many times faster than indexed parts."""
         self.windows = windows
         self.watcher = watcher
         self.block_tokens = kv.shape[3]
@@ -88,6 +92,16 @@ class Plan:
             [part.start + len(part.token_ids) for part in parts],
             [part.start for part in parts],
         )
+
+    def gathered(self, gather: Gather, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of a layer, each [sequences, kv_heads, keys, dim]."""
+        count = len(gather.starts)
+        heads, dim = self.kv.shape[4:]
+        first = (gather.flat_blocks * self.num_layers + layer) * 2
+        keys, values = (
+            self.rows.index_select(0, rows).view(count, -1, heads, dim).transpose(1, 2) for rows in (first, first + 1)
+        )
+        return keys, values
 
     def mask(self, gather: Gather, window: int | None) -> torch.Tensor | None:
         """[sequences, 1, queries, keys], True where a query may look; the same for all layers of one window."""
@@ -143,21 +157,17 @@ def paged_attention(
         plan.watcher.layer_written(layer)
     output = torch.empty_like(query[0].transpose(0, 1))
     for gather in plan.gathers:
-        output[gather.rows] = _attend(plan, gather, cache, query, plan.windows[layer], scaling)
+        output[gather.rows] = _attend(plan, gather, layer, query, scaling)
     return output[None], None
 
 
-def _attend(
-    plan: Plan, gather: Gather, cache: torch.Tensor, query: torch.Tensor, window: int | None, scaling: float | None
-) -> torch.Tensor:
+def _attend(plan: Plan, gather: Gather, layer: int, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
     """[rows, heads, dim] of one gather."""
     count = len(gather.starts)
     heads, dim = query.shape[1], query.shape[3]
-    blocks = cache[gather.blocks]  # [sequences, blocks, 2, block_tokens, kv_heads, dim]
-    keys = blocks[:, :, 0].flatten(1, 2).transpose(1, 2)
-    values = blocks[:, :, 1].flatten(1, 2).transpose(1, 2)
+    keys, values = plan.gathered(gather, layer)
     queries = query[0, :, gather.rows].transpose(0, 1).reshape(count, -1, heads, dim).transpose(1, 2)
-    mask = plan.mask(gather, window)
+    mask = plan.mask(gather, plan.windows[layer])
     result = scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, scale=scaling, enable_gqa=heads != keys.shape[1]
     )
