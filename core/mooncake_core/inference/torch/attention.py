@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from mooncake_core.inference.contract import LayerWatcher, Slice
+from mooncake_core.inference.torch.decode_window import DecodeWindow
 
 NAME: Final = "mooncake_paged"
 
@@ -20,16 +21,21 @@ NAME: Final = "mooncake_paged"
 class Gather:
     """The blocks of one prefill slice, or of all decode steps, as index tensors."""
 
-    def __init__(self, rows: slice, blocks: torch.Tensor, lengths: list[int], starts: list[int]) -> None:
+    def __init__(
+        self, rows: slice, blocks: torch.Tensor, starts: list[int], *, num_keys: int, in_window: bool = False
+    ) -> None:
         self.rows = rows
         """Of the flat batch."""
         self.blocks = blocks
         """[sequences, blocks], padded with block 0."""
         self.flat_blocks = blocks.flatten()
-        self.lengths = lengths
-        """KV tokens of each sequence, the new ones included."""
-        self.starts = starts
+        self.starts = torch.tensor(starts, device=blocks.device)
         """Position of each sequence's first new token."""
+        self.num_keys = num_keys
+        """What a query looks at, as far as its mask allows."""
+        self.in_window = in_window
+        """The KV lies in rows of the decode window."""
+        self.window_rows = torch.arange(len(starts), device=blocks.device)
         self.masks: dict[int | None, torch.Tensor | None] = {}
 
 
@@ -43,8 +49,10 @@ class Plan:
         *,
         windows: Sequence[int | None],
         watcher: LayerWatcher | None,
+        window: DecodeWindow | None = None,
     ) -> None:
         self.kv = kv
+        self.window = window
         self.num_layers = kv.shape[1]
         self.rows = kv.view(kv.shape[0] * kv.shape[1] * 2, -1)
         """K, or V, of one layer of one block in each row: whole rows are gathered many times faster than indexed parts."""
@@ -52,7 +60,7 @@ class Plan:
         self.watcher = watcher
         self.block_tokens = kv.shape[3]
         self.device = kv.device
-        ordered = sorted(range(len(slices)), key=lambda index: len(slices[index].token_ids) == 1)
+        ordered, in_window = self._ordered(slices)
         self.order = ordered
         parts = [slices[index] for index in ordered]
         token_ids = [token for part in parts for token in part.token_ids]
@@ -67,12 +75,24 @@ class Plan:
         slot_tensor = torch.tensor(slots, device=self.device)
         self.slot_blocks = slot_tensor // self.block_tokens
         self.slot_offsets = slot_tensor % self.block_tokens
-        self.gathers = self._gathers(parts)
+        self.gathers = self._gathers(parts, in_window=in_window)
         ends = torch.tensor([len(part.token_ids) for part in parts]).cumsum(0) - 1
         self.last_rows = ends.to(self.device)
         """Row of each slice's last token, in the order of `order`."""
 
-    def _gathers(self, parts: Sequence[Slice]) -> list[Gather]:
+    def _ordered(self, slices: Sequence[Slice]) -> tuple[list[int], bool]:
+        """Prefill slices first, then decode steps, and whether the KV of these lies in the window."""
+        prefilling = [index for index, part in enumerate(slices) if len(part.token_ids) > 1]
+        decoding = [index for index, part in enumerate(slices) if len(part.token_ids) == 1]
+        # With a watcher, KV may still be on its way when the step is planned: a row cannot be filled.
+        if self.window is None or self.watcher is not None or not decoding:
+            return prefilling + decoding, False
+        for index in prefilling:
+            self.window.drop(slices[index].sequence_id)
+        arranged = self.window.arrange(slices, decoding)
+        return prefilling + (arranged or decoding), arranged is not None
+
+    def _gathers(self, parts: Sequence[Slice], *, in_window: bool) -> list[Gather]:
         gathers, row = [], 0
         for part in parts:
             if len(part.token_ids) > 1:
@@ -80,21 +100,25 @@ class Plan:
                 row += len(part.token_ids)
         decoding = [part for part in parts if len(part.token_ids) == 1]
         if decoding:
-            gathers.append(self._gather(decoding, row, row + len(decoding)))
+            gathers.append(self._gather(decoding, row, row + len(decoding), in_window=in_window))
         return gathers
 
-    def _gather(self, parts: Sequence[Slice], first: int, last: int) -> Gather:
+    def _gather(self, parts: Sequence[Slice], first: int, last: int, *, in_window: bool = False) -> Gather:
         width = max(len(part.block_ids) for part in parts)
         blocks = [[*part.block_ids, *[0] * (width - len(part.block_ids))] for part in parts]
         return Gather(
             slice(first, last),
             torch.tensor(blocks, device=self.device),
-            [part.start + len(part.token_ids) for part in parts],
             [part.start for part in parts],
+            num_keys=max(part.start for part in parts) + 1 if in_window else width * self.block_tokens,
+            in_window=in_window,
         )
 
     def gathered(self, gather: Gather, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of a layer, each [sequences, kv_heads, keys, dim]."""
+        if gather.in_window:
+            assert self.window is not None  # only then is anything in it
+            return self.window.layer(layer, len(gather.starts), gather.num_keys)
         count = len(gather.starts)
         heads, dim = self.kv.shape[4:]
         first = (gather.flat_blocks * self.num_layers + layer) * 2
@@ -110,10 +134,9 @@ class Plan:
         return gather.masks[window]
 
     def _mask(self, gather: Gather, window: int | None) -> torch.Tensor | None:
-        keys = torch.arange(gather.blocks.shape[1] * self.block_tokens, device=self.device)
-        starts = torch.tensor(gather.starts, device=self.device)
+        keys = torch.arange(gather.num_keys, device=self.device)
         queries = (gather.rows.stop - gather.rows.start) // len(gather.starts)
-        positions = starts[:, None] + torch.arange(queries, device=self.device)
+        positions = gather.starts[:, None] + torch.arange(queries, device=self.device)
         mask = keys <= positions[..., None]
         if window is not None:
             mask &= keys > positions[..., None] - window
@@ -157,6 +180,10 @@ def paged_attention(
         plan.watcher.layer_written(layer)
     output = torch.empty_like(query[0].transpose(0, 1))
     for gather in plan.gathers:
+        if gather.in_window:
+            assert plan.window is not None  # only then is anything in it
+            new_key, new_value = (kind[0, :, gather.rows].transpose(0, 1) for kind in (key, value))
+            plan.window.write(layer, gather.window_rows, gather.starts, new_key, new_value)
         output[gather.rows] = _attend(plan, gather, layer, query, scaling)
     return output[None], None
 
