@@ -248,8 +248,8 @@ def _print_serve(report: ServeReport) -> None:
         _row("whole request", report.total_s, format_duration),
         _row("cached tokens", report.cached_tokens, lambda value: f"{value:.0f}"),
     ]
-    if report.breakdown and report.breakdown.exposed_transfer_s:
-        rows.append(_row("exposed transfer", report.breakdown.exposed_transfer_s, format_duration))
+    if report.breakdown and report.breakdown.exposed_s:
+        rows.append(_row("exposed transfer", report.breakdown.exposed_s, format_duration))
         rows.append(_row("its share of prefill", report.breakdown.exposed_share, lambda value: f"{value:.1%}"))
     if report.late_s:
         rows.append(_row("sent late by", report.late_s, format_duration))
@@ -275,6 +275,8 @@ def _summary(report: ServeReport) -> list[str]:
             f"goodput: {report.goodput.requests_per_s:.1f} requests/s with {wanted} ({report.goodput.share:.1%} of all); "
             f"rejected: {report.rejection_rate:.1%}"
         )
+    if report.breakdown and report.breakdown.retried:
+        lines.append(f"retried: {report.breakdown.retried}")
     if report.failed:
         lines.append("failed: " + ", ".join(f"{count} {reason}" for reason, count in sorted(report.failed.items())))
     if report.unfinished:

@@ -41,7 +41,7 @@ def test_wrong_usage_of_serve_is_said_so(
 
 
 def test_a_run_prints_a_table_and_its_seed(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
-    server.fake.mooncake = {"computed_s": 0.4, "exposed_transfer_s": 0.1}
+    server.fake.mooncake = {"computed_s": 0.4, "exposed_s": 0.1}
     assert main.run(["bench", "serve", "--url", server.url, *LOAD, "--slo-ttft", "10s"]) == exits.DONE
     lines = capsys.readouterr().out.splitlines()
     assert "its share of prefill\t6\t25.0%\t25.0%\t25.0%\t25.0%" in lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from mooncake_core.bench.compare import CompareRun
@@ -12,6 +13,7 @@ from mooncake_core.bench.completions import Sample, Timings
 from mooncake_core.bench.serve import ServeReport, ServeRun, make_report
 from mooncake_core.bench.workload import ServeSettings
 from mooncake_core.errors import AuthenticationFailed, PeerUnreachable, UsageError
+from mooncake_core.gateway.generation import Timings as GatewayTimings
 
 if TYPE_CHECKING:
     from conftest import Running
@@ -119,13 +121,15 @@ async def test_a_stream_cut_off_or_too_slow_is_a_failure(server: Running) -> Non
 
 
 async def test_the_servers_own_account_is_summed_up(server: Running) -> None:
-    server.fake.mooncake = {"computed_s": 0.4, "exposed_transfer_s": 0.1, "path": "tcp", "unknown": 1}
+    server.fake.mooncake = {
+        **msgspec.to_builtins(GatewayTimings(computed_s=0.4, exposed_s=0.1, attempts=2)),
+        "unknown": 1,
+    }
     found = (await measure(server.url)).breakdown
     assert found is not None
     assert found.exposed_share is not None
     assert (found.exposed_share.count, found.exposed_share.p50) == (6, pytest.approx(0.25))
-    assert found.queued_s is None
-    assert found.paths == {"tcp": 6}
+    assert found.retried == 6
     server.fake.mooncake = {"computed_s": "soon"}
     assert (await measure(server.url)).breakdown is None
 
@@ -152,15 +156,15 @@ def test_a_report_of_nothing_has_no_figures() -> None:
 
 def test_a_breakdown_leaves_out_what_was_not_told() -> None:
     samples = [
-        Sample(status=200, timings=Timings(exposed_transfer_s=0.2, computed_s=0.0)),
-        Sample(status=200, timings=Timings(exposed_transfer_s=0.4, computed_s=0.8)),
+        Sample(status=200, timings=Timings(exposed_s=0.2, computed_s=0.0)),
+        Sample(status=200, timings=Timings(exposed_s=0.4, computed_s=0.8)),
         Sample(status=200),
     ]
     found = make_report(ServeSettings(url=""), samples, duration_s=1.0).breakdown
     assert found is not None
-    assert found.exposed_transfer_s is not None
+    assert found.exposed_s is not None
     assert found.exposed_share is not None
-    assert (found.exposed_transfer_s.count, found.exposed_share.count, found.exposed_share.p50) == (2, 1, 0.5)
+    assert (found.exposed_s.count, found.exposed_share.count, found.exposed_share.p50) == (2, 1, 0.5)
 
 
 async def test_a_comparison_alternates_and_finds_the_slower_one(server: Running, other_server: Running) -> None:

@@ -28,8 +28,9 @@ class Timings(Struct, frozen=True, kw_only=True):
     queued_s: float | None = None
     fetched_s: float | None = None
     computed_s: float | None = None
-    exposed_transfer_s: float | None = None
-    path: str | None = None
+    exposed_s: float | None = None
+    """Exposed transfer time."""
+    attempts: int = 1
 
 
 class Sample(Struct, frozen=True, kw_only=True):

@@ -30,11 +30,12 @@ class Breakdown(Struct, frozen=True, kw_only=True):
     queued_s: Quantiles | None
     fetched_s: Quantiles | None
     computed_s: Quantiles | None
-    exposed_transfer_s: Quantiles | None
+    exposed_s: Quantiles | None
+    """Exposed transfer time."""
     exposed_share: Quantiles | None
     """Exposed transfer time / prefill compute time, per request."""
-    paths: dict[str, int]
-    """How KV travelled → requests."""
+    retried: int
+    """Requests that lost an instance on the way."""
 
 
 class ServeReport(Struct, frozen=True, kw_only=True):
@@ -214,17 +215,15 @@ def _breakdown(good: Sequence[Sample]) -> Breakdown | None:
         queued_s=quantiles([found.queued_s for found in timings if found.queued_s is not None]),
         fetched_s=quantiles([found.fetched_s for found in timings if found.fetched_s is not None]),
         computed_s=quantiles([found.computed_s for found in timings if found.computed_s is not None]),
-        exposed_transfer_s=quantiles(
-            [found.exposed_transfer_s for found in timings if found.exposed_transfer_s is not None]
-        ),
+        exposed_s=quantiles([found.exposed_s for found in timings if found.exposed_s is not None]),
         exposed_share=quantiles(
             [
-                found.exposed_transfer_s / found.computed_s
+                found.exposed_s / found.computed_s
                 for found in timings
-                if found.exposed_transfer_s is not None and found.computed_s
+                if found.exposed_s is not None and found.computed_s
             ]
         ),
-        paths=dict(Counter(found.path for found in timings if found.path)),
+        retried=sum(found.attempts > 1 for found in timings),
     )
 
 
