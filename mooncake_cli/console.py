@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as _json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 SCHEMA_VERSION: Final = 1
@@ -17,7 +18,13 @@ def data(text: str, *, end: str = "\n") -> None:
 
 def json(value: dict[str, Any]) -> None:
     """What the user asked for, for programs."""
-    data(_json.dumps({"schema_version": SCHEMA_VERSION, **value}, indent=2, default=_plain))
+    data(_rendered(value))
+
+
+def json_file(path: Path, value: object) -> None:
+    """The same, into a file whose folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_rendered(_plain(value)) + "\n")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -49,6 +56,10 @@ def error(text: str, hint: str = "") -> None:
         note(f"error: {line}")
     if hint:
         note(f"hint: {hint}")
+
+
+def _rendered(value: Any) -> str:
+    return _json.dumps({"schema_version": SCHEMA_VERSION, **value}, indent=2, default=_plain)
 
 
 def _plain(value: object) -> object:

@@ -1,191 +1,231 @@
-"""`mooncake bench serve`: a closed loop of streaming requests against any OpenAI-compatible URL."""
+"""`mooncake bench serve`: streaming requests to any OpenAI-compatible URL, in a closed or an open loop."""
 
 from __future__ import annotations
 
 import asyncio
-import random
+import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
 
-import httpx
-import msgspec
 from msgspec import Struct
 
+from mooncake_core.bench.completions import Sample, Server, connect
 from mooncake_core.bench.statistics import Quantiles, quantiles, request_tbt
-from mooncake_core.errors import PeerUnreachable, UsageError
-
-WORDS: Final = tuple(
-    "the king of a city and all his people went out to build file house class by night with one object that "  # noqa: SIM905
-    "returns value from river land module day men said unto them when name list found no string morning in".split()
-)
-TOKENS_PER_WORD: Final = 1.4
-"""A first guess; what the server counts is reported."""
+from mooncake_core.bench.workload import ServeSettings, arrival_times, make_prompts
 
 
-class ServeSettings(Struct, frozen=True, kw_only=True):
-    """What to send."""
+class Goodput(Struct, frozen=True, kw_only=True):
+    """Requests that met every objective that was set."""
 
-    url: str
-    model: str = ""
-    """Empty: the first one the server lists."""
-    requests: int = 100
-    concurrency: int = 8
-    prompt_tokens: int = 256
-    """About so many."""
-    output_tokens: int = 32
-    shared_prefix: float = 0.5
-    """Share of each prompt that is the same in all."""
-    seed: int = 0
-    timeout_s: float = 120.0
+    met: int
+    requests_per_s: float
+    share: float
+    """Of all that ended, the rejected and the failed among them."""
 
 
-class Sample(Struct, frozen=True, kw_only=True):
-    """One request as the client saw it."""
+class Breakdown(Struct, frozen=True, kw_only=True):
+    """The server's account of where time went, of the requests for which it gave one."""
 
-    status: int
-    error: str = ""
-    ttft_s: float = 0.0
-    gaps_s: list[float] = []
-    total_s: float = 0.0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
+    queued_s: Quantiles | None
+    fetched_s: Quantiles | None
+    computed_s: Quantiles | None
+    exposed_s: Quantiles | None
+    """Exposed transfer time."""
+    exposed_share: Quantiles | None
+    """Exposed transfer time / prefill compute time, per request."""
+    retried: int
+    """Requests that lost an instance on the way."""
 
 
 class ServeReport(Struct, frozen=True, kw_only=True):
     """What was measured. Times in seconds; TBT is per request the mean of its slowest tenth of gaps."""
 
     settings: ServeSettings
+    model: str
+    extensions: list[str]
+    """Body fields beyond OpenAI's that the server took."""
     duration_s: float
     succeeded: int
     failed: dict[str, int]
-    """Reason → count."""
+    """Reason → count, rejections included."""
+    rejected: int
+    """Refused for load: 429 or 503."""
+    rejection_rate: float
+    unfinished: int
+    """Under way, or not sent yet, when the run was interrupted."""
     ttft_s: Quantiles | None
     tbt_s: Quantiles | None
     gap_s: Quantiles | None
     total_s: Quantiles | None
+    late_s: Quantiles | None
+    """Open loop: how late the client itself sent."""
     cached_tokens: Quantiles | None
+    breakdown: Breakdown | None
+    goodput: Goodput | None
     requests_per_s: float
     output_tokens_per_s: float
     prompt_tokens: int
     cached_share: float
 
 
-async def bench_serve(settings: ServeSettings, on_progress: Callable[[int], None]) -> ServeReport:
-    """Runs the load; `on_progress` is told how many requests have ended.
+class ServeRun:
+    """One run. `report` may be asked for at any time, also after an interrupt."""
 
-    Raises:
-        PeerUnreachable: nobody answers at the URL.
-        UsageError: the server lists no model.
+    def __init__(self, settings: ServeSettings, *, api_key: str = "", on_progress: Callable[[int], None]) -> None:
+        self.settings = settings
+        self.samples: list[Sample] = []
+        self.model = settings.model
+        self.extensions: frozenset[str] = frozenset()
+        self._api_key = api_key
+        self._on_progress = on_progress
+        self._started_s = 0.0
+        self._ended_s: float | None = None
+
+    async def execute(self) -> ServeReport:
+        """Sends everything.
+
+        Raises:
+            PeerUnreachable: nobody answers at the URL.
+            AuthenticationFailed: the server wants another API key.
+            UsageError: the server lists no model, or refuses such requests.
+        """
+        prompts = make_prompts(self.settings)
+        async with connect(self.settings, self._api_key) as server:
+            self.model, self.extensions = server.model, server.extensions
+            if self.settings.warm:
+                await _closed_loop(server, prompts, self.settings, lambda sample: None)
+            self._started_s = time.perf_counter()
+            loop = _closed_loop if self.settings.rate is None else _open_loop
+            await loop(server, prompts, self.settings, self._ended)
+            self._ended_s = time.perf_counter()
+        return self.report()
+
+    def report(self) -> ServeReport:
+        """What was measured until now."""
+        ended_s = time.perf_counter() if self._ended_s is None else self._ended_s
+        return make_report(
+            self.settings,
+            self.samples,
+            duration_s=ended_s - self._started_s if self._started_s else 0.0,
+            model=self.model,
+            extensions=sorted(self.extensions),
+        )
+
+    def _ended(self, sample: Sample) -> None:
+        self.samples.append(sample)
+        self._on_progress(len(self.samples))
+
+
+def fresh_salt() -> str:
+    """A cache salt that nobody used before."""
+    return f"bench-{secrets.token_hex(8)}"
+
+
+async def _closed_loop(
+    server: Server, prompts: Sequence[str], settings: ServeSettings, on_end: Callable[[Sample], None]
+) -> None:
+    queue = iter(enumerate(prompts))
+
+    async def worker() -> None:
+        for index, prompt in queue:  # one iterator for all workers: each prompt is sent once
+            on_end(await server.complete(index, prompt, settings, time.perf_counter()))
+
+    await asyncio.gather(*(worker() for _ in range(settings.concurrency)))
+
+
+async def _open_loop(
+    server: Server, prompts: Sequence[str], settings: ServeSettings, on_end: Callable[[Sample], None]
+) -> None:
+    """Sends at the times drawn, however many answers are outstanding.
+
+    Times count from when a request was due, so that a client that falls behind does not make the server look better.
     """
-    async with httpx.AsyncClient(base_url=settings.url, timeout=settings.timeout_s, limits=_limits(settings)) as http:
-        model = settings.model or await _first_model(http, settings.url)
-        prompts = make_prompts(settings)
-        samples: list[Sample] = []
-        queue = iter(prompts)
-        started = time.perf_counter()
 
-        async def worker() -> None:
-            for prompt in queue:  # one iterator for all workers: each prompt is sent once
-                samples.append(await _request(http, model, prompt, settings))
-                on_progress(len(samples))
+    async def send(index: int, prompt: str, due_s: float) -> None:
+        on_end(await server.complete(index, prompt, settings, due_s))
 
-        await asyncio.gather(*(worker() for _ in range(settings.concurrency)))
-    return _report(settings, samples, time.perf_counter() - started)
+    started_s = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for index, (prompt, after_s) in enumerate(zip(prompts, arrival_times(settings), strict=True)):
+            await asyncio.sleep(max(0.0, started_s + after_s - time.perf_counter()))
+            tasks.create_task(send(index, prompt, started_s + after_s))
 
 
-def make_prompts(settings: ServeSettings) -> list[str]:
-    """Prompts of words, drawn by the seed; all begin alike for the shared share of their length."""
-    draw = random.Random(settings.seed)
-    num_words = max(1, round(settings.prompt_tokens / TOKENS_PER_WORD))
-    num_shared = round(num_words * settings.shared_prefix)
-    shared = [draw.choice(WORDS) for _ in range(num_shared)]
-    return [
-        " ".join([*shared, *(draw.choice(WORDS) for _ in range(num_words - num_shared))])
-        for _ in range(settings.requests)
-    ]
-
-
-async def _first_model(http: httpx.AsyncClient, url: str) -> str:
-    try:
-        answer = await http.get("/v1/models")
-        listed = answer.raise_for_status().json()["data"]
-    except httpx.HTTPStatusError as error:
-        raise PeerUnreachable(f"{url}/v1/models answered {error.response.status_code}") from error
-    except (httpx.HTTPError, ValueError, KeyError) as error:
-        raise PeerUnreachable(f"{url} does not answer like an OpenAI-compatible server: {error}") from error
-    if not listed:
-        raise UsageError(f"{url} serves no model now")
-    return str(listed[0]["id"])
-
-
-async def _request(http: httpx.AsyncClient, model: str, prompt: str, settings: ServeSettings) -> Sample:
-    body = {
-        "model": model,
-        "prompt": prompt,
-        "max_tokens": settings.output_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    try:
-        return await _stream(http, body)
-    except (httpx.HTTPError, msgspec.MsgspecError) as error:
-        return Sample(status=0, error=type(error).__name__)
-
-
-async def _stream(http: httpx.AsyncClient, body: dict[str, Any]) -> Sample:
-    started = before = time.perf_counter()
-    gaps: list[float] = []
-    usage: dict[str, Any] = {}
-    async with http.stream("POST", "/v1/completions", json=body) as answer:
-        if answer.status_code != 200:
-            return Sample(status=answer.status_code, error=f"HTTP {answer.status_code}")
-        async for line in answer.aiter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            event = msgspec.json.decode(line[6:])
-            if "error" in event:
-                return Sample(status=200, error=str(event["error"].get("code")))
-            usage = event.get("usage") or usage
-            if event["choices"]:
-                now = time.perf_counter()
-                gaps.append(now - before)
-                before = now
-    details = usage.get("prompt_tokens_details") or {}
-    return Sample(
-        status=200,
-        ttft_s=gaps[0] if gaps else 0.0,
-        gaps_s=gaps[1:],
-        total_s=time.perf_counter() - started,
-        prompt_tokens=usage.get("prompt_tokens", 0),
-        cached_tokens=details.get("cached_tokens", 0),
-        output_tokens=usage.get("completion_tokens", 0),
-    )
-
-
-def _report(settings: ServeSettings, samples: list[Sample], duration_s: float) -> ServeReport:
+def make_report(
+    settings: ServeSettings,
+    samples: Sequence[Sample],
+    *,
+    duration_s: float,
+    model: str = "",
+    extensions: Sequence[str] = (),
+) -> ServeReport:
+    """Sums samples up."""
     good = [sample for sample in samples if not sample.error]
+    rejected = sum(sample.rejected for sample in samples)
     prompt_tokens = sum(sample.prompt_tokens for sample in good)
+    late_s = [sample.late_s for sample in samples] if settings.rate is not None else []
     return ServeReport(
         settings=settings,
+        model=model,
+        extensions=list(extensions),
         duration_s=duration_s,
         succeeded=len(good),
         failed=dict(Counter(sample.error for sample in samples if sample.error)),
+        rejected=rejected,
+        rejection_rate=rejected / max(1, len(samples)),
+        unfinished=settings.requests - len(samples),
         ttft_s=quantiles([sample.ttft_s for sample in good]),
         tbt_s=quantiles([tbt for sample in good if (tbt := request_tbt(sample.gaps_s)) is not None]),
         gap_s=quantiles([gap for sample in good for gap in sample.gaps_s]),
         total_s=quantiles([sample.total_s for sample in good]),
+        late_s=quantiles(late_s),
         cached_tokens=quantiles([float(sample.cached_tokens) for sample in good]),
-        requests_per_s=len(good) / duration_s,
-        output_tokens_per_s=sum(sample.output_tokens for sample in good) / duration_s,
+        breakdown=_breakdown(good),
+        goodput=_goodput(settings, samples, duration_s),
+        requests_per_s=_per_second(len(good), duration_s),
+        output_tokens_per_s=_per_second(sum(sample.output_tokens for sample in good), duration_s),
         prompt_tokens=prompt_tokens,
         cached_share=sum(sample.cached_tokens for sample in good) / max(1, prompt_tokens),
     )
 
 
-def _limits(settings: ServeSettings) -> httpx.Limits:
-    return httpx.Limits(max_connections=settings.concurrency + 1, max_keepalive_connections=settings.concurrency + 1)
+def meets_slo(sample: Sample, settings: ServeSettings) -> bool:
+    """Whether a request met every objective that is set; an answer of one token has no TBT to miss."""
+    if sample.error:
+        return False
+    tbt_s = request_tbt(sample.gaps_s)
+    in_ttft = settings.slo_ttft_s is None or sample.ttft_s <= settings.slo_ttft_s
+    in_tbt = settings.slo_tbt_s is None or tbt_s is None or tbt_s <= settings.slo_tbt_s
+    return in_ttft and in_tbt
+
+
+def _goodput(settings: ServeSettings, samples: Sequence[Sample], duration_s: float) -> Goodput | None:
+    if settings.slo_ttft_s is None and settings.slo_tbt_s is None:
+        return None
+    met = sum(meets_slo(sample, settings) for sample in samples)
+    return Goodput(met=met, requests_per_s=_per_second(met, duration_s), share=met / max(1, len(samples)))
+
+
+def _breakdown(good: Sequence[Sample]) -> Breakdown | None:
+    timings = [sample.timings for sample in good if sample.timings is not None]
+    if not timings:
+        return None
+    return Breakdown(
+        queued_s=quantiles([found.queued_s for found in timings if found.queued_s is not None]),
+        fetched_s=quantiles([found.fetched_s for found in timings if found.fetched_s is not None]),
+        computed_s=quantiles([found.computed_s for found in timings if found.computed_s is not None]),
+        exposed_s=quantiles([found.exposed_s for found in timings if found.exposed_s is not None]),
+        exposed_share=quantiles(
+            [
+                found.exposed_s / found.computed_s
+                for found in timings
+                if found.exposed_s is not None and found.computed_s
+            ]
+        ),
+        retried=sum(found.attempts > 1 for found in timings),
+    )
+
+
+def _per_second(count: int, duration_s: float) -> float:
+    return count / duration_s if duration_s > 0 else 0.0

@@ -1,0 +1,64 @@
+"""Option types for sizes and durations, as people write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+class Quantity(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
+    """Base: a number with a unit, parsed by mooncake_core.units."""
+
+    def parse(self, value: Any) -> float:
+        raise NotImplementedError
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class DurationType(Quantity):
+    """Seconds in "1s" or "100ms"."""
+
+    name = "duration"
+
+    def parse(self, value: Any) -> float:
+        from mooncake_core.units import parse_duration
+
+        return parse_duration(value)
+
+
+class SizeType(Quantity):
+    """Bytes in "64KiB" or "1MiB"."""
+
+    name = "size"
+
+    def parse(self, value: Any) -> int:
+        from mooncake_core.units import parse_size
+
+        return parse_size(value)
+
+
+class ListType(click.ParamType):  # type: ignore[type-arg]
+    """Several values of another type, separated by commas, none of them twice."""
+
+    def __init__(self, item: click.ParamType) -> None:  # type: ignore[type-arg]
+        self._item = item
+        self.name = f"{item.name},..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        if isinstance(value, list):
+            return value
+        parts = [part.strip() for part in str(value).split(",") if part.strip()]
+        if not parts:
+            self.fail(f"expected values separated by commas, got {value!r}", param, ctx)
+        convert: Callable[[Any], Any] = lambda part: self._item.convert(part, param, ctx)  # noqa: E731
+        return list(dict.fromkeys(convert(part) for part in parts))
+
+
+DURATION = DurationType()
+SIZE = SizeType()
