@@ -91,7 +91,9 @@ def test_every_stream_ends_while_the_master_dies(tmp_path: Path) -> None:
             result = bench(cluster, "--requests", "400", "--timeout", "60s")
         report = json.loads(result.stdout)
         ended = report["succeeded"] + sum(report["failed"].values()) + sum(report.get("rejected", {}).values())
-        print(f"\nmaster killed {len(killed)} times: {report['succeeded']} of 400 succeeded, failed: {report['failed']}")
+        print(
+            f"\nmaster killed {len(killed)} times: {report['succeeded']} of 400 succeeded, failed: {report['failed']}"
+        )
         assert ended == 400
         assert not any("timeout" in reason.lower() for reason in report["failed"])
         assert len(killed) > 1
