@@ -1,4 +1,4 @@
-"""The initiator's side: connections to a peer, each with a thread that sends and one that receives."""
+"""The initiator's side: connections to a peer, each with a thread that sends what is large and one that receives."""
 
 from __future__ import annotations
 
@@ -6,16 +6,27 @@ import contextlib
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, PathFailed, TransferError, VersionMismatch
 from mooncake_core.transfer.contract import Completion, Kind, Operation, Range
 from mooncake_tcp import handshake
-from mooncake_tcp.frames import RANGE, REQUEST, RESPONSE, Status, error_of, receive_all, receive_into, send_all, tune
+from mooncake_tcp.frames import (
+    RANGE,
+    REQUEST,
+    RESPONSE,
+    Status,
+    error_of,
+    receive_all,
+    receive_into,
+    send_all,
+    send_some,
+    tune,
+)
 
 CONNECT_TIMEOUT_S: Final = 5.0
+INLINE_BYTES: Final = 64 << 10
 
 
 class Connection:
@@ -36,7 +47,9 @@ class Connection:
         self._complete = complete
         self._on_end = on_end
         self._changed = threading.Condition()
-        self._queue: deque[tuple[Operation, bytes]] = deque()
+        self._outgoing: list[bytes | memoryview] = []
+        self._open = False
+        """Connected, and nothing is being sent by the thread: callers may send what is small."""
         self._pending: dict[int, Operation] = {}
         self.pending_bytes = 0
         self._broken: TransferError | None = None
@@ -49,11 +62,15 @@ class Connection:
         with self._changed:
             if self._broken:
                 return False
-            for operation, key in operations:
-                self._queue.append((operation, key))
+            for operation, _ in operations:
                 self._pending[operation.operation_id] = operation
                 self.pending_bytes += operation.length
-            self._changed.notify()
+            frames = _frames(operations)
+            if self._open and not self._outgoing and _num_bytes(frames) <= INLINE_BYTES:
+                frames = self._send_now(frames)
+            if frames:
+                self._outgoing += frames
+                self._changed.notify()
             return True
 
     def earliest_deadline(self) -> float | None:
@@ -88,12 +105,12 @@ class Connection:
         receiver: threading.Thread | None = None
         try:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._broken)
+                self._changed.wait_for(lambda: self._outgoing or self._broken)
             sock = self._connect()
             receiver = threading.Thread(target=self._receive, args=(sock,), name=f"tcp-from-{self.peer}", daemon=True)
             receiver.start()
-            while batch := self._next_batch():
-                send_all(sock, _frames(batch))
+            while frames := self._next_frames():
+                send_all(sock, frames)
         except (AuthenticationFailed, VersionMismatch) as error:
             self.end(PathFailed(f"{self.peer} over tcp: {error}"))
         except OSError as error:
@@ -118,15 +135,23 @@ class Connection:
         sock.settimeout(None)
         return sock
 
-    def _next_batch(self) -> list[tuple[Operation, bytes]]:
+    def _next_frames(self) -> list[bytes | memoryview]:
         """What is queued, all at once; empty at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._broken)
-            if self._broken:
-                return []
-            batch = list(self._queue)
-            self._queue.clear()
-            return batch
+            self._open = True
+            self._changed.wait_for(lambda: self._outgoing or self._broken)
+            self._open = False
+            frames, self._outgoing = self._outgoing, []
+            return [] if self._broken else frames
+
+    def _send_now(self, frames: list[bytes | memoryview]) -> list[bytes | memoryview]:
+        """Sends in the caller's thread, without waiting: a request is on its way before a thread could wake. Returns what
+        the thread must send."""
+        assert self._socket is not None  # open means connected
+        try:
+            return list(send_some(self._socket, frames))
+        except OSError:
+            return frames  # the thread meets the same error, and says so
 
     def _receive(self, sock: socket.socket) -> None:
         header = memoryview(bytearray(RESPONSE.size))
@@ -180,3 +205,7 @@ def _header(operation: Operation, key: bytes) -> bytes:
     first, *further = operation.ranges or (Range(0, 0),)
     head = REQUEST.pack(operation.kind, len(further), operation.operation_id, key, first.offset, first.length)
     return head + b"".join(RANGE.pack(part.offset, part.length) for part in further)
+
+
+def _num_bytes(frames: Sequence[bytes | memoryview]) -> int:
+    return sum(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)
