@@ -74,8 +74,9 @@ class Builder:
         _, key_meta = _unwrap(key_kind)
         built = {}
         for key, inner in content.items():
-            self._bounded(Value(key, inner.place), key, key_meta, f"{path}.{key}")
-            built[key] = self.build(inner, inner_kind, f"{path}.{key}")
+            inner_path = f"{path}.{key}" if path else key
+            self._bounded(Value(key, inner.place), key, key_meta, inner_path)
+            built[key] = self.build(inner, inner_kind, inner_path)
         return {key: item for key, item in built.items() if item is not INVALID}
 
     def _alternative(self, value: Value, kind: Any, path: str) -> Any:
