@@ -27,19 +27,21 @@ def show(config_path: Path | None, overrides: tuple[str, ...], origin: bool, as_
     import yaml
 
     from mooncake_core.config.build import readable
+    from mooncake_core.config.documents import redacted
 
     loaded = load(config_path, overrides)
+    config = redacted(loaded.config)
     if origin:
-        values = dict(_leaves(readable(loaded.config), ""))
+        values = dict(_leaves(readable(config), ""))
         rows = [{"path": path, "value": value, "origin": loaded.origin(path)} for path, value in values.items()]
         if as_json:
             console.json({"values": rows})
         else:
             console.table(["path", "value", "origin"], [[row["path"], row["value"], row["origin"]] for row in rows])
     elif as_json:
-        console.json({"config": msgspec.to_builtins(loaded.config)})
+        console.json({"config": msgspec.to_builtins(config)})
     else:
-        console.data(yaml.safe_dump(readable(loaded.config), sort_keys=False), end="")
+        console.data(yaml.safe_dump(readable(config), sort_keys=False), end="")
 
 
 @command.command("validate", help="Check configurations; print every problem of each.")

@@ -2,124 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import socket
-import threading
-from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
 
-from mooncake_core.config.schema import GatewayConfig
 from mooncake_core.errors import DeadlineExceeded, EngineError, MooncakeError, RequestRejected, ServiceUnavailable
-from mooncake_core.gateway.app import Gateway
-from mooncake_core.gateway.generation import Generation, Step
-from mooncake_core.gateway.request_log import RequestLog
-from mooncake_core.gateway.tokenizer import Tokenizer
-from mooncake_core.inference.models import DEMO_FOLDER
-from mooncake_core.telemetry.spans import Spans
-from mooncake_core.wire.messages.membership import ModelOffer
-
-MODEL = ModelOffer(
-    name="demo", fingerprint=b"f" * 16, block_tokens=32, block_bytes=1, max_context_tokens=100, vocab_size=2048
-)
-TOKENIZER = Tokenizer(DEMO_FOLDER)
-ANSWER = "In the beginning was the word. Größe ≥ 3 🙂 end"
-
-
-class FakeServing:
-    """Answers with ANSWER; fails, waits and counts as told."""
-
-    def __init__(self) -> None:
-        self.seen: list[Generation] = []
-        self.open = 0
-        self.error: Exception | None = None
-        self.error_after: int | None = None
-        self.wait_after: int | None = None
-        self.offered = [MODEL]
-        self.absent: list[str] = []
-
-    async def models(self) -> list[ModelOffer]:
-        return self.offered
-
-    async def missing(self) -> list[str]:
-        return self.absent
-
-    async def generate(self, generation: Generation) -> AsyncGenerator[Step, None]:
-        self.seen.append(generation)
-        self.open += 1
-        try:
-            if self.error and self.error_after is None:
-                raise self.error
-            tokens = TOKENIZER.encode(ANSWER)[1 : 1 + generation.sampling.max_tokens]
-            for index, token in enumerate(tokens):
-                if self.wait_after == index:
-                    await asyncio.sleep(60)
-                if self.error and self.error_after == index:
-                    raise self.error
-                last = index == len(tokens) - 1
-                yield Step([token], "length" if last else None, 32)
-                await asyncio.sleep(0)
-        finally:
-            self.open -= 1
-
-
-class Running:
-    """The gateway in a thread."""
-
-    def __init__(self, **limits: Any) -> None:
-        self.serving = FakeServing()
-        gateway = Gateway(self.serving, GatewayConfig(**limits), lambda: TOKENIZER, RequestLog(Spans("gateway")))
-        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        self._listener.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(gateway.app(), log_config=None, lifespan="off"))
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
-        self._thread.start()
-        self.http = httpx.Client(base_url=self.url, timeout=20)
-
-    def post(self, body: Any, route: str = "/v1/completions") -> httpx.Response:
-        content = body if isinstance(body, str | bytes) else json.dumps(body)
-        return self.http.post(route, content=content)
-
-    def wait_until_closed(self) -> None:
-        for _ in range(400):
-            if self.serving.open == 0:
-                return
-            threading.Event().wait(0.01)
-        raise AssertionError("the request was never closed")
-
-    def stop(self) -> None:
-        self.http.close()
-        self._server.should_exit = True
-        self._thread.join()
-        self._listener.close()
-
-
-@pytest.fixture
-def gateway() -> Iterator[Running]:
-    made = Running()
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def client(gateway: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
-
-
-def ask(**options: Any) -> dict[str, Any]:
-    return {"model": "demo", "prompt": "Hello", "max_tokens": 60, **options}
-
-
-def events(text: str) -> list[Any]:
-    lines = [line.removeprefix("data: ") for line in text.splitlines() if line]
-    return [json.loads(line) if line != "[DONE]" else line for line in lines]
+from mooncake_core.testing.gateway import ANSWER, TOKENIZER, RunningGateway, ask, events
 
 
 def test_the_official_client_completes(client: openai.OpenAI) -> None:
@@ -142,7 +32,7 @@ def test_the_official_client_streams(client: openai.OpenAI) -> None:
     assert chunks[-1].usage.total_tokens > 0
 
 
-def test_the_official_client_chats(client: openai.OpenAI, gateway: Running) -> None:
+def test_the_official_client_chats(client: openai.OpenAI, gateway: RunningGateway) -> None:
     answer = client.chat.completions.create(
         model="demo",
         messages=[
@@ -156,7 +46,7 @@ def test_the_official_client_chats(client: openai.OpenAI, gateway: Running) -> N
     assert prompt == "System: Be brief.\nUser: Hi\nAssistant:"
 
 
-async def test_the_official_async_client_streams_a_chat(gateway: Running) -> None:
+async def test_the_official_async_client_streams_a_chat(gateway: RunningGateway) -> None:
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
         stream = await client.chat.completions.create(
             model="demo", messages=[{"role": "user", "content": "Hi"}], stream=True, max_tokens=60
@@ -170,7 +60,7 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["demo"]
 
 
-def test_several_prompts_are_several_choices(gateway: Running) -> None:
+def test_several_prompts_are_several_choices(gateway: RunningGateway) -> None:
     whole = gateway.post(ask(prompt=["a", "b", "c"])).json()
     assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
     assert {choice["text"] for choice in whole["choices"]} == {ANSWER}
@@ -181,7 +71,7 @@ def test_several_prompts_are_several_choices(gateway: Running) -> None:
     assert texts == [ANSWER, ANSWER]
 
 
-def test_a_stop_string_cuts_the_text_and_closes_the_request(gateway: Running) -> None:
+def test_a_stop_string_cuts_the_text_and_closes_the_request(gateway: RunningGateway) -> None:
     for stream in (False, True):
         answer = gateway.post(ask(stop=["the word", "zzz"], stream=stream))
         choices = (
@@ -194,7 +84,7 @@ def test_a_stop_string_cuts_the_text_and_closes_the_request(gateway: Running) ->
         gateway.wait_until_closed()
 
 
-def test_token_ids_are_returned_on_demand(gateway: Running) -> None:
+def test_token_ids_are_returned_on_demand(gateway: RunningGateway) -> None:
     tokens = TOKENIZER.encode(ANSWER)[1:]
     assert gateway.post(ask(return_token_ids=True)).json()["choices"][0]["token_ids"] == tokens
     streamed = events(gateway.post(ask(return_token_ids=True, stream=True)).text)
@@ -208,11 +98,19 @@ def test_token_ids_are_returned_on_demand(gateway: Running) -> None:
         ("[1]", 400, None, "expected a JSON object"),
         ({"model": "demo"}, 400, "prompt", "missing required field"),
         (ask(temprature=1), 400, "temprature", "did you mean temperature?"),
-        (ask(logprobs=3), 400, "logprobs", "not supported yet"),
-        (ask(n=2), 400, "n", "not supported yet"),
+        (ask(logit_bias={"5": 1}), 400, "logit_bias", "not supported yet"),
+        (ask(frequency_penalty=0.5), 400, "frequency_penalty", "not supported yet"),
+        (ask(presence_penalty=0.5), 400, "presence_penalty", "not supported yet"),
+        (ask(n=129), 400, "n", "Expected `int` <= 128"),
+        (ask(n=2, best_of=3), 400, "best_of", "expected best_of to be n (2), got 3"),
+        (ask(logprobs=6), 400, "logprobs", "Expected `int` <= 5"),
+        (ask(echo=True, logprobs=1), 400, "echo", "ask for one of them"),
+        (ask(timeout=0), 400, "timeout", "Expected `float` > 0"),
+        (ask(timeout=601), 400, "timeout", "at most 600 seconds (gateway.request_timeout), got 601"),
+        (ask(stream_options={}), 400, "stream_options", "expected stream to be true"),
         (ask(temperature="hot"), 400, "temperature", "Expected `float"),
         (ask(top_p=0), 400, "top_p", "Expected `float` > 0"),
-        (ask(max_tokens=0), 400, "max_tokens", "Expected `int` >= 1"),
+        (ask(max_tokens=0), 400, "max_tokens", "expected max_tokens of 1 or more, or echo"),
         (ask(stop=[""]), 400, "stop", "none of them empty"),
         (ask(prompt=[]), 400, "prompt", "the prompt is empty"),
         (ask(prompt=[1, "a"]), 400, "prompt", "none of them mixed"),
@@ -224,7 +122,7 @@ def test_token_ids_are_returned_on_demand(gateway: Running) -> None:
     ],
 )
 def test_wrong_requests_are_refused_in_openais_shape(body: Any, status: int, param: str | None, message: str) -> None:
-    gateway = Running(max_body=2000)
+    gateway = RunningGateway(max_body=2000)
     try:
         answer = gateway.post(body)
         assert answer.status_code == status
@@ -248,7 +146,7 @@ def test_wrong_requests_are_refused_in_openais_shape(body: Any, status: int, par
     ],
 )
 def test_errors_of_the_cluster_have_a_status(
-    gateway: Running, error: Exception, status: int, code: str, retry: str | None
+    gateway: RunningGateway, error: Exception, status: int, code: str, retry: str | None
 ) -> None:
     gateway.serving.error = error
     for stream in (False, True):
@@ -259,7 +157,7 @@ def test_errors_of_the_cluster_have_a_status(
         assert "secret" not in answer.text
 
 
-def test_an_error_within_a_stream_is_an_event(gateway: Running) -> None:
+def test_an_error_within_a_stream_is_an_event(gateway: RunningGateway) -> None:
     gateway.serving.error, gateway.serving.error_after = MooncakeError("the instance died"), 3
     answer = gateway.post(ask(stream=True))
     assert answer.status_code == 200
@@ -268,7 +166,7 @@ def test_an_error_within_a_stream_is_an_event(gateway: Running) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("wait_after", [0, 4])
-def test_hanging_up_frees_the_request(gateway: Running, stream: bool, wait_after: int) -> None:
+def test_hanging_up_frees_the_request(gateway: RunningGateway, stream: bool, wait_after: int) -> None:
     gateway.serving.wait_after = wait_after
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{gateway.url}/v1/completions", json=ask(stream=stream), timeout=0.3)
@@ -278,7 +176,7 @@ def test_hanging_up_frees_the_request(gateway: Running, stream: bool, wait_after
 
 
 def test_no_more_requests_than_allowed_are_taken() -> None:
-    gateway = Running(max_concurrent=1)
+    gateway = RunningGateway(max_concurrent=1)
     try:
         gateway.serving.wait_after = 2
         with httpx.stream("POST", f"{gateway.url}/v1/completions", json=ask(stream=True)) as first:
@@ -293,7 +191,7 @@ def test_no_more_requests_than_allowed_are_taken() -> None:
         gateway.stop()
 
 
-def test_health_readiness_and_unknown_routes(gateway: Running) -> None:
+def test_health_readiness_and_unknown_routes(gateway: RunningGateway) -> None:
     assert gateway.http.get("/health").json() == {"status": "ok"}
     assert gateway.http.get("/ready").status_code == 200
     gateway.serving.absent = ["no decode instance has joined"]

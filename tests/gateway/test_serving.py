@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.messages.serving import (
     Decode,
     DescribeModels,
+    Logprobs,
     Models,
     Place,
     Placed,
@@ -111,19 +113,26 @@ class FakeCluster:
             raise self.prefill_error
         self.maybe_fail("prefill")
         return Prefilled(
-            token_id=7, finish_reason=self.first_finish, cached_tokens=4, queued_s=0, fetched_s=0, computed_s=0.5
+            token_id=7,
+            finish_reason=self.first_finish,
+            cached_tokens=4,
+            queued_s=0,
+            fetched_s=0,
+            computed_s=0.5,
+            logprobs=Logprobs(chosen=-0.5) if message.sampling.logprobs >= 0 else None,
         )
 
     async def decode(self, message: Decode, call: Call) -> AsyncGenerator[Tokens, None]:
         self.log.append(message)
         while self.decode_waits:
             await asyncio.sleep(0.01)
-        yield Tokens(token_ids=[8])
+        count = 1 if message.sampling.logprobs >= 0 else 0
+        yield Tokens(token_ids=[8], logprobs=[Logprobs(chosen=-0.5)] * count)
         self.maybe_fail("decode")
         await self.maybe_hang("decode")
         if self.decode_error:
             raise self.decode_error
-        yield Tokens(token_ids=[9, 10], finish_reason="length")
+        yield Tokens(token_ids=[9, 10], finish_reason="length", logprobs=[Logprobs(chosen=-0.5)] * 2 * count)
 
     async def maybe_hang(self, where: str) -> None:
         if self.hang_in == where:
@@ -204,6 +213,41 @@ async def test_a_request_that_ends_with_its_first_token_needs_no_decode() -> Non
         assert cluster.kinds()["Decode"] == 0
         assert cluster.kinds()["Release"] == 1
         assert cluster.ended().outcome == "finished"
+
+
+async def test_what_a_request_asks_reaches_everybody() -> None:
+    async with running() as (cluster, serving):
+        asked = dataclasses.replace(
+            generation(), tenant="t", priority=-3, store=False, sampling=Sampling(max_tokens=4, logprobs=2)
+        )
+        steps = [step async for step in serving.generate(asked)]
+        place, prefill, decode = (
+            next(message for message in cluster.log if isinstance(message, kind)) for kind in (Place, Prefill, Decode)
+        )
+        assert (place.tenant, place.priority, prefill.priority, decode.priority) == ("t", -3, -3, -3)
+        assert (prefill.sampling.logprobs, decode.sampling.logprobs) == (2, 2)
+        assert [len(step.logprobs) for step in steps] == [1, 1, 2]
+        # What is not to be stored needs no keys but those to be read.
+        assert (prefill.store, len(prefill.block_keys), prefill.max_cached_blocks) == (False, 2, 2)
+
+
+async def test_no_two_tenants_or_salts_share_keys() -> None:
+    async with running() as (cluster, serving):
+        for changes in ({}, {"tenant": "a"}, {"tenant": "b"}, {"cache_salt": "a"}, {"tenant": "a", "cache_salt": "a"}):
+            _ = [step async for step in serving.generate(dataclasses.replace(generation(), **changes))]
+        keys = [tuple(message.block_keys) for message in cluster.log if isinstance(message, Place)]
+        assert len(set(keys)) == len(keys) == 5
+
+
+async def test_the_keys_of_a_prompt_that_is_not_stored_end_where_reading_does() -> None:
+    async with running() as (cluster, serving):
+        for store in (True, False):
+            _ = [step async for step in serving.generate(dataclasses.replace(generation(tokens=8), store=store))]
+        prefills = [message for message in cluster.log if isinstance(message, Prefill)]
+        assert [(message.store, len(message.block_keys), message.max_cached_blocks) for message in prefills] == [
+            (True, 2, 1),
+            (False, 1, 1),
+        ]
 
 
 @pytest.mark.parametrize("where", ["prefill_error", "decode_error"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import decoders, models
 
 from mooncake_core.errors import InvalidRequest, ModelNotFound
 from mooncake_core.gateway.stops import StopStrings
@@ -64,3 +68,22 @@ def test_a_model_without_chat_template_says_so(tmp_path_factory: pytest.TempPath
     (folder / "tokenizer.json").write_bytes((DEMO_FOLDER / "tokenizer.json").read_bytes())
     with pytest.raises(InvalidRequest, match="no chat template"):
         Tokenizer(folder).encode_chat([{"role": "user", "content": "x"}])
+
+
+@given(st.text(max_size=60))
+def test_the_bytes_of_tokens_are_the_text(text: str) -> None:
+    token_ids = TOKENIZER.encode(text)[1:]
+    assert b"".join(map(TOKENIZER.token_bytes, token_ids)) == text.encode()
+
+
+def test_special_tokens_are_written_by_their_names() -> None:
+    assert (TOKENIZER.token_bytes(1), TOKENIZER.token_bytes(10**6)) == (b"</s>", b"")
+
+
+def test_the_bytes_of_sentencepiece_tokens(tmp_path: Path) -> None:
+    vocabulary = {"<unk>": 0, "\u2581the": 1, "<0xE2>": 2, "end": 3}
+    made = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    assert [tokenizer.token_bytes(number) for number in (1, 2, 3)] == [b" the", b"\xe2", b"end"]

@@ -37,7 +37,9 @@ class Builder:
         if get_origin(kind) is list:
             return self._list(value, get_args(kind)[0], path)
         if get_origin(kind) is dict:
-            return self._mapping(value, path)
+            return self._mapping(value, kind, path)
+        if get_origin(kind) in (Union, types.UnionType):
+            return self._alternative(value, kind, path)
         return self._scalar(value, kind, meta, path)
 
     def _struct(self, value: Value, kind: type[Struct], path: str) -> Any:
@@ -62,10 +64,25 @@ class Builder:
         built = [self.build(item, kind, f"{path}.{index}") for index, item in enumerate(value.content)]
         return [item for item in built if item is not INVALID]
 
-    def _mapping(self, value: Value, path: str) -> Any:
-        if value.content is None:
-            return {}
-        return plain(value) if isinstance(value.content, dict) else self._wrong(value, path, "a mapping")
+    def _mapping(self, value: Value, kind: Any, path: str) -> Any:
+        content = {} if value.content is None else value.content
+        if not isinstance(content, dict):
+            return self._wrong(value, path, "a mapping")
+        key_kind, inner_kind = get_args(kind)
+        if inner_kind is Any:
+            return {key: plain(inner) for key, inner in content.items()}
+        _, key_meta = _unwrap(key_kind)
+        built = {}
+        for key, inner in content.items():
+            inner_path = f"{path}.{key}" if path else key
+            self._bounded(Value(key, inner.place), key, key_meta, inner_path)
+            built[key] = self.build(inner, inner_kind, inner_path)
+        return {key: item for key, item in built.items() if item is not INVALID}
+
+    def _alternative(self, value: Value, kind: Any, path: str) -> Any:
+        """One value or a list of them, which the schema writes as T | list[T]."""
+        one, several = get_args(kind)
+        return self.build(value, several if isinstance(value.content, list) else one, path)
 
     def _scalar(self, value: Value, kind: Any, meta: Meta | None, path: str) -> Any:
         content = value.content
@@ -134,6 +151,8 @@ def _readable(value: Any, kind: Any) -> Any:
         return readable(value)
     if isinstance(value, list):
         return [_readable(item, None) for item in value]
+    if isinstance(value, dict):
+        return {key: _readable(item, None) for key, item in value.items()}
     _, meta = _unwrap(kind)
     if meta and meta.extra_json_schema:
         return _with_unit(value, meta.extra_json_schema["x-unit"])

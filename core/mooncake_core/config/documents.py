@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from typing import Any, get_type_hints
+from typing import Any, Final, get_type_hints
 
 import msgspec
 from msgspec import Struct
@@ -14,6 +14,8 @@ from msgspec import Struct
 from mooncake_core.config import schema
 from mooncake_core.config.build import readable
 from mooncake_core.config.schema import ClusterConfig
+
+REDACTED: Final = "***"
 
 
 def descriptions(kind: type[Struct]) -> dict[str, str]:
@@ -35,6 +37,15 @@ def json_schema() -> dict[str, Any]:
             if "x-unit" in entry:
                 entry["type"] = ["integer" if entry["x-unit"] == "bytes" else "number", "string"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": components}
+
+
+def redacted(config: ClusterConfig) -> ClusterConfig:
+    """The configuration for display: API keys are not shown."""
+    hidden: dict[str, schema.ApiKeys] = {
+        tenant: REDACTED if isinstance(keys, str) else [REDACTED] * len(keys)
+        for tenant, keys in config.gateway.api_keys.items()
+    }
+    return msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, api_keys=hidden))
 
 
 def commented_yaml(config: ClusterConfig) -> str:

@@ -28,6 +28,7 @@ def findings(config: ClusterConfig) -> Iterator[Finding]:
     yield from _open_addresses(config)
     yield from _plugins(config)
     yield from _shared_processes(config)
+    yield from _tenants(config.gateway)
     if config.pool.low_watermark >= config.pool.high_watermark:
         yield "pool.low_watermark", f"expected less than high_watermark ({config.pool.high_watermark})"
 
@@ -81,6 +82,16 @@ def _shared_processes(config: ClusterConfig) -> Iterator[Finding]:
                     f"expected 1 for engine {entry.engine.kind} (only mock instances on free data ports share a process), "
                     f"got {entry.per_process}",
                 )
+
+
+def _tenants(gateway: GatewayConfig) -> Iterator[Finding]:
+    for tenant, keys in gateway.api_keys.items():
+        given = [keys] if isinstance(keys, str) else keys
+        if not given or not all(given):  # a variable that is set to nothing
+            yield f"gateway.api_keys.{tenant}", "expected a key, got an empty one"
+    for tenant in gateway.tenants:
+        if tenant not in gateway.api_keys and not gateway.api_keys_file:
+            yield f"gateway.tenants.{tenant}", "expected a tenant with a key in gateway.api_keys or api_keys_file"
 
 
 def _plugins(config: ClusterConfig) -> Iterator[Finding]:

@@ -34,6 +34,14 @@ class MasterConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A member silent for so long is taken for dead."""
 
 
+ApiKeys = str | list[str]
+
+
+class TenantConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    max_concurrent: Count | None = None
+    """The tenant's requests in progress; more are answered with 429. null: no limit of its own."""
+
+
 class GatewayConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Name = "gateway"
     """Name of the process in logs and status."""
@@ -42,13 +50,20 @@ class GatewayConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     port: Port = 8000
     """HTTP port; 0 takes a free one."""
     request_timeout: Duration = 600.0
-    """A request that has not ended after so long is ended."""
+    """A request that has not ended after so long is ended; `timeout` in a request may ask for less."""
     patience: Duration = 20.0
     """How long a new request waits while nobody can take it (instances or the master are starting again), before 503."""
     max_body: Size = 8 << 20
     """Largest request body."""
     max_concurrent: Count = 1024
     """Requests in progress; more are answered with 503."""
+    api_keys: dict[Name, ApiKeys] = {}
+    """Tenant to its key or keys, such as `acme: ${ACME_KEY}`. With any, /v1 wants `Authorization: Bearer KEY`; tenants share
+    no cache."""
+    api_keys_file: str = ""
+    """YAML file of more api_keys, readable by its owner only."""
+    tenants: dict[Name, TenantConfig] = {}
+    """Limits of tenants that have a key."""
 
 
 class NodeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -61,7 +61,7 @@ class Attempt:
         self._sampling = msgspec.structs.replace(
             generation.sampling, max_tokens=generation.sampling.max_tokens - len(progress.emitted)
         )
-        space = namespace(generation.model.fingerprint, cache_salt=generation.cache_salt)
+        space = namespace(generation.model.fingerprint, tenant=generation.tenant, cache_salt=generation.cache_salt)
         self._keys = block_keys(space, self._token_ids, generation.model.block_tokens)
         self._placed: Placed | None = None
         self.failed_at = ""
@@ -77,6 +77,8 @@ class Attempt:
             prompt_tokens=len(self._token_ids),
             max_tokens=self._sampling.max_tokens,
             block_keys=self._keys[: reusable_blocks(len(self._token_ids), block_tokens)],
+            tenant=self._generation.tenant,
+            priority=self._generation.priority,
             avoid=list(avoid),
             deadline_s=timeout_s,
         )
@@ -124,7 +126,8 @@ class Attempt:
             ),
         )
         timings = Timings(queued_s=prefilled.queued_s, fetched_s=prefilled.fetched_s, computed_s=prefilled.computed_s)
-        yield Step([prefilled.token_id], prefilled.finish_reason, prefilled.cached_tokens, timings)
+        logprobs = [prefilled.logprobs] if prefilled.logprobs else []
+        yield Step([prefilled.token_id], prefilled.finish_reason, prefilled.cached_tokens, timings, logprobs)
         if prefilled.finish_reason:
             return
         self.failed_at, self.failed_address = placed.decode, placed.decode_address
@@ -133,9 +136,9 @@ class Attempt:
         async with aclosing(stream) as replies:
             first = await self._first_tokens(replies, lost, placed)
             timings = msgspec.structs.replace(timings, exposed_s=first.exposed_s)
-            yield Step(first.token_ids, first.finish_reason, prefilled.cached_tokens, timings)
+            yield Step(first.token_ids, first.finish_reason, prefilled.cached_tokens, timings, first.logprobs)
             async for tokens in replies:
-                yield Step(tokens.token_ids, tokens.finish_reason, prefilled.cached_tokens, timings)
+                yield Step(tokens.token_ids, tokens.finish_reason, prefilled.cached_tokens, timings, tokens.logprobs)
 
     async def _first_tokens(
         self, replies: AsyncGenerator[Tokens, None], lost: asyncio.Future[None], placed: Placed
@@ -159,12 +162,15 @@ class Attempt:
         raise PeerUnreachable(f"prefill instance {placed.prefill} was lost before all KV had arrived")
 
     def _prefill(self, placed: Placed) -> Prefill:
+        readable = placed.matched_tokens // self._generation.model.block_tokens
         return Prefill(
             request_id=self.request_id,
             token_ids=self._token_ids,
-            block_keys=self._keys,
-            max_cached_blocks=placed.matched_tokens // self._generation.model.block_tokens,
+            block_keys=self._keys if self._generation.store else self._keys[:readable],
+            max_cached_blocks=readable,
             sampling=self._sampling,
+            store=self._generation.store,
+            priority=self._generation.priority,
             decode_address=placed.decode_address,
             reservation=placed.reservation,
             by_layer=self._generation.by_layer,
@@ -177,4 +183,5 @@ class Attempt:
             prompt_tokens=len(self._token_ids),
             first_token_id=prefilled.token_id,
             sampling=self._sampling,
+            priority=self._generation.priority,
         )

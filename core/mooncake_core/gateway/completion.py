@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from mooncake_core.errors import MooncakeError
-from mooncake_core.gateway.generation import UNKNOWN, Generation
+from mooncake_core.errors import DeadlineExceeded, EngineError, MooncakeError
+from mooncake_core.gateway.generation import UNKNOWN, Generation, Step
+from mooncake_core.gateway.logprobs import Scored
 from mooncake_core.gateway.metrics import GatewayMetrics
 from mooncake_core.gateway.request_log import Entry, RequestLog
 from mooncake_core.gateway.serving import Serving
@@ -18,11 +20,13 @@ from mooncake_core.gateway.tokenizer import Detokenizer, Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """New text; the last one carries the finish reason."""
+    """New text; the last one carries the finish reason. Text may come later than the tokens it is made of."""
 
     text: str
     finish_reason: str | None
     token_ids: list[int]
+    scored: list[Scored] = field(default_factory=list)
+    """The tokens again, where log probabilities are asked for."""
 
 
 class Completion:
@@ -35,18 +39,30 @@ class Completion:
         stops: Sequence[str],
         metrics: GatewayMetrics,
         log: RequestLog,
+        *,
+        echo: str = "",
     ) -> None:
         self._generation = generation
-        self._tokenizer = tokenizer
+        self._deadline = time.monotonic() + generation.timeout_s
+        self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(stops)
         self._metrics = metrics
         self._log = log
+        self._echo = echo
+        self._text_length = len(echo)
         self.output_tokens = 0
         self.cached_tokens = 0
         self.timings = UNKNOWN
 
     async def pieces(self, serving: Serving) -> AsyncGenerator[Piece, None]:
-        """Text as it becomes certain. Closing the iterator frees everything the request holds."""
+        """Text as it becomes certain, after the text to be echoed. Closing the iterator frees everything the request holds.
+
+        Raises:
+            DeadlineExceeded: the request's time is over.
+        """
+        if self._generation.sampling.max_tokens == 0:  # nothing but the echo is asked for
+            yield Piece(self._echo, "length", [])
+            return
         entry = self._log.begin(self._generation)
         outcome = "cancelled"
         try:
@@ -61,24 +77,50 @@ class Completion:
             self._log.end(entry, outcome)
 
     async def _pieces(self, serving: Serving, entry: Entry) -> AsyncGenerator[Piece, None]:
-        detokenizer = Detokenizer(self._tokenizer)
         before = time.monotonic()
+        text = self._echo
         async with aclosing(serving.generate(self._generation)) as steps:
-            async for step in steps:
+            while (step := await self._next(steps)) is not None:
                 now = time.monotonic()
                 entry.took(step)
                 self.timings = step.timings
                 self._observe(len(step.token_ids), step.cached_tokens, now - before)
                 before = now
-                ended = step.finish_reason == "stop"
-                shown = step.token_ids[:-1] if ended else step.token_ids  # the token that ends it is no text
-                text = "".join(self._stops.add(detokenizer.add(token_id)) for token_id in shown)
-                if step.finish_reason and not self._stops.matched:
-                    text += self._stops.add(detokenizer.finish()) + self._stops.finish()
-                reason = "stop" if self._stops.matched else step.finish_reason
-                yield Piece(text, reason, step.token_ids)
-                if reason:
+                piece = self._piece(step, text)
+                text = ""
+                yield piece
+                if piece.finish_reason:
                     return
+
+    async def _next(self, steps: AsyncGenerator[Step, None]) -> Step | None:
+        """The next step, None when there is none; cut off at the deadline, whatever the cluster does."""
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await anext(steps, None)
+        except TimeoutError as error:
+            if isinstance(error, MooncakeError):
+                raise
+            raise DeadlineExceeded(f"the request has not ended within its {round(self._generation.timeout_s, 1):g}s") from error
+
+    def _piece(self, step: Step, text: str) -> Piece:
+        """What a step adds; `text` goes before it."""
+        ended = step.finish_reason == "stop"
+        scored = []
+        for index, token_id in enumerate(step.token_ids):
+            if self._generation.sampling.logprobs >= 0:
+                scored.append(self._scored(step, index))
+            if not (ended and index == len(step.token_ids) - 1):  # the token that ends it is no text
+                certain = self._detokenizer.add(token_id)
+                self._text_length += len(certain)
+                text += self._stops.add(certain)
+        if step.finish_reason and not self._stops.matched:
+            text += self._stops.add(self._detokenizer.finish()) + self._stops.finish()
+        return Piece(text, "stop" if self._stops.matched else step.finish_reason, step.token_ids, scored)
+
+    def _scored(self, step: Step, index: int) -> Scored:
+        if len(step.logprobs) != len(step.token_ids):
+            raise EngineError("the instance's engine tells no log probabilities: ask without logprobs")
+        return Scored(step.token_ids[index], self._text_length, step.logprobs[index])
 
     def _observe(self, num_tokens: int, cached_tokens: int, gap_s: float) -> None:
         if self.output_tokens == 0:

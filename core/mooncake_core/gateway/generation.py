@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from msgspec import Struct
 
 from mooncake_core.wire.messages.membership import ModelOffer
-from mooncake_core.wire.messages.serving import FinishReason, Sampling
+from mooncake_core.wire.messages.serving import FinishReason, Logprobs, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,12 @@ class Generation:
     model: ModelOffer
     token_ids: Sequence[int]
     sampling: Sampling
+    tenant: str = ""
     cache_salt: str = ""
+    store: bool = True
+    """The prompt's new blocks go into the pool."""
+    priority: int = 0
+    """Lower is earlier."""
     timeout_s: float
     by_layer: bool = True
     """KV moves layer by layer, beside the computation."""
@@ -51,3 +56,5 @@ class Step:
     finish_reason: FinishReason | None
     cached_tokens: int
     timings: Timings = UNKNOWN
+    logprobs: Sequence[Logprobs] = ()
+    """One per token, where the sampling asks for them."""

@@ -89,7 +89,7 @@ class ClusterServing:
                     async for step in steps:
                         cached_tokens = step.cached_tokens if cached_tokens is None else cached_tokens
                         timings = msgspec.structs.replace(step.timings, attempts=attempts)
-                        yield Step(step.token_ids, step.finish_reason, cached_tokens, timings)
+                        yield Step(step.token_ids, step.finish_reason, cached_tokens, timings, step.logprobs)
                 return
             except MooncakeError as error:
                 delay_s = retry.after_failure(error, time.monotonic())

@@ -1,16 +1,17 @@
-"""Text to tokens and back, by the model's own tokenizer.json; chat templates as transformers renders them."""
+"""Text to tokens and back, by the model's own tokenizer.json and chat template."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
 from mooncake_core.errors import InvalidRequest, ModelNotFound
+from mooncake_core.gateway.chat_template import ChatTemplate
+from mooncake_core.gateway.token_bytes import TokenBytes
 from mooncake_core.inference.models import read_json
 
 REPLACEMENT: Final = "\ufffd"
@@ -25,32 +26,43 @@ class Tokenizer:
             raise ModelNotFound(f"{folder} has no tokenizer.json: only fast tokenizers can be served")
         self._tokenizer: Any = FastTokenizer.from_file(str(file))
         config = read_json(folder / "tokenizer_config.json")
-        self._special = {name: _text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        self._template = _template(folder, config)
+        self._template = ChatTemplate.of(folder, config)
+        self._bytes = TokenBytes(self._tokenizer, file)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt, special ones added as the tokenizer does."""
         return list(self._tokenizer.encode(text).ids)
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Tokens of a conversation, ready for the assistant's turn.
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[int]:
+        """Tokens of a conversation, as the model's chat template writes it; `variables` are handed to the template.
 
         Raises:
             InvalidRequest: the model has no chat template, or it refuses these messages.
         """
         if self._template is None:
             raise InvalidRequest("the model has no chat template: use /v1/completions", param="messages")
-        try:
-            text = self._template.render(messages=list(messages), add_generation_prompt=True, **self._special)
-        except jinja2.TemplateError as error:
-            raise InvalidRequest(
-                f"the model's chat template refuses the messages: {error}", param="messages"
-            ) from error
+        text = self._template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=variables,
+        )
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token stands for, special ones by their name; it may be a part of a character."""
+        return self._bytes.of(token_id)
 
 
 class Detokenizer:
@@ -89,23 +101,3 @@ class Detokenizer:
         tail = self._tokenizer.decode(recent)
         if text.endswith(tail) and not tail.startswith(REPLACEMENT):
             self._token_ids, self._given = recent, len(tail)
-
-
-def _text(token: Any) -> str:
-    if isinstance(token, dict):
-        return str(token.get("content", ""))
-    return token or ""
-
-
-def _template(folder: Path, config: dict[str, Any]) -> jinja2.Template | None:
-    file = folder / "chat_template.jinja"
-    source = file.read_text() if file.is_file() else config.get("chat_template")
-    if not isinstance(source, str):
-        return None
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise
-    return environment.from_string(source)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)

@@ -1,17 +1,24 @@
 """Continuous batching: which slices of which sequences are computed in the next step, and who owns which block. Pure.
 
-Decode steps go first, up to max_batch; then prefill chunks, in order of arrival, up to chunk_tokens together.
+Decode steps go first, up to max_batch; then prefill chunks up to chunk_tokens together. Among each, the lowest priority
+number goes first; of equal ones, decode steps take turns and prompts go in order of arrival. Priority is strict: while
+urgent sequences fill every step, the others wait.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Final
 
 from mooncake_core.errors import EngineError, NoSpace
 from mooncake_core.inference.contract import Slice
 from mooncake_core.wire.messages.membership import InstanceLoad
-from mooncake_core.wire.messages.serving import FinishReason, Sampling
+from mooncake_core.wire.messages.serving import FinishReason, Logprobs, Sampling
+
+_priority: Final = attrgetter("priority")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,6 +32,8 @@ class Sequence:
     sampling: Sampling
     max_new_tokens: int
     eos_token_ids: SequenceOf[int] = ()
+    priority: int = 0
+    """Lower is earlier."""
     num_new: int = 0
 
     def finish_reason(self, token_id: int) -> FinishReason | None:
@@ -43,6 +52,7 @@ class Emitted:
     sequence_id: int
     token_id: int
     finish_reason: FinishReason | None
+    logprobs: Logprobs | None = None
 
 
 @dataclass(slots=True)
@@ -117,25 +127,28 @@ class Batching:
     def plan(self) -> list[Slice]:
         """The slices of the next step; `complete` or `fail` must follow."""
         self._planned = []
-        decoding = [sequence for sequence in self._running.values() if len(sequence.token_ids) == 1]
+        running = sorted(self._running.values(), key=_priority)
+        decoding = [sequence for sequence in running if len(sequence.token_ids) == 1]
         for sequence in decoding[: self._max_batch]:
             self._planned.append((sequence, 1, True))
         budget = self._chunk_tokens
-        for sequence in self._running.values():
+        for sequence in running:
             if len(sequence.token_ids) > 1 and budget > 0:
                 length = min(budget, len(sequence.token_ids))
                 budget -= length
                 self._planned.append((sequence, length, length == len(sequence.token_ids)))
         return [self._slice(*planned) for planned in self._planned]
 
-    def complete(self, token_ids: SequenceOf[int | None]) -> list[Emitted]:
-        """The step is done: advances its sequences and says what was chosen."""
+    def complete(
+        self, token_ids: SequenceOf[int | None], logprobs: Mapping[int, Logprobs] | None = None
+    ) -> list[Emitted]:
+        """The step is done: advances its sequences and says what was chosen. `logprobs` is by index of the slice."""
         emitted = []
-        for (sequence, length, last), token_id in zip(self._planned, token_ids, strict=True):
+        for index, ((sequence, length, last), token_id) in enumerate(zip(self._planned, token_ids, strict=True)):
             sequence.start += length
             del sequence.token_ids[:length]
             if last and token_id is not None and sequence.sequence_id in self._running:
-                emitted.append(self._emit(sequence, token_id))
+                emitted.append(self._emit(sequence, token_id, logprobs.get(index) if logprobs else None))
         self._rotate()
         self._end_step()
         return emitted
@@ -182,14 +195,14 @@ class Batching:
             sampling=sequence.sampling if last else None,
         )
 
-    def _emit(self, sequence: Sequence, token_id: int) -> Emitted:
+    def _emit(self, sequence: Sequence, token_id: int, logprobs: Logprobs | None) -> Emitted:
         sequence.num_new += 1
         reason = sequence.finish_reason(token_id)
         if reason:
             del self._running[sequence.sequence_id]
         else:
             sequence.token_ids.append(token_id)
-        return Emitted(sequence.sequence_id, token_id, reason)
+        return Emitted(sequence.sequence_id, token_id, reason, logprobs)
 
     def _rotate(self) -> None:
         """Where more sequences decode than fit a step, those that waited go first next time."""

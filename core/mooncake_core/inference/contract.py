@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from mooncake_core.kvcache.layout import KVLayout
 from mooncake_core.wire.messages.membership import CostHint
-from mooncake_core.wire.messages.serving import Sampling
+from mooncake_core.wire.messages.serving import Logprobs, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +129,12 @@ class Engine(ABC):
         Raises:
             EngineError: the computation failed; the KV of these slices is undefined.
         """
+
+    @property
+    def logprobs(self) -> Mapping[int, Logprobs]:
+        """Of the last step: index of the slice to log probabilities, for each slice whose sampling asks for them. An engine
+        that does not know any returns none, and the gateway refuses such requests."""
+        return {}
 
     @abstractmethod
     def close(self) -> None:

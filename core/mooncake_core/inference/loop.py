@@ -18,7 +18,7 @@ from mooncake_core.errors import EngineError, KVLost, MooncakeError, RequestCanc
 from mooncake_core.inference.batching import Batching, Emitted, Sequence
 from mooncake_core.inference.contract import Engine, Slice
 from mooncake_core.wire.messages.membership import InstanceLoad
-from mooncake_core.wire.messages.serving import FinishReason
+from mooncake_core.wire.messages.serving import FinishReason, Logprobs
 
 STEP_WEIGHT: Final = 0.2
 Outbox = asyncio.Queue["Output | MooncakeError"]
@@ -34,6 +34,7 @@ class Output:
     finish_reason: FinishReason | None
     started_s: float
     ended_s: float
+    logprobs: Logprobs | None = None
 
 
 class Flow(Protocol):
@@ -145,7 +146,7 @@ class EngineLoop:
                 self._step_s += STEP_WEIGHT * (ended - started - self._step_s)
                 for sequence_id in lost:
                     self._batching.stop(sequence_id)
-                emitted = self._batching.complete(tokens)
+                emitted = self._batching.complete(tokens, self._engine.logprobs)
             for sequence_id, reason in lost.items():
                 self._from_thread(self._deliver_error, [sequence_id], KVLost(reason))
             if emitted:
@@ -167,7 +168,8 @@ class EngineLoop:
         for item in emitted:
             outbox = self._outboxes.get(item.sequence_id)
             if outbox is not None:
-                outbox.put_nowait(Output(item.token_id, item.finish_reason, started_s, ended_s))
+                output = Output(item.token_id, item.finish_reason, started_s, ended_s, item.logprobs)
+                outbox.put_nowait(output)
 
     def _deliver_error(self, sequence_ids: list[int], error: MooncakeError) -> None:
         for sequence_id in sequence_ids:

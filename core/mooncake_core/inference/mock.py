@@ -4,8 +4,9 @@ whether the right bytes arrived."""
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from mooncake_core.inference.models import eos_token_ids, read_json
 from mooncake_core.kvcache.layout import KVLayout
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.messages.membership import CostHint
+from mooncake_core.wire.messages.serving import Logprobs
 
 
 class MockOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,6 +46,7 @@ class MockEngine(Engine):
         num_blocks = settings.kv_memory_bytes // layout.block_bytes
         self._memory = SharedMemory("kv", max(1, num_blocks) * layout.block_bytes)
         self._view = self._memory.view
+        self._logprobs: dict[int, Logprobs] = {}
         vocab_size = int(config.get("vocab_size", 2048))
         identity = f"mock-1 {layout} {vocab_size}".encode()
         self._info = EngineInfo(
@@ -88,7 +91,17 @@ class MockEngine(Engine):
                     self._write_all(slices)
                 watcher.layer_written(layer)
                 time.sleep(duration_s / num_layers)
-        return [self._next_token(part) if part.sampling else None for part in slices]
+        tokens = [self._next_token(part) if part.sampling else None for part in slices]
+        self._logprobs = {
+            index: self._imagined(token_id, part.sampling.logprobs)
+            for index, (part, token_id) in enumerate(zip(slices, tokens, strict=True))
+            if token_id is not None and part.sampling is not None and part.sampling.logprobs >= 0
+        }
+        return tokens
+
+    @property
+    def logprobs(self) -> Mapping[int, Logprobs]:
+        return self._logprobs
 
     def close(self) -> None:
         """Nothing to do: the memory is freed with the last view of it."""
@@ -138,6 +151,15 @@ class MockEngine(Engine):
     def _verify_start(self, part: Slice) -> None:
         if self._options.verify and part.start and self._state(part.block_ids, part.start) == bytes(16):
             raise EngineError(f"sequence {part.sequence_id}: the KV before position {part.start} is not there")
+
+    def _imagined(self, token_id: int, count: int) -> Logprobs:
+        """The chosen token has probability 1/2, the token ids after it 1/4, 1/8 and so on."""
+        count = min(count, self._info.vocab_size)
+        return Logprobs(
+            chosen=-math.log(2),
+            top_token_ids=[(token_id + rank) % self._info.vocab_size for rank in range(count)],
+            top=[-(rank + 1) * math.log(2) for rank in range(count)],
+        )
 
     def _next_token(self, part: Slice) -> int:
         """Depends on all tokens so far, and is never an end of sequence."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import stat
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from mooncake_core.config.private import read_private
 from mooncake_core.errors import ConfigError, UsageError
 
 
@@ -66,15 +66,7 @@ class ClusterKey(Struct, frozen=True, kw_only=True):
         Raises:
             ConfigError: it is missing, malformed, or readable by others; says what to do.
         """
-        try:
-            mode = path.stat().st_mode
-            data = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read the cluster key {path}: {error.strerror}; `mooncake auth init` writes one"
-            ) from error
-        if stat.S_IMODE(mode) & 0o077:
-            raise ConfigError(f"{path} can be read by others (mode {stat.S_IMODE(mode):03o}): chmod 600 {path}")
+        data = read_private(path, "the cluster key", "`mooncake auth init` writes one")
         try:
             key = msgspec.json.decode(data, type=cls)
             key.secret  # noqa: B018  a malformed secret must show here

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from mooncake_core.store.node import available_memory_bytes
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.units import format_size
 from mooncake_core.wire.messages.membership import CostHint
-from mooncake_core.wire.messages.serving import Sampling
+from mooncake_core.wire.messages.serving import Logprobs, Sampling
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -62,6 +62,7 @@ class TorchEngine(Engine):
         self._model = _load_model(folder, dtype, self._device)
         self._memory = SharedMemory("kv", num_blocks * layout.block_bytes)
         self._view = self._memory.view
+        self._logprobs: dict[int, Logprobs] = {}
         self._kv, self._staging = self._make_kv(layout, num_blocks, dtype)
         self._window = self._make_window(settings.kv_memory_bytes)
         self._info = EngineInfo(
@@ -111,6 +112,10 @@ class TorchEngine(Engine):
         except RuntimeError as error:
             raise EngineError(f"the model failed on a batch of {len(slices)} slices: {error}") from error
 
+    @property
+    def logprobs(self) -> Mapping[int, Logprobs]:
+        return self._logprobs
+
     def close(self) -> None:
         # The memory itself is freed with the last view of it: a transfer region may still hold one.
         self._kv = self._staging = self._model = self._window = None
@@ -136,6 +141,7 @@ class TorchEngine(Engine):
             ).last_hidden_state[0]
         finally:
             attention.end()
+        self._logprobs = {}
         chosen = [(rank, index) for rank, index in enumerate(plan.order) if slices[index].sampling]
         results: list[int | None] = [None] * len(slices)
         if not chosen:
@@ -143,11 +149,10 @@ class TorchEngine(Engine):
         rows = plan.last_rows[[rank for rank, _ in chosen]]
         logits = self._model.get_output_embeddings()(hidden[rows]).float()
         wanted = [slices[index] for _, index in chosen]
-        tokens = sampling.choose(
-            logits,
-            [part.sampling for part in wanted if part.sampling],
-            [part.start + len(part.token_ids) for part in wanted],
-        )
+        samplings = [part.sampling for part in wanted if part.sampling]
+        tokens = sampling.choose(logits, samplings, [part.start + len(part.token_ids) for part in wanted])
+        logprobs = sampling.logprobs(logits, samplings, tokens)
+        self._logprobs = {chosen[row][1]: found for row, found in logprobs.items()}
         for (_, index), token_id in zip(chosen, tokens, strict=True):
             results[index] = token_id
         return results

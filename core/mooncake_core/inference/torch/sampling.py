@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mooncake_core.inference.counter import uniform
-from mooncake_core.wire.messages.serving import Sampling
+from mooncake_core.wire.messages.serving import Logprobs, Sampling
 
 
 def choose(logits: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> list[int]:
@@ -17,6 +17,24 @@ def choose(logits: torch.Tensor, samplings: Sequence[Sampling], positions: Seque
         greedy[row] if sampling.temperature == 0 else _sample(logits[row], sampling, position)
         for row, (sampling, position) in enumerate(zip(samplings, positions, strict=True))
     ]
+
+
+def logprobs(logits: torch.Tensor, samplings: Sequence[Sampling], token_ids: Sequence[int]) -> dict[int, Logprobs]:
+    """Row to log probabilities, of the rows that ask for them."""
+    rows = [row for row, sampling in enumerate(samplings) if sampling.logprobs >= 0]
+    if not rows:
+        return {}
+    normalized = logits[rows].log_softmax(-1)
+    most = min(max(samplings[row].logprobs for row in rows), logits.shape[-1])
+    values, indices = normalized.topk(most)
+    chosen = normalized.gather(1, torch.tensor([[token_ids[row]] for row in rows], device=logits.device)).squeeze(1)
+    found = zip(rows, chosen.tolist(), values.tolist(), indices.tolist(), strict=True)
+    return {
+        row: Logprobs(
+            chosen=of_chosen, top_token_ids=ids[: samplings[row].logprobs], top=top[: samplings[row].logprobs]
+        )
+        for row, of_chosen, top, ids in found
+    }
 
 
 def _sample(logits: torch.Tensor, sampling: Sampling, position: int) -> int:

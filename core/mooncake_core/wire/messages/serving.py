@@ -25,6 +25,18 @@ class Sampling(Struct, frozen=True, kw_only=True):
     max_tokens: int = 16
     ignore_eos: bool = False
     stop_token_ids: list[int] = []
+    logprobs: int = -1
+    """Report log probabilities: of the chosen token and of so many most probable ones; -1 is none."""
+
+
+class Logprobs(Struct, frozen=True, kw_only=True):
+    """Natural logarithms of the model's probabilities where a token was chosen, before temperature, top_k and top_p."""
+
+    chosen: float
+    top_token_ids: list[int] = []
+    """The most probable tokens, the first one first."""
+    top: list[float] = []
+    """Theirs."""
 
 
 class DescribeModels(Struct, frozen=True, tag=True, kw_only=True):
@@ -47,6 +59,8 @@ class Place(Struct, frozen=True, tag=True, kw_only=True):
     block_keys: list[bytes]
     """Keys of the prompt's full blocks that may be reused: at most floor((prompt_tokens - 1) / block_tokens)."""
     tenant: str = ""
+    priority: int = 0
+    """Lower is earlier."""
     avoid: list[str] = []
     """Instances that failed this request a moment ago: to be chosen only where there is no other."""
     deadline_s: float = 600.0
@@ -113,6 +127,10 @@ class Prefill(Struct, frozen=True, tag=True, kw_only=True):
     sampling: Sampling
     decode_address: str
     reservation: Reservation
+    store: bool = True
+    """Put the prompt's new blocks into the pool."""
+    priority: int = 0
+    """Lower is earlier."""
     by_layer: bool = True
     """Move KV layer by layer beside the computation; else all of it before and after."""
 
@@ -126,6 +144,7 @@ class Prefilled(Struct, frozen=True, tag=True, kw_only=True):
     queued_s: float
     fetched_s: float
     computed_s: float
+    logprobs: Logprobs | None = None
 
 
 class KVArrived(Struct, frozen=True, tag=True, kw_only=True):
@@ -146,6 +165,8 @@ class Decode(Struct, frozen=True, tag=True, kw_only=True):
     prompt_tokens: int
     first_token_id: int
     sampling: Sampling
+    priority: int = 0
+    """Lower is earlier."""
 
 
 class Tokens(Struct, frozen=True, tag=True, kw_only=True):
@@ -155,6 +176,8 @@ class Tokens(Struct, frozen=True, tag=True, kw_only=True):
     finish_reason: FinishReason | None = None
     exposed_s: float | None = None
     """In a stream's first message: how long after the last layer's end all KV was there, the exposed transfer time."""
+    logprobs: list[Logprobs] = []
+    """One per token, where they were asked for."""
 
 
 class PrefillEnded(Struct, frozen=True, tag=True, kw_only=True):

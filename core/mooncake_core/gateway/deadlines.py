@@ -1,0 +1,43 @@
+"""How long a request may take."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from starlette.requests import Request
+
+from mooncake_core.errors import InvalidRequest
+
+HEADER: Final = "x-request-timeout"
+
+
+def timeout_s(request: Request, field: float | None, longest: float) -> float:
+    """Seconds that a request asks for, in its body or its header, the smaller of both; else the configured time.
+
+    Raises:
+        InvalidRequest: no positive number, or more than is configured.
+    """
+    asked = {"timeout": field, HEADER: _header(request.headers.get(HEADER))}
+    found = longest
+    for name, seconds in asked.items():
+        if seconds is None:
+            continue
+        if seconds > longest:
+            raise InvalidRequest(
+                f"expected {name} of at most {longest:g} seconds (gateway.request_timeout), got {seconds:g}", param=name
+            )
+        found = min(found, seconds)
+    return found
+
+
+def _header(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidRequest(f"expected {HEADER} to be seconds above 0, got {text!r}", param=HEADER)
+    return seconds
