@@ -14,6 +14,7 @@ from mooncake_core.errors import ConfigError, ModelError, ModelNotFound, ModelTo
 from mooncake_core.inference.batching import Batching, Sequence
 from mooncake_core.inference.contract import EngineSettings, Slice
 from mooncake_core.inference.loop import EngineLoop
+from mooncake_core.inference.torch.decode_window import DecodeWindow
 from mooncake_core.inference.torch.engine import TorchEngine
 from mooncake_core.testing.models import FAMILIES, Reference, make_model
 from mooncake_core.wire.messages.serving import Sampling
@@ -126,3 +127,59 @@ def test_what_cannot_be_served_is_refused_with_a_reason(tmp_path: Path) -> None:
     (model / "config.json").write_bytes(msgspec.json.encode({**config, "model_type": "nonsense"}))
     with pytest.raises(ModelError, match="not understood"):
         TorchEngine(settings(model))
+
+
+class Shuffled:
+    """Sequences that join, leave, pause and come back, as slices of one step after another."""
+
+    def __init__(self, seed: int) -> None:
+        self._draw = random.Random(seed)
+        self._tokens: dict[int, list[int]] = {}
+        self._slots: dict[int, int] = {}
+        self._computed: set[int] = set()
+        self._chosen: list[int] = []
+
+    def slices(self, number: int) -> list[Slice]:
+        """Of the next step; `number` is the id of a sequence that may join."""
+        draw = self._draw
+        if len(self._tokens) < 6 and draw.random() < 0.4:
+            self._tokens[number] = [draw.randrange(2, 512) for _ in range(draw.choice([1, 2, 15, 16, 17, 40]))]
+            self._slots[number] = min(set(range(6)) - set(self._slots.values()))
+        if self._tokens and draw.random() < 0.1:
+            self._leave(draw.choice(list(self._tokens)))
+        self._chosen = [known for known in self._tokens if draw.random() < 0.8]
+        draw.shuffle(self._chosen)
+        return [self._slice(known) for known in self._chosen]
+
+    def take(self, chosen: SequenceOf[int | None]) -> None:
+        """What the step gave."""
+        for number, token in zip(self._chosen, chosen, strict=True):
+            assert token is not None
+            self._tokens[number].append(token)
+            self._computed.add(number)
+            if len(self._tokens[number]) > 90:
+                self._leave(number)
+
+    def _slice(self, number: int) -> Slice:
+        tokens = self._tokens[number]
+        start = len(tokens) - 1 if number in self._computed else 0
+        blocks = [self._slots[number] * 6 + part for part in range(-(-len(tokens) // 16))]
+        return Slice(sequence_id=number, token_ids=tokens[start:], start=start, block_ids=blocks, sampling=GREEDY)
+
+    def _leave(self, number: int) -> None:
+        del self._tokens[number], self._slots[number]
+
+
+@pytest.mark.parametrize("limit_bytes", [1 << 20, 40_000])
+def test_the_decode_window_changes_nothing_however_batches_are_put_together(folder: Path, limit_bytes: int) -> None:
+    plain, windowed = TorchEngine(settings(folder)), TorchEngine(settings(folder))
+    plain._window, windowed._window = None, DecodeWindow(windowed._kv, limit_bytes)
+    sequences = Shuffled(5)
+    for number in range(150):
+        slices = sequences.slices(number)
+        if slices:
+            expected = plain.step(slices)
+            assert windowed.step(slices) == expected
+            sequences.take(expected)
+    plain.close()
+    windowed.close()

@@ -52,7 +52,8 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """Consecutive tokens of one sequence to compute now.
+    """Consecutive tokens of one sequence to compute now. Its id is never given to another sequence: an engine may keep what
+    it knows of one.
 
     token_ids[i] stands at position start + i. block_ids cover positions 0 .. start + len(token_ids) - 1, in order. With
     `sampling`, the token after the last position is chosen and returned.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,18 +14,21 @@ from mooncake_core.address import HostPort
 from mooncake_core.config.processes import local_node_name
 from mooncake_core.config.schema import InstanceConfig
 from mooncake_core.inference.batching import Batching
-from mooncake_core.inference.contract import Engine, EngineSettings
+from mooncake_core.inference.contract import Engine, EngineInfo, EngineSettings
 from mooncake_core.inference.loop import EngineLoop
 from mooncake_core.inference.models import model_name, resolve_model
 from mooncake_core.roles.context import RoleContext
 from mooncake_core.roles.timeline import timeline_handlers
 from mooncake_core.transfer.contract import Range
+from mooncake_core.units import format_size
 from mooncake_core.wire.member import Member
 from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer, Join, ModelOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.server import Handler, Server
 
 DRAIN_POLL_S: Final = 0.02
+
+_log = logging.getLogger(__name__)
 
 
 class Instance:
@@ -48,6 +52,7 @@ class Instance:
     async def load(cls, context: RoleContext) -> Instance:
         """Loads the engine off the event loop, so that the process can be told to stop meanwhile."""
         engine = await asyncio.to_thread(_load_engine, context)
+        _log.info("KV memory: %s", _arithmetic(engine.info))
         return cls(context, engine)
 
     def block(self, block_id: int) -> memoryview:
@@ -120,6 +125,18 @@ class Instance:
                 cost=info.cost,
             ),
         )
+
+
+def _arithmetic(info: EngineInfo) -> str:
+    """How many tokens the KV memory holds, and why."""
+    layout = info.layout
+    return (
+        f"{layout.num_layers} layers x 2 x {layout.num_kv_heads} KV heads x {layout.head_dim} x {layout.element_bytes} "
+        f"bytes = {format_size(layout.token_bytes)} per token; {info.num_blocks} blocks of {layout.block_tokens} tokens "
+        f"({format_size(layout.block_bytes)} each) = {format_size(info.num_blocks * layout.block_bytes)} for "
+        f"{info.num_blocks * layout.block_tokens} tokens, {info.num_blocks * layout.block_tokens // info.max_context_tokens} "
+        f"sequences of the longest context ({info.max_context_tokens})"
+    )
 
 
 def _batching(engine: Engine, section: InstanceConfig) -> Batching:

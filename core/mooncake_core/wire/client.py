@@ -22,7 +22,7 @@ from mooncake_core.errors import (
 )
 from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.channel import Channel, limit
-from mooncake_core.wire.envelope import Head, Hello, Kind, decode_hello, encode_part, pack, unpack
+from mooncake_core.wire.envelope import Envelope, Head, Hello, Kind, decode_hello, encode_part, pack, unpack
 from mooncake_core.wire.messages import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, Message, decode, encode
 from mooncake_core.wire.messages.envelope import Done, Failure
 from mooncake_core.wire.versions import agree
@@ -176,17 +176,25 @@ class Client:
         socket.connect(self.address)
         self._channel = Channel(socket, self._on_frames)
 
-    def _send(self, frames: list[bytes]) -> None:
+    def _send(self, envelope: bytes) -> None:
         if self._channel is None:
             raise PeerUnreachable(f"not connected to {self.address}")
         try:
-            self._channel.send(frames)
+            self._channel.send([envelope])
         except zmq.ZMQError as error:
             raise PeerUnreachable(f"cannot send to {self.address}: {error.strerror}") from error
 
     def _on_frames(self, frames: list[bytes]) -> None:
         try:
-            envelope = unpack(frames)
+            envelopes = unpack(frames)
+        except MooncakeError as error:
+            self._break(error)
+            return
+        for envelope in envelopes:
+            self._on_envelope(envelope)
+
+    def _on_envelope(self, envelope: Envelope) -> None:
+        try:
             if envelope.kind is Kind.WELCOME:
                 agree(self._hello, decode_hello(envelope.head))
                 if self._welcome is not None and not self._welcome.done():

@@ -27,6 +27,7 @@ from mooncake_core.wire.envelope import (
     Envelope,
     Hello,
     Kind,
+    bundles,
     decode_head,
     decode_hello,
     encode_part,
@@ -83,6 +84,7 @@ class Server:
         self._channel: Channel | None = None
         self._zap: Channel | None = None
         self._peers: dict[bytes, str] = {}
+        self._outgoing: dict[bytes, list[bytes]] = {}
         self._running: dict[tuple[bytes, int], asyncio.Task[None]] = {}
 
     async def start(self, address: HostPort) -> HostPort:
@@ -112,6 +114,7 @@ class Server:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._flush()
         for channel in (self._channel, self._zap):
             if channel:
                 channel.close()
@@ -140,20 +143,21 @@ class Server:
 
     def _on_frames(self, frames: list[bytes]) -> None:
         identity, *rest = frames
+        number = 0
         try:
-            envelope = unpack(rest)
-            self._on_envelope(identity, envelope)
+            for envelope in unpack(rest):
+                number = envelope.number
+                self._on_envelope(identity, envelope)
         except MooncakeError as error:
             _log.warning("refused a message: %s", error)
-            number = rest[1] if len(rest) > 1 and len(rest[1]) == 8 else bytes(8)
-            self._send(identity, Kind.LAST, int.from_bytes(number, "little"), _failure(error))
+            self._send(identity, Kind.LAST, number, _failure(error))
 
     def _on_envelope(self, identity: bytes, envelope: Envelope) -> None:
         if envelope.kind is Kind.HELLO:
             theirs = decode_hello(envelope.head)
             agree(self._hello, theirs)
             self._peers[identity] = theirs.name
-            self._send_frames(identity, pack(Kind.WELCOME, envelope.number, encode_part(self._hello)))
+            self._enqueue(identity, pack(Kind.WELCOME, envelope.number, encode_part(self._hello)))
         elif envelope.kind is Kind.REQUEST:
             self._start(identity, envelope)
         elif envelope.kind is Kind.CANCEL:
@@ -205,13 +209,26 @@ class Server:
         return Done()
 
     def _send(self, identity: bytes, kind: Kind, number: int, message: Message) -> None:
-        self._send_frames(identity, pack(kind, number, b"", encode(message)))
+        self._enqueue(identity, pack(kind, number, b"", encode(message)))
 
-    def _send_frames(self, identity: bytes, frames: list[bytes]) -> None:
+    def _enqueue(self, identity: bytes, envelope: bytes) -> None:
+        """What is said to one peer in one turn of the event loop leaves together."""
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        waiting = self._outgoing.setdefault(identity, [])
+        waiting.append(envelope)
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, {}
+        for identity, envelopes in outgoing.items():
+            for bundle in bundles(envelopes):
+                self._send_bundle(identity, bundle)
+
+    def _send_bundle(self, identity: bytes, bundle: bytes) -> None:
         if self._channel is None:
             return
         try:
-            self._channel.send([identity, *frames])
+            self._channel.send([identity, bundle])
         except zmq.ZMQError as error:
             self._gone(identity, error)
 

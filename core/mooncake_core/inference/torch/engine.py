@@ -31,11 +31,14 @@ except ImportError as error:
     ) from error
 
 from mooncake_core.inference.torch import attention, sampling
+from mooncake_core.inference.torch.decode_window import DecodeWindow
 from mooncake_core.inference.torch.staging import StagedDepartures
 
 RESERVE_BYTES: Final = 256 << 20
 """For activations and the libraries themselves."""
 CALIBRATION_TOKENS: Final = 128
+WINDOW_SHARE: Final = 0.5
+"""Of the KV memory's size, for the decode window (CPU only)."""
 
 
 class TorchEngine(Engine):
@@ -60,6 +63,7 @@ class TorchEngine(Engine):
         self._memory = SharedMemory("kv", num_blocks * layout.block_bytes)
         self._view = self._memory.view
         self._kv, self._staging = self._make_kv(layout, num_blocks, dtype)
+        self._window = self._make_window(settings.kv_memory_bytes)
         self._info = EngineInfo(
             model_name=folder.name,
             fingerprint=fingerprint(files, read_json(folder / "config.json"), layout),
@@ -109,7 +113,7 @@ class TorchEngine(Engine):
 
     def close(self) -> None:
         # The memory itself is freed with the last view of it: a transfer region may still hold one.
-        self._kv = self._staging = self._model = None
+        self._kv = self._staging = self._model = self._window = None
 
     def _make_kv(self, layout: KVLayout, num_blocks: int, dtype: Any) -> tuple[Any, Any]:
         """(blocks to compute in, staging memory or None), both [block, layer, k|v, token, kv_head, dim]."""
@@ -119,8 +123,12 @@ class TorchEngine(Engine):
             return host, None
         return torch.zeros(shape, dtype=dtype, device=self._device), host
 
+    def _make_window(self, kv_memory_bytes: int) -> DecodeWindow | None:
+        """On a CPU, where gathering blocks costs more than computing. A GPU has no memory to spare for it."""
+        return DecodeWindow(self._kv, int(WINDOW_SHARE * kv_memory_bytes)) if self._device.type == "cpu" else None
+
     def _step(self, slices: Sequence[Slice], watcher: LayerWatcher | None) -> list[int | None]:
-        plan = attention.Plan(self._kv, slices, windows=self._windows, watcher=watcher)
+        plan = attention.Plan(self._kv, slices, windows=self._windows, watcher=watcher, window=self._window)
         attention.begin(plan)
         try:
             hidden = self._model.base_model(
@@ -233,11 +241,13 @@ def _check_memory(files: list[Path], layout: KVLayout, num_blocks: int, kv_bytes
         )
     weights = parameter_count(files) * layout.element_bytes
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
-    needed = weights + kv_bytes + RESERVE_BYTES
+    window = int(WINDOW_SHARE * kv_bytes) if device.type == "cpu" else 0
+    needed = weights + kv_bytes + window + RESERVE_BYTES
     if needed > available:
         raise ModelTooLarge(
             f"the model does not fit {device}: {format_size(weights)} of weights ({layout.dtype}) + "
-            f"{format_size(kv_bytes)} of KV memory + {format_size(RESERVE_BYTES)} reserve = {format_size(needed)}, "
+            f"{format_size(kv_bytes)} of KV memory + {format_size(window)} decode window + "
+            f"{format_size(RESERVE_BYTES)} reserve = {format_size(needed)}, "
             f"{format_size(available)} available; lower engine.kv_memory, or choose a smaller dtype or model"
         )
 
