@@ -117,7 +117,7 @@ async def test_a_stream_cut_off_or_too_slow_is_a_failure(server: Running) -> Non
     assert (await measure(server.url)).failed == {"stream cut off": 6}
     server.fake.cut_off = False
     server.fake.gap_s = 0.2
-    assert (await measure(server.url, timeout_s=0.5)).failed == {"no end within 0.5s": 6}
+    assert (await measure(server.url, timeout_s=0.5)).failed == {"timeout after 0.5s": 6}
 
 
 async def test_the_servers_own_account_is_summed_up(server: Running) -> None:
