@@ -46,7 +46,8 @@ async def test_a_closed_loop_keeps_so_many_under_way(server: Running) -> None:
     assert report.ttft_s is not None
     assert report.gap_s is not None
     assert report.gap_s.count == 6 * 3
-    assert report.gap_s.p50 >= 0.009
+    assert report.total_s is not None
+    assert report.total_s.p50 >= 0.04
     assert report.prompt_tokens == 6 * 10
     assert report.cached_share == pytest.approx(0.2)
     assert report.output_tokens_per_s == pytest.approx(24 / report.duration_s)

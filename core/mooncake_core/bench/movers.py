@@ -171,6 +171,8 @@ def measure(mover: Mover, seconds: float) -> Measured:
     """
     barrier = threading.Barrier(mover.threads + 1)
     stop = threading.Event()
+    # Not Thread.join: interrupted once, it returns at once ever after, while the thread still runs.
+    ended = [threading.Event() for _ in range(mover.threads)]
     moved = [0] * mover.threads
     latencies: list[list[float]] = [[] for _ in range(mover.threads)]
     errors: list[Exception] = []
@@ -186,6 +188,8 @@ def measure(mover: Mover, seconds: float) -> Measured:
                 before = now
         except Exception as error:  # raised again in the caller's thread
             errors.append(error)
+        finally:
+            ended[thread].set()
 
     threads = [threading.Thread(target=run, args=(thread,), name="bench-mover") for thread in range(mover.threads)]
     try:
@@ -193,15 +197,15 @@ def measure(mover: Mover, seconds: float) -> Measured:
             thread.start()
         barrier.wait()
         started = time.perf_counter()
-        for thread in threads:
-            thread.join()
+        for event in ended:
+            event.wait()
         duration_s = time.perf_counter() - started
     except BaseException:  # Ctrl-C: nobody may touch the memory any more when this returns
         stop.set()
         barrier.abort()
-        for thread in threads:
+        for thread, event in zip(threads, ended, strict=True):
             if thread.ident is not None:
-                thread.join()
+                event.wait()
         raise
     if errors:
         raise errors[0]
