@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
-from mooncake_cli.commands import bench_serve
+from mooncake_cli.commands import bench_serve, bench_transfer
 
 
-@click.group("bench", help="Measure a running cluster.")
+@click.group("bench", help="Measure a running cluster, or what this machine can do.")
 def command() -> None:
     """The group."""
 
 
 command.add_command(bench_serve.command)
+command.add_command(bench_transfer.command)

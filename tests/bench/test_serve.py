@@ -46,7 +46,8 @@ async def test_a_closed_loop_keeps_so_many_under_way(server: Running) -> None:
     assert report.ttft_s is not None
     assert report.gap_s is not None
     assert report.gap_s.count == 6 * 3
-    assert report.gap_s.p50 >= 0.009
+    assert report.total_s is not None
+    assert report.total_s.p50 >= 0.04
     assert report.prompt_tokens == 6 * 10
     assert report.cached_share == pytest.approx(0.2)
     assert report.output_tokens_per_s == pytest.approx(24 / report.duration_s)
@@ -117,7 +118,7 @@ async def test_a_stream_cut_off_or_too_slow_is_a_failure(server: Running) -> Non
     assert (await measure(server.url)).failed == {"stream cut off": 6}
     server.fake.cut_off = False
     server.fake.gap_s = 0.2
-    assert (await measure(server.url, timeout_s=0.5)).failed == {"no end within 0.5s": 6}
+    assert (await measure(server.url, timeout_s=0.5)).failed == {"timeout after 0.5s": 6}
 
 
 async def test_the_servers_own_account_is_summed_up(server: Running) -> None:

@@ -140,8 +140,13 @@ def test_detach_status_and_stop(tmp_path: Path) -> None:
     assert status["ready"]
     assert {member["role"] for member in status["members"]} == {"gateway", "store", "prefill", "decode"}
     assert command("complete", "hello", "--max-tokens", "4").returncode == 0
-    bench = command("bench", "serve", "--requests", "12", "--json")
-    assert as_json(bench)["succeeded"] == 12
+    outputs = str(tmp_path / "outputs.jsonl")
+    bench = as_json(command("bench", "serve", "--requests", "12", "--save-outputs", outputs, "--json"))
+    assert bench["succeeded"] == 12
+    assert bench["breakdown"]["exposed_s"]["count"] == 12
+    assert bench["extensions"] == ["cache_salt", "ignore_eos", "return_token_ids"]
+    again = command("bench", "serve", "--requests", "12", "--rate", "50", "--warm", "--expect-outputs", outputs)
+    assert again.returncode == 0, again.stderr
     assert as_json(command("inspect", "decisions", "--json"))["decisions"][0]["outcome"] == "dispatched"
     assert len(as_json(command("inspect", "nodes", "--json"))["nodes"]) == 3
     assert command("inspect", "cache", "--check").returncode == 0

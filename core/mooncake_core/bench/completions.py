@@ -74,7 +74,7 @@ class Server:
             async with asyncio.timeout(settings.timeout_s):
                 return await _stream(self._http, body, answer)
         except TimeoutError:
-            return answer.failed(0, f"no end within {settings.timeout_s:g}s")
+            return answer.failed(0, f"timeout after {settings.timeout_s:g}s")
         except httpx.HTTPError as error:
             return answer.failed(0, type(error).__name__)
         except msgspec.MsgspecError as error:

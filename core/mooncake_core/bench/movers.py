@@ -1,0 +1,227 @@
+"""What moves bytes in `mooncake bench transfer`: the Transfer Engine, and the baselines it is held against.
+
+All walk in the same way through regions larger than the last level cache, so that none is flattered by it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import socket
+import struct
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Final
+
+import xxhash
+from msgspec import Struct
+
+from mooncake_core.errors import TransferError
+from mooncake_core.transfer.contract import Kind, Range
+from mooncake_core.transfer.engine import TransferEngine, TransferRequest, first_error
+from mooncake_core.wire.messages.memory import SegmentDescriptor
+
+RAW_REQUEST: Final = struct.Struct("<BQQ")
+"""Of the raw socket baseline: kind, offset, length."""
+RAW_DONE: Final = b"\1"
+
+
+class Load(Struct, frozen=True, kw_only=True):
+    """What one mover is to do, again and again."""
+
+    kind: Kind
+    block_bytes: int
+    checksum: bool
+    """Sum each block with xxh3-64: before it is written, after it was read, as the store's client does."""
+
+
+class Measured(Struct, frozen=True, kw_only=True):
+    """One timed run of a mover."""
+
+    moved_bytes: int
+    duration_s: float
+    latencies_s: list[float]
+    """Of each step."""
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.moved_bytes / self.duration_s
+
+
+class Mover(ABC):
+    """Moves blocks between `memory` and somewhere else, in `threads` threads; each walks through its own share."""
+
+    def __init__(self, load: Load, memory: memoryview, threads: int) -> None:
+        self.load = load
+        self.memory = memory
+        self.threads = threads
+        share = memory.nbytes // threads // load.block_bytes
+        if share == 0:
+            raise ValueError(f"expected room for a block of {load.block_bytes} per thread, got {memory.nbytes} bytes")
+        self._offsets: list[Iterator[int]] = [
+            itertools.cycle(range(first * load.block_bytes, (first + share) * load.block_bytes, load.block_bytes))
+            for first in range(0, threads * share, share)
+        ]
+
+    @abstractmethod
+    def step(self, thread: int) -> int:
+        """Moves some blocks in the calling thread; how many bytes these were."""
+
+    def _next_block(self, thread: int) -> tuple[int, memoryview]:
+        offset = next(self._offsets[thread])
+        return offset, self.memory[offset : offset + self.load.block_bytes]
+
+    def _sum(self, block: memoryview, when: Kind) -> None:
+        if self.load.checksum and self.load.kind is when:
+            xxhash.xxh3_64(block).intdigest()
+
+
+class EngineMover(Mover):
+    """Batches through the Transfer Engine."""
+
+    def __init__(
+        self,
+        load: Load,
+        memory: memoryview,
+        threads: int,
+        *,
+        engine: TransferEngine,
+        segment: SegmentDescriptor,
+        batch: int,
+    ) -> None:
+        super().__init__(load, memory, threads)
+        self._engine = engine
+        self._segment = segment
+        self._batch = batch
+
+    def step(self, thread: int) -> int:
+        blocks = [self._next_block(thread) for _ in range(self._batch)]
+        requests = []
+        for offset, block in blocks:
+            self._sum(block, Kind.WRITE)
+            where = (Range(offset, block.nbytes),)
+            requests.append(TransferRequest(self.load.kind, (block,), self._segment, where))
+        batch = self._engine.allocate_batch(self._batch)
+        self._engine.submit(batch, requests)
+        self._engine.wait(batch)
+        error = first_error([found for _, found in self._engine.status(batch)])
+        self._engine.free(batch)
+        if error is not None:
+            raise error
+        for _, block in blocks:
+            self._sum(block, Kind.READ)
+        return self._batch * self.load.block_bytes
+
+
+class SocketMover(Mover):
+    """The baseline of a network: a plain blocking socket per thread, one request and its answer at a time."""
+
+    def __init__(self, load: Load, memory: memoryview, threads: int, *, host: str, port: int) -> None:
+        super().__init__(load, memory, threads)
+        self._sockets = [socket.create_connection((host, port)) for _ in range(threads)]
+        for connection in self._sockets:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def step(self, thread: int) -> int:
+        connection = self._sockets[thread]
+        offset, block = self._next_block(thread)
+        self._sum(block, Kind.WRITE)
+        connection.sendall(RAW_REQUEST.pack(self.load.kind, offset, block.nbytes))
+        if self.load.kind is Kind.WRITE:
+            connection.sendall(block)
+            if connection.recv(1) != RAW_DONE:
+                raise TransferError("the raw socket baseline ended")
+        else:
+            receive_into(connection, block)
+        self._sum(block, Kind.READ)
+        return block.nbytes
+
+    def close(self) -> None:
+        """Ends the connections."""
+        for connection in self._sockets:
+            connection.close()
+
+
+class CopyMover(Mover):
+    """The baseline of one host: memmove between two regions of this process."""
+
+    def __init__(self, load: Load, memory: memoryview, threads: int, *, other: memoryview) -> None:
+        super().__init__(load, memory, threads)
+        # Kept, so that the memory cannot go while its address is in use.
+        self._ends = (ctypes.c_char.from_buffer(memory), ctypes.c_char.from_buffer(other))
+        self._here, self._there = (ctypes.addressof(end) for end in self._ends)
+
+    def step(self, thread: int) -> int:
+        offset, block = self._next_block(thread)
+        self._sum(block, Kind.WRITE)
+        target, source = self._here + offset, self._there + offset
+        if self.load.kind is Kind.WRITE:
+            target, source = source, target
+        ctypes.memmove(target, source, block.nbytes)
+        self._sum(block, Kind.READ)
+        return block.nbytes
+
+
+def measure(mover: Mover, seconds: float) -> Measured:
+    """Steps in all threads until the time is over; the clock runs until the last thread has ended.
+
+    Raises: whatever a step raised.
+    """
+    barrier = threading.Barrier(mover.threads + 1)
+    stop = threading.Event()
+    # Not Thread.join: interrupted once, it returns at once ever after, while the thread still runs.
+    ended = [threading.Event() for _ in range(mover.threads)]
+    moved = [0] * mover.threads
+    latencies: list[list[float]] = [[] for _ in range(mover.threads)]
+    errors: list[Exception] = []
+
+    def run(thread: int) -> None:
+        try:
+            barrier.wait()
+            before = started = time.perf_counter()
+            while before - started < seconds and not stop.is_set():
+                moved[thread] += mover.step(thread)
+                now = time.perf_counter()
+                latencies[thread].append(now - before)
+                before = now
+        except Exception as error:  # raised again in the caller's thread
+            errors.append(error)
+        finally:
+            ended[thread].set()
+
+    threads = [threading.Thread(target=run, args=(thread,), name="bench-mover") for thread in range(mover.threads)]
+    try:
+        for thread in threads:
+            thread.start()
+        barrier.wait()
+        started = time.perf_counter()
+        for event in ended:
+            event.wait()
+        duration_s = time.perf_counter() - started
+    except BaseException:  # Ctrl-C: nobody may touch the memory any more when this returns
+        stop.set()
+        barrier.abort()
+        for thread, event in zip(threads, ended, strict=True):
+            if thread.ident is not None:
+                event.wait()
+        raise
+    if errors:
+        raise errors[0]
+    return Measured(
+        moved_bytes=sum(moved), duration_s=duration_s, latencies_s=list(itertools.chain.from_iterable(latencies))
+    )
+
+
+def receive_into(connection: socket.socket, view: memoryview) -> None:
+    """Fills a view.
+
+    Raises:
+        ConnectionResetError: the peer ended before that.
+    """
+    while view.nbytes:
+        received = connection.recv_into(view, view.nbytes, socket.MSG_WAITALL)
+        if received == 0:
+            raise ConnectionResetError("the peer closed the connection")
+        view = view[received:]

@@ -1,0 +1,389 @@
+"""`mooncake bench transfer`: the Transfer Engine between two processes, beside what the machine can do without it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import secrets
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import xxhash
+from msgspec import Struct, field
+
+from mooncake_core import registry
+from mooncake_core.bench.movers import CopyMover, EngineMover, Load, Measured, Mover, SocketMover, measure
+from mooncake_core.bench.statistics import Estimate, Quantiles, median_ratio, quantiles
+from mooncake_core.bench.transfer_target import HOST, Boot, Ready
+from mooncake_core.errors import PluginUnavailable, PluginUnknown, TransferError, UsageError
+from mooncake_core.store.node import available_memory_bytes
+from mooncake_core.transfer.contract import Kind, Range, Transport
+from mooncake_core.transfer.engine import LOCAL, TransferEngine, TransferRequest, first_error
+from mooncake_core.transfer.host import default_host_id
+from mooncake_core.transfer.local import LocalTransport
+from mooncake_core.transfer.shared_memory import SharedMemory
+from mooncake_core.units import format_size
+from mooncake_core.wire.messages.memory import SegmentDescriptor
+
+FEWEST_PAIRS: Final = 10
+DEFAULT_CACHE_BYTES: Final = 256 << 20
+CACHE_FILES: Final = "/sys/devices/system/cpu/cpu0/cache"
+NUM_REGIONS: Final = 3
+"""The initiator's, the target's, and one more for the copying baseline."""
+CHECK_BLOCK_BYTES: Final = 1 << 20
+END_PATIENCE_S: Final = 5.0
+
+
+class TransferSettings(Struct, frozen=True, kw_only=True):
+    """What to measure."""
+
+    transports: list[str]
+    sizes: list[int]
+    """Of blocks, in bytes."""
+    kinds: list[str] = field(default_factory=lambda: ["read", "write"])
+    checksums: list[bool] = field(default_factory=lambda: [False, True])
+    batch: int = 4
+    """Blocks per submission."""
+    threads: int = 2
+    """That submit; and that copy, in the baseline of one host."""
+    connections: int = 2
+    """Of the engine to its peer; and of the baseline of a network, each with a thread."""
+    seconds: float = 0.3
+    """Of each measurement."""
+    pairs: int = FEWEST_PAIRS
+    memory_bytes: int = 0
+    """Of each region; 0: more than the last level cache."""
+    seed: int = 0
+    """Of the bootstrap."""
+
+
+class Cell(Struct, frozen=True, kw_only=True):
+    """One transport, direction, block size, with the checksum on or off. Rates are medians over pairs."""
+
+    transport: str
+    kind: str
+    block_bytes: int
+    checksum: bool
+    latency_s: Quantiles | None
+    """Of a submission of `batch` blocks, until all have moved."""
+    bytes_per_s: float
+    baseline: str
+    """socket or memcpy; it sums its blocks where the engine's are summed."""
+    baseline_latency_s: Quantiles | None
+    """Of one block."""
+    baseline_bytes_per_s: float
+    of_baseline: Estimate | None
+    of_raw: Estimate | None
+    """Of the baseline without a checksum, whatever this cell has; None where that was not measured."""
+
+
+class TransferReport(Struct, frozen=True, kw_only=True):
+    """What was measured."""
+
+    settings: TransferSettings
+    memory_bytes: int
+    cores: int
+    skipped: dict[str, str]
+    """Transport → why it is not available."""
+    cells: list[Cell]
+    unfinished: int
+    """Cells that an interrupt left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """One transport, ready to be measured."""
+
+    transport: str
+    engine: TransferEngine
+    segment: SegmentDescriptor
+    memory: memoryview
+    other: memoryview
+    """For the copying baseline, and the far end of `local`."""
+    raw_port: int | None
+    """Of the raw socket baseline; None where copying is the baseline."""
+
+    @property
+    def baseline(self) -> str:
+        return "memcpy" if self.raw_port is None else "socket"
+
+
+class TransferRun:
+    """One benchmark. `report` may be asked for at any time; it has the cells that are whole."""
+
+    def __init__(self, settings: TransferSettings, on_progress: Callable[[int], None]) -> None:
+        self._settings = settings
+        self._on_progress = on_progress
+        self._memory_bytes = region_bytes(settings)
+        self._skipped: dict[str, str] = {}
+        self._cells: list[Cell] = []
+        self._kinds = [Kind[name.upper()] for name in settings.kinds]
+
+    def execute(self) -> TransferReport:
+        """Measures everything.
+
+        Raises:
+            PluginUnavailable, PluginUnknown: none of the transports is available.
+            TransferError: a transfer failed, or moved other bytes than it should.
+        """
+        available = self._available()
+        with ExitStack() as stack:
+            memory = stack.enter_context(_region("bench-initiator", self._memory_bytes))
+            other = stack.enter_context(_region("bench-other", self._memory_bytes))
+            remote = [name for name in available if name != LOCAL]
+            target = stack.enter_context(_target(remote, self._memory_bytes)) if remote else None
+            for name, transport in available.items():
+                self._measure_transport(name, transport, memory, other, target)
+        return self.report()
+
+    def report(self) -> TransferReport:
+        """Of the cells measured until now."""
+        done = len(self._cells)
+        wanted = [name for name in self._settings.transports if name not in self._skipped]
+        return TransferReport(
+            settings=self._settings,
+            memory_bytes=self._memory_bytes,
+            cores=os.cpu_count() or 1,
+            skipped=dict(self._skipped),
+            cells=list(self._cells),
+            unfinished=num_cells(self._settings, wanted) - done,
+        )
+
+    def _available(self) -> dict[str, type[Transport]]:
+        """The transports that can be loaded and made here."""
+        found: dict[str, type[Transport]] = {}
+        reason: PluginUnavailable | PluginUnknown | None = None
+        for name in self._settings.transports:
+            try:
+                kind = LocalTransport if name == LOCAL else registry.load("transport", name)
+                _engine([] if name == LOCAL else [name], 1).close()
+                found[name] = kind
+            except (PluginUnavailable, PluginUnknown) as error:
+                self._skipped[name] = str(error)
+                reason = error
+        if not found and reason is not None:
+            raise reason
+        return found
+
+    def _measure_transport(
+        self, name: str, transport: type[Transport], memory: SharedMemory, other: SharedMemory, target: Ready | None
+    ) -> None:
+        engine = _engine([] if name == LOCAL else [name], self._settings.connections)
+        try:
+            engine.register_memory(memory.view, memory.descriptor)
+            if name == LOCAL or target is None:
+                segment = engine.export(engine.register_memory(other.view, other.descriptor), writable=True)
+            else:
+                segment = target.segment
+            raw_port = None if transport.capabilities.same_host_only or target is None else target.raw_port
+            setting = _Setting(name, engine, segment, memory.view, other.view, raw_port)
+            _check_bytes(engine, segment, memory.view, name)
+            for kind in self._kinds:
+                for block_bytes in self._settings.sizes:
+                    self._measure_cells(setting, kind, block_bytes)
+        finally:
+            engine.close()
+
+    def _measure_cells(self, setting: _Setting, kind: Kind, block_bytes: int) -> None:
+        """The cells of one block size, their measurements interleaved."""
+        movers: dict[tuple[bool, bool], Mover] = {}
+        with ExitStack() as stack:
+            for checksum in self._settings.checksums:
+                load = Load(kind=kind, block_bytes=block_bytes, checksum=checksum)
+                movers[checksum, True] = self._engine_mover(setting, load)
+                movers[checksum, False] = self._baseline_mover(setting, load, stack)
+            runs = self._alternate(movers)
+        for checksum in self._settings.checksums:
+            self._cells.append(
+                make_cell(
+                    setting.transport, kind, block_bytes, checksum, setting.baseline, runs, seed=self._settings.seed
+                )
+            )
+            self._on_progress(len(self._cells))
+
+    def _engine_mover(self, setting: _Setting, load: Load) -> Mover:
+        return EngineMover(
+            load,
+            setting.memory,
+            self._settings.threads,
+            engine=setting.engine,
+            segment=setting.segment,
+            batch=self._settings.batch,
+        )
+
+    def _baseline_mover(self, setting: _Setting, load: Load, stack: ExitStack) -> Mover:
+        if setting.raw_port is None:
+            return CopyMover(load, setting.memory, self._settings.threads, other=setting.other)
+        connections = self._settings.connections
+        mover = SocketMover(load, setting.memory, connections, host=HOST, port=setting.raw_port)
+        stack.callback(mover.close)
+        return mover
+
+    def _alternate(self, movers: dict[tuple[bool, bool], Mover]) -> dict[tuple[bool, bool], list[Measured]]:
+        """Measures each mover once per pair, in an order that turns round from pair to pair."""
+        for mover in movers.values():
+            measure(mover, 0.0)  # opens connections, maps memory
+        runs: dict[tuple[bool, bool], list[Measured]] = {key: [] for key in movers}
+        keys = list(movers)
+        for number in range(self._settings.pairs):
+            for key in keys if number % 2 == 0 else reversed(keys):
+                runs[key].append(measure(movers[key], self._settings.seconds))
+        return runs
+
+
+def num_cells(settings: TransferSettings, transports: Sequence[str]) -> int:
+    """How many rows there will be."""
+    return len(transports) * len(settings.kinds) * len(settings.sizes) * len(settings.checksums)
+
+
+def make_cell(
+    transport: str,
+    kind: Kind,
+    block_bytes: int,
+    checksum: bool,
+    baseline: str,
+    runs: dict[tuple[bool, bool], list[Measured]],
+    *,
+    seed: int,
+) -> Cell:
+    """Sums up the runs of one cell; keys are (checksum, whether it is the engine)."""
+    ours, theirs = runs[checksum, True], runs[checksum, False]
+    raw = runs.get((False, False))
+    return Cell(
+        transport=transport,
+        kind=kind.name.lower(),
+        block_bytes=block_bytes,
+        checksum=checksum,
+        latency_s=quantiles([latency for run in ours for latency in run.latencies_s]),
+        bytes_per_s=statistics.median(run.bytes_per_s for run in ours),
+        baseline=baseline,
+        baseline_latency_s=quantiles([latency for run in theirs for latency in run.latencies_s]),
+        baseline_bytes_per_s=statistics.median(run.bytes_per_s for run in theirs),
+        of_baseline=_ratio(ours, theirs, seed),
+        of_raw=None if raw is None else _ratio(ours, raw, seed),
+    )
+
+
+def region_bytes(settings: TransferSettings) -> int:
+    """How large each region is.
+
+    Raises:
+        UsageError: the blocks do not fit in, or the machine has not so much memory.
+    """
+    needed = max(settings.sizes) * max(settings.threads * settings.batch, settings.connections)
+    size = settings.memory_bytes or max(last_level_cache_bytes(), needed)
+    if size < needed:
+        raise UsageError(
+            f"expected room for threads x batch blocks of {format_size(max(settings.sizes))}, {format_size(needed)}, "
+            f"got {format_size(size)}: raise --memory, or lower --batch, --threads or --sizes"
+        )
+    available = available_memory_bytes()
+    if NUM_REGIONS * size > available:
+        raise UsageError(
+            f"expected {format_size(NUM_REGIONS * size)} of memory for {NUM_REGIONS} regions, "
+            f"the machine has {format_size(available)} available: lower --memory"
+        )
+    return size
+
+
+def last_level_cache_bytes() -> int:
+    """The largest cache of the first core; a guess where the kernel does not say."""
+    sizes = []
+    for path in Path(CACHE_FILES).glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(int(path.read_text().strip().removesuffix("K")) << 10)
+    return max(sizes, default=DEFAULT_CACHE_BYTES)
+
+
+def _ratio(ours: Sequence[Measured], theirs: Sequence[Measured], seed: int) -> Estimate | None:
+    return median_ratio([(one.bytes_per_s, other.bytes_per_s) for one, other in zip(ours, theirs, strict=True)], seed)
+
+
+def _engine(transports: Sequence[str], connections: int) -> TransferEngine:
+    return TransferEngine(
+        owner="bench-initiator",
+        host_id=default_host_id(),
+        incarnation=secrets.randbits(63),
+        transports=transports,
+        connections_per_peer=connections,
+    )
+
+
+@contextmanager
+def _region(name: str, num_bytes: int) -> Generator[SharedMemory]:
+    region = SharedMemory(name, num_bytes)
+    _fill(region.view, 0)  # no page is touched for the first time while the clock runs
+    try:
+        yield region
+    finally:
+        region.close()
+
+
+@contextmanager
+def _target(transports: list[str], num_bytes: int) -> Generator[Ready]:
+    """The child process; it ends when its stdin does, so with this process at the latest."""
+    command = [sys.executable, "-m", "mooncake_core.bench.transfer_target"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        child.stdin.write(msgspec.json.encode(Boot(transports=transports, region_bytes=num_bytes)) + b"\n")
+        child.stdin.flush()
+        line = child.stdout.readline()
+        if not line:
+            raise TransferError(f"the target process ended with code {child.wait()} before it was ready; see above")
+        yield msgspec.json.decode(line, type=Ready)
+    finally:
+        child.stdin.close()
+        try:
+            child.wait(END_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        child.stdout.close()
+
+
+def _check_bytes(engine: TransferEngine, segment: SegmentDescriptor, memory: memoryview, transport: str) -> None:
+    """Writes all of the segment and reads it back, which also touches every page on the way.
+
+    Raises:
+        TransferError: what came back is not what went out.
+    """
+    _fill(memory, secrets.randbits(32) + 1)
+    expected = xxhash.xxh3_64(memory).intdigest()
+    _move_all(engine, segment, memory, Kind.WRITE)
+    _fill(memory, 0)
+    _move_all(engine, segment, memory, Kind.READ)
+    if xxhash.xxh3_64(memory).intdigest() != expected:
+        raise TransferError(f"{transport}: the bytes read are not the bytes written")
+
+
+def _move_all(engine: TransferEngine, segment: SegmentDescriptor, memory: memoryview, kind: Kind) -> None:
+    offsets = range(0, memory.nbytes, CHECK_BLOCK_BYTES)
+    pieces = [memory[offset : offset + CHECK_BLOCK_BYTES] for offset in offsets]
+    batch = engine.allocate_batch(len(pieces))
+    requests = [
+        TransferRequest(kind, (piece,), segment, (Range(offset, piece.nbytes),))
+        for offset, piece in zip(offsets, pieces, strict=True)
+    ]
+    engine.submit(batch, requests)
+    engine.wait(batch)
+    if (error := first_error([found for _, found in engine.status(batch)])) is not None:
+        raise error
+
+
+def _fill(memory: memoryview, seed: int) -> None:
+    """Repeats random bytes, zeros for seed 0; their length is no block's, so that each block differs."""
+    length = CHECK_BLOCK_BYTES + 13
+    tile = random.Random(seed).randbytes(length) if seed else bytes(length)
+    for start in range(0, memory.nbytes, length):
+        part = memory[start : start + length]
+        part[:] = tile[: part.nbytes]

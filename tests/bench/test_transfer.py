@@ -1,0 +1,233 @@
+"""The transfer benchmark: its arithmetic, its processes, and one small real run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from mooncake_cli import exits, main
+from mooncake_core.bench import transfer
+from mooncake_core.bench.movers import CopyMover, Load, Measured, Mover, measure
+from mooncake_core.bench.transfer import TransferRun, TransferSettings, make_cell, region_bytes
+from mooncake_core.bench.transfer_target import Boot, Ready
+from mooncake_core.errors import PluginUnknown, TransferError, UsageError
+from mooncake_core.testing.cluster import alive, wait_for
+from mooncake_core.transfer.contract import Kind
+
+SMALL: dict[str, Any] = {"sizes": [4096], "memory_bytes": 1 << 20, "seconds": 0.005, "pairs": 2}
+
+
+def load_of(kind: Kind = Kind.READ, *, block_bytes: int = 4, checksum: bool = False) -> Load:
+    return Load(kind=kind, block_bytes=block_bytes, checksum=checksum)
+
+
+def run_of(bytes_per_s: int, latency_s: float = 0.5) -> Measured:
+    return Measured(moved_bytes=bytes_per_s * 2, duration_s=2.0, latencies_s=[latency_s])
+
+
+def test_a_mover_walks_through_its_threads_shares_and_copies_both_ways() -> None:
+    memory, other = memoryview(bytearray(b"a" * 16)), memoryview(bytearray(range(16)))
+    reader = CopyMover(load_of(), memory, 2, other=other)
+    assert reader.step(1) == 4
+    assert bytes(memory) == b"a" * 8 + bytes(range(8, 12)) + b"a" * 4
+    for thread in (0, 0, 1, 0, 1):
+        reader.step(thread)
+    assert bytes(memory) == bytes(range(16))
+    memory[:] = b"b" * 16
+    CopyMover(load_of(Kind.WRITE, checksum=True), memory, 2, other=other).step(0)
+    assert bytes(other) == b"b" * 4 + bytes(range(4, 16))
+
+
+def test_a_mover_without_room_for_a_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected room for a block of 16 per thread, got 16 bytes"):
+        CopyMover(load_of(block_bytes=16), memoryview(bytearray(16)), 2, other=memoryview(bytearray(16)))
+
+
+class Sleeper(Mover):
+    """Takes 10 ms for 100 bytes."""
+
+    steps = 0
+
+    def step(self, thread: int) -> int:
+        time.sleep(0.01)
+        self.steps += 1
+        return 100
+
+
+class Failing(Mover):
+    def step(self, thread: int) -> int:
+        raise TransferError("the step failed")
+
+
+def test_a_measurement_counts_what_all_threads_moved() -> None:
+    found = measure(Sleeper(load_of(), memoryview(bytearray(16)), 2), 0.1)
+    assert found.moved_bytes == 100 * len(found.latencies_s)
+    assert min(found.latencies_s) >= 0.01
+    assert found.duration_s >= 0.1
+    assert 4 <= len(found.latencies_s) <= 22
+    assert found.bytes_per_s == pytest.approx(found.moved_bytes / found.duration_s)
+
+
+def test_a_failing_step_fails_the_measurement() -> None:
+    with pytest.raises(TransferError, match="the step failed"):
+        measure(Failing(load_of(), memoryview(bytearray(16)), 2), 0.1)
+
+
+def test_a_cell_compares_pair_by_pair_with_the_like_baseline_and_the_raw_one() -> None:
+    runs = {
+        (False, True): [run_of(80), run_of(8)],
+        (False, False): [run_of(100), run_of(10)],
+        (True, True): [run_of(40), run_of(4)],
+        (True, False): [run_of(50), run_of(5)],
+    }
+    cell = make_cell("tcp", Kind.READ, 4096, True, "socket", runs, seed=0)
+    assert cell.of_baseline is not None
+    assert cell.of_raw is not None
+    assert (cell.bytes_per_s, cell.baseline_bytes_per_s) == (22, 27.5)
+    assert (cell.of_baseline.median, cell.of_raw.median) == (pytest.approx(0.8), pytest.approx(0.4))
+    only_summed = {key: found for key, found in runs.items() if key[0]}
+    assert make_cell("tcp", Kind.READ, 4096, True, "socket", only_summed, seed=0).of_raw is None
+
+
+def test_regions_hold_what_is_under_way_and_fit_in_the_machine() -> None:
+    settings = TransferSettings(transports=["tcp"], sizes=[1 << 20], threads=3, batch=5)
+    assert region_bytes(settings) >= 15 << 20
+    with pytest.raises(UsageError, match="expected room for threads x batch blocks of 1MiB, 15MiB, got 8MiB"):
+        region_bytes(msgspec.structs.replace(settings, memory_bytes=8 << 20))
+    with pytest.raises(UsageError, match="lower --memory"):
+        region_bytes(msgspec.structs.replace(settings, memory_bytes=1 << 50))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "0"], "expected blocks of 1 byte or more"),
+        (["--sizes", "big"], "expected a size like 4GiB, 512MB or 65536, got 'big'"),
+        (["--sizes", ","], "expected values separated by commas"),
+        (["--direction", "up"], "'up' is not one of 'read', 'write'"),
+        (["--pairs", "9"], "9 is not in the range x>=10"),
+        (["--transport", "no-such"], "no transport called 'no-such' is installed"),
+        (["--sizes", "64MiB", "--memory", "1MiB"], "raise --memory, or lower --batch, --threads or --sizes"),
+    ],
+)
+def test_wrong_usage_is_said_so(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["bench", "transfer", *arguments]) == exits.USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_bytes_that_do_not_arrive_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mooncake_core.transfer.local.copy", lambda pieces, memories, write: None)
+    with pytest.raises(TransferError, match="local: the bytes read are not the bytes written"):
+        TransferRun(TransferSettings(transports=["local"], **SMALL), lambda done: None).execute()
+
+
+def test_what_is_not_available_is_skipped_unless_nothing_is_left() -> None:
+    done: list[int] = []
+    settings = TransferSettings(transports=["no-such", "local"], **SMALL)
+    report = TransferRun(settings, done.append).execute()
+    assert list(report.skipped) == ["no-such"]
+    assert "is installed" in report.skipped["no-such"]
+    assert {cell.transport for cell in report.cells} == {"local"}
+    assert (done, report.unfinished) == ([1, 2, 3, 4], 0)
+    with pytest.raises(PluginUnknown):
+        TransferRun(TransferSettings(transports=["no-such"], **SMALL), done.append).execute()
+
+
+def test_a_real_run_over_every_transport(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = ["bench", "transfer", "--sizes", "16KiB", "--memory", "1MiB", "--seconds", "2ms", "--out", str(tmp_path)]
+    assert main.run([*command, "--json"]) == exits.DONE
+    report = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    rows = {(cell["transport"], cell["kind"], cell["checksum"]): cell for cell in report["cells"]}
+    names = [name for name in ("tcp", "shm", "local") if name not in report["skipped"]]
+    assert set(rows) == {(name, kind, on) for name in names for kind in ("read", "write") for on in (False, True)}
+    assert {cell["transport"]: cell["baseline"] for cell in report["cells"]}["tcp"] == "socket"
+    assert rows["local", "read", True]["baseline"] == "memcpy"
+    for cell in report["cells"]:
+        assert cell["bytes_per_s"] > 0
+        assert cell["of_baseline"]["count"] == 10
+        assert cell["latency_s"]["count"] >= 20  # two threads, ten measurements
+
+
+def test_a_miss_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "transfer", "--transport", "local", "--sizes", "4KiB", "--memory", "1MiB", "--seconds", "1ms"]
+    command += ["--direction", "read", "--checksum", "on"]
+    assert main.run([*command, "--at-least", "0"]) == exits.DONE
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split("\t")[:4] == ["local", "read", "4KiB", "on"]
+    assert main.run([*command, "--at-least", "1000"]) == exits.FAILED
+    assert "local read 4KiB with checksum: expected at least 1000 of the memcpy" in capsys.readouterr().err
+
+
+def test_the_target_ends_when_its_parent_does() -> None:
+    boot = msgspec.json.encode(Boot(transports=["tcp"], region_bytes=1 << 20)).decode()
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-m', 'mooncake_core.bench.transfer_target'], stdin=subprocess.PIPE)\n"
+        f"child.stdin.write({boot!r}.encode() + b'\\n'); child.stdin.flush()\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pid, ready = None, None
+    while pid is None or ready is None:  # both processes print to one pipe, in any order
+        line = parent.stdout.readline()
+        assert line
+        if line.startswith(b"{"):
+            ready = msgspec.json.decode(line, type=Ready)
+        else:
+            pid = int(line)
+    assert ready.segment.owner == "bench-target"
+    os.kill(pid, signal.SIGINT)  # a terminal sends it to both
+    time.sleep(0.1)
+    assert alive(pid)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not alive(pid))
+    parent.stdout.close()
+
+
+def test_an_interrupt_prints_the_rows_that_are_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def counter(total: int, what: str) -> Callable[[int], None]:
+        def show(done: int) -> None:
+            if done == 3:
+                raise KeyboardInterrupt
+
+        return show
+
+    monkeypatch.setattr("mooncake_cli.progress.counter", counter)
+    command = ["bench", "transfer", "--transport", "tcp", "--sizes", "4KiB,8KiB", "--memory", "1MiB"]
+    assert main.run([*command, "--seconds", "1ms"]) == exits.INTERRUPTED
+    printed = capsys.readouterr()
+    rows = [line.split("\t") for line in printed.out.splitlines() if line.startswith("tcp")]
+    assert [row[2] for row in rows] == ["4KiB", "4KiB", "8KiB"]
+    assert "not measured: 5 rows" in printed.out
+    assert "interrupted" in printed.err
+
+
+def test_nobody_moves_any_more_after_an_interrupted_measurement() -> None:
+    mover = Sleeper(load_of(), memoryview(bytearray(16)), 2)
+    threading.Timer(0.2, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        measure(mover, 60.0)
+    steps = mover.steps
+    time.sleep(0.05)
+    assert mover.steps == steps > 0
+
+
+def test_the_cache_size_is_a_size() -> None:
+    assert transfer.last_level_cache_bytes() >= 1 << 18
