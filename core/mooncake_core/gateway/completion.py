@@ -100,7 +100,9 @@ class Completion:
         except TimeoutError as error:
             if isinstance(error, MooncakeError):
                 raise
-            raise DeadlineExceeded(f"the request has not ended within its {round(self._generation.timeout_s, 1):g}s") from error
+            raise DeadlineExceeded(
+                f"the request has not ended within its {round(self._generation.timeout_s, 1):g}s"
+            ) from error
 
     def _piece(self, step: Step, text: str) -> Piece:
         """What a step adds; `text` goes before it."""
