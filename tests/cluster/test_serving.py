@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,36 @@ def test_sampling_with_a_seed_is_repeatable_and_stop_strings_stop(cluster: Clust
     assert stopped["finish_reason"] == "stop"
     assert first["text"].startswith(stopped["text"])
     assert word not in stopped["text"]
+
+
+def test_log_probabilities_come_from_both_instances_and_name_the_greedy_tokens(cluster: Cluster) -> None:
+    answer = cluster.complete("And the LORD", max_tokens=6, logprobs=3, return_token_ids=True)
+    logprobs = answer["choices"][0]["logprobs"]
+    assert len(logprobs["token_logprobs"]) == len(logprobs["tokens"]) == 6
+    for token, chosen, top in zip(
+        logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True
+    ):
+        assert max(top, key=top.get) == token  # greedy: nothing is more probable than what was chosen
+        assert top[token] == pytest.approx(chosen)
+        assert sum(map(math.exp, top.values())) <= 1.0001
+
+
+def test_what_is_not_to_be_stored_reads_the_cache_and_leaves_nothing(cluster: Cluster) -> None:
+    prompt = list(range(300, 500))
+    cluster.complete(prompt, no_store=True)
+    wait_for(lambda: cluster.cache().num_writing == 0)
+    assert cached(cluster.complete(prompt)) == 0
+    wait_for(lambda: cluster.cache().num_writing == 0)
+    assert cached(cluster.complete([*prompt, *range(500, 600)], no_store=True)) == 192
+    wait_for(lambda: cluster.cache().num_writing == 0)
+    assert cached(cluster.complete([*prompt, *range(500, 600)])) == 192
+
+
+def test_choices_of_one_prompt_are_those_of_consecutive_seeds(cluster: Cluster) -> None:
+    options = {"temperature": 1.0, "max_tokens": 12}
+    together = cluster.complete("And the LORD", seed=7, n=3, **options)["choices"]
+    alone = [cluster.complete("And the LORD", seed=7 + index, **options)["choices"][0] for index in range(3)]
+    assert [choice["text"] for choice in together] == [choice["text"] for choice in alone]
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,7 @@ def _lines(config: Struct, values: dict[str, Any], depth: int) -> Iterator[str]:
     texts = descriptions(type(config))
     for name in get_type_hints(type(config)):
         value = getattr(config, name)
-        if texts.get(name):
-            yield f"{indent}# {texts[name]}"
+        yield from (f"{indent}# {line}" for line in texts.get(name, "").splitlines())
         if isinstance(value, Struct):
             yield f"{indent}{name}:"
             yield from _lines(value, values[name], depth + 1)

@@ -169,7 +169,6 @@ class Attempt:
             block_keys=self._keys if self._generation.store else self._keys[:readable],
             max_cached_blocks=readable,
             sampling=self._sampling,
-            store=self._generation.store,
             priority=self._generation.priority,
             decode_address=placed.decode_address,
             reservation=placed.reservation,

@@ -113,7 +113,12 @@ class DecodeRole:
             async with aclosing(self._instance.loop.run(self._sequence(held, message))) as outputs:
                 async for output in outputs:
                     self._spans.add(message.request_id, "decode step", output.started_s, output.ended_s)
-                    yield Tokens(token_ids=[output.token_id], finish_reason=output.finish_reason, exposed_s=exposed_s)
+                    yield Tokens(
+                        token_ids=[output.token_id],
+                        finish_reason=output.finish_reason,
+                        exposed_s=exposed_s,
+                        logprobs=[output.logprobs] if output.logprobs else [],
+                    )
                     exposed_s = None
         finally:
             self._free(message.request_id)
@@ -144,6 +149,7 @@ class DecodeRole:
             sampling=message.sampling,
             max_new_tokens=message.sampling.max_tokens - 1,
             eos_token_ids=self._instance.info.eos_token_ids,
+            priority=message.priority,
         )
 
     def _held_by(self, request_id: str, reservation_id: int) -> Held:

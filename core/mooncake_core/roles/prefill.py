@@ -104,6 +104,7 @@ class PrefillRole:
             queued_s=reserved - arrived,
             fetched_s=fetched - reserved,
             computed_s=time.time() - fetched,
+            logprobs=output.logprobs,
         )
 
     async def close(self) -> None:
@@ -163,6 +164,7 @@ class PrefillRole:
             sampling=message.sampling,
             max_new_tokens=1,
             eos_token_ids=self._instance.info.eos_token_ids,
+            priority=message.priority,
         )
         try:
             async with aclosing(self._instance.loop.run(sequence, flow)) as outputs:

@@ -39,7 +39,6 @@ class Cluster:
             self.process.terminate()
             self.process.wait()
             raise
-        self.state = self._wait_until_ready()
         self.http = httpx.Client(base_url=self.state.gateway_url, timeout=60)
 
     @property

@@ -121,14 +121,12 @@ class Prefill(Struct, frozen=True, tag=True, kw_only=True):
     request_id: str
     token_ids: list[int]
     block_keys: list[bytes]
-    """Keys of all full blocks of the prompt, in order; empty: do not use the pool."""
+    """Keys of the prompt's full blocks that may be read from the pool or put there, in order."""
     max_cached_blocks: int
     """How many of them are to be read from the pool, as the Conductor decided: beyond that recomputing is cheaper."""
     sampling: Sampling
     decode_address: str
     reservation: Reservation
-    store: bool = True
-    """Put the prompt's new blocks into the pool."""
     priority: int = 0
     """Lower is earlier."""
     by_layer: bool = True
