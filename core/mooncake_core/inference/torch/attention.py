@@ -6,37 +6,40 @@ over the blocks: prefill slices one by one, decode steps of all sequences togeth
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from mooncake_core.errors import ModelError
 from mooncake_core.inference.contract import LayerWatcher, Slice
 from mooncake_core.inference.torch.decode_window import DecodeWindow
+from mooncake_core.inference.torch.flat_model import attention_mark
 
 NAME: Final = "mooncake_paged"
+UNSUPPORTED: Final = ("softcap", "s_aux")
+"""Arguments of transformers' attention functions that change what is computed."""
 
 
 class Gather:
-    """The blocks of one prefill slice, or of all decode steps, as index tensors."""
+    """What one prefill slice, or all decode steps together, look at."""
 
     def __init__(
-        self, rows: slice, blocks: torch.Tensor, starts: list[int], *, num_keys: int, in_window: bool = False
+        self, rows: slice, starts: list[int], blocks: torch.Tensor | None, *, num_keys: int, device: torch.device
     ) -> None:
         self.rows = rows
         """Of the flat batch."""
-        self.blocks = blocks
-        """[sequences, blocks], padded with block 0."""
-        self.flat_blocks = blocks.flatten()
-        self.starts = torch.tensor(starts, device=blocks.device)
+        self.starts = torch.tensor(starts, device=device)
         """Position of each sequence's first new token."""
+        self.count = len(starts)
+        self.blocks = blocks
+        """All sequences' blocks one after another, equally many each, padded with block 0; None where the KV lies in the
+        decode window."""
         self.num_keys = num_keys
         """What a query looks at, as far as its mask allows."""
-        self.in_window = in_window
-        """The KV lies in rows of the decode window."""
-        self.window_rows = torch.arange(len(starts), device=blocks.device)
-        self.masks: dict[int | None, torch.Tensor | None] = {}
+        self.masks: dict[int | None, torch.Tensor] = {}
 
 
 class Plan:
@@ -56,28 +59,27 @@ class Plan:
         self.num_layers = kv.shape[1]
         self.rows = kv.view(kv.shape[0] * kv.shape[1] * 2, -1)
         """K, or V, of one layer of one block in each row: whole rows are gathered many times faster than indexed parts."""
+        self.token_rows = kv.view(-1, kv.shape[4] * kv.shape[5])
+        """K, or V, of one layer of one token in each row."""
         self.windows = windows
         self.watcher = watcher
         self.block_tokens = kv.shape[3]
         self.device = kv.device
-        ordered, in_window = self._ordered(slices)
-        self.order = ordered
-        parts = [slices[index] for index in ordered]
-        token_ids = [token for part in parts for token in part.token_ids]
-        positions = [part.start + index for part in parts for index in range(len(part.token_ids))]
-        self.input_ids = torch.tensor([token_ids], device=self.device)
-        self.position_ids = torch.tensor([positions], device=self.device)
-        slots = [
-            part.block_ids[position // self.block_tokens] * self.block_tokens + position % self.block_tokens
-            for part in parts
-            for position in range(part.start, part.start + len(part.token_ids))
-        ]
-        slot_tensor = torch.tensor(slots, device=self.device)
-        self.slot_blocks = slot_tensor // self.block_tokens
-        self.slot_offsets = slot_tensor % self.block_tokens
+        self.order, in_window = self._ordered(slices)
+        parts = [slices[index] for index in self.order]
+        positions = [range(part.start, part.start + len(part.token_ids)) for part in parts]
+        self.input_ids = torch.tensor([[token for part in parts for token in part.token_ids]], device=self.device)
+        self.position_ids = torch.tensor([[position for some in positions for position in some]], device=self.device)
+        self.num_tokens = self.input_ids.shape[1]
+        self.slots = self._slots(parts, positions)
         self.gathers = self._gathers(parts, in_window=in_window)
-        ends = torch.tensor([len(part.token_ids) for part in parts]).cumsum(0) - 1
-        self.last_rows = ends.to(self.device)
+        self.window_slots: tuple[torch.Tensor, ...] | None = None
+        """By layer, where the decode steps' K and V go in the window."""
+        if in_window:
+            assert window is not None  # only then is anything in it
+            self.window_slots = window.slots(self.gathers[-1].starts)
+        ends = itertools.accumulate(len(part.token_ids) for part in parts)
+        self.last_rows = [end - 1 for end in ends]
         """Row of each slice's last token, in the order of `order`."""
 
     def _ordered(self, slices: Sequence[Slice]) -> tuple[list[int], bool]:
@@ -92,6 +94,19 @@ class Plan:
         arranged = self.window.arrange(slices, decoding)
         return prefilling + (arranged or decoding), arranged is not None
 
+    def _slots(self, parts: Sequence[Slice], positions: Sequence[range]) -> tuple[torch.Tensor, ...]:
+        """By layer, the rows of `token_rows` for K of all tokens, then V of all tokens."""
+        size = self.block_tokens
+        block_rows, layer_rows = self.num_layers * 2 * size, 2 * size
+        first = [
+            part.block_ids[position // size] * block_rows + position % size
+            for part, some in zip(parts, positions, strict=True)
+            for position in some
+        ]
+        keys = torch.tensor(first, device=self.device)
+        layers = torch.arange(self.num_layers, device=self.device) * layer_rows
+        return tuple((torch.cat((keys, keys + size)) + layers[:, None]).unbind())
+
     def _gathers(self, parts: Sequence[Slice], *, in_window: bool) -> list[Gather]:
         gathers, row = [], 0
         for part in parts:
@@ -104,38 +119,50 @@ class Plan:
         return gathers
 
     def _gather(self, parts: Sequence[Slice], first: int, last: int, *, in_window: bool = False) -> Gather:
+        starts = [part.start for part in parts]
+        if in_window:
+            return Gather(slice(first, last), starts, None, num_keys=max(starts) + 1, device=self.device)
         width = max(len(part.block_ids) for part in parts)
-        blocks = [[*part.block_ids, *[0] * (width - len(part.block_ids))] for part in parts]
+        blocks = [block for part in parts for block in (*part.block_ids, *[0] * (width - len(part.block_ids)))]
         return Gather(
             slice(first, last),
+            starts,
             torch.tensor(blocks, device=self.device),
-            [part.start for part in parts],
-            num_keys=max(part.start for part in parts) + 1 if in_window else width * self.block_tokens,
-            in_window=in_window,
+            num_keys=width * self.block_tokens,
+            device=self.device,
         )
+
+    def write(self, layer: int, new: torch.Tensor) -> None:
+        """Brings a layer's new K, then V, of all tokens to their places; new [2 * tokens, kv_heads, dim]."""
+        self.token_rows.index_copy_(0, self.slots[layer], new.view(2 * self.num_tokens, -1))
+        if self.window_slots is not None:
+            assert self.window is not None  # only then is anything in it
+            rows = self.gathers[-1].rows
+            decoded = new if rows.start == 0 else new.view(2, self.num_tokens, *new.shape[1:])[:, rows]
+            self.window.write(self.window_slots[layer], decoded)
 
     def gathered(self, gather: Gather, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of a layer, each [sequences, kv_heads, keys, dim]."""
-        if gather.in_window:
+        if gather.blocks is None:
             assert self.window is not None  # only then is anything in it
-            return self.window.layer(layer, len(gather.starts), gather.num_keys)
-        count = len(gather.starts)
+            return self.window.layer(layer, gather.count, gather.num_keys)
         heads, dim = self.kv.shape[4:]
-        first = (gather.flat_blocks * self.num_layers + layer) * 2
+        first = (gather.blocks * self.num_layers + layer) * 2
         keys, values = (
-            self.rows.index_select(0, rows).view(count, -1, heads, dim).transpose(1, 2) for rows in (first, first + 1)
+            self.rows.index_select(0, rows).view(gather.count, -1, heads, dim).transpose(1, 2)
+            for rows in (first, first + 1)
         )
         return keys, values
 
-    def mask(self, gather: Gather, window: int | None) -> torch.Tensor | None:
+    def mask(self, gather: Gather, window: int | None) -> torch.Tensor:
         """[sequences, 1, queries, keys], True where a query may look; the same for all layers of one window."""
         if window not in gather.masks:
             gather.masks[window] = self._mask(gather, window)
         return gather.masks[window]
 
-    def _mask(self, gather: Gather, window: int | None) -> torch.Tensor | None:
+    def _mask(self, gather: Gather, window: int | None) -> torch.Tensor:
         keys = torch.arange(gather.num_keys, device=self.device)
-        queries = (gather.rows.stop - gather.rows.start) // len(gather.starts)
+        queries = (gather.rows.stop - gather.rows.start) // gather.count
         positions = gather.starts[:, None] + torch.arange(queries, device=self.device)
         mask = keys <= positions[..., None]
         if window is not None:
@@ -158,44 +185,57 @@ def end() -> None:
     _current.clear()
 
 
-def paged_attention(
+def attention_interface(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    **_: Any,
+    **extras: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface. query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim]; returns
-    [1, tokens, heads, dim]."""
+    """What transformers calls: query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim]; returns
+    [1, tokens, heads, dim]. Outside of a step the model is being written down.
+
+    Raises:
+        ModelError: the model wants something of attention that is not computed here.
+    """
+    for name in UNSUPPORTED:
+        if extras.get(name) is not None:
+            raise ModelError(f"the model's attention uses {name}, which the torch engine does not compute")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attend = paged_attention if _current else attention_mark
+    return attend(query, key, value, module.layer_idx, scaling), None
+
+
+def paged_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+) -> torch.Tensor:
+    """Writes the new K and V of a layer to their slots, and attends over all there are; shapes as above."""
     plan = _current[0]
-    layer = module.layer_idx
     if plan.watcher:
         plan.watcher.before_layer(layer)
-    cache = plan.kv[:, layer]
-    cache[plan.slot_blocks, 0, plan.slot_offsets] = key[0].transpose(0, 1)
-    cache[plan.slot_blocks, 1, plan.slot_offsets] = value[0].transpose(0, 1)
+    new = torch.cat((key[0].transpose(0, 1), value[0].transpose(0, 1)))  # [K of all tokens, then V; kv_heads; dim]
+    plan.write(layer, new)
     if plan.watcher:
         plan.watcher.layer_written(layer)
-    output = torch.empty_like(query[0].transpose(0, 1))
-    for gather in plan.gathers:
-        if gather.in_window:
-            assert plan.window is not None  # only then is anything in it
-            new_key, new_value = (kind[0, :, gather.rows].transpose(0, 1) for kind in (key, value))
-            plan.window.write(layer, gather.window_rows, gather.starts, new_key, new_value)
-        output[gather.rows] = _attend(plan, gather, layer, query, scaling)
-    return output[None], None
+    if len(plan.gathers) == 1:
+        return _attend(plan, plan.gathers[0], layer, query[0], scaling)[None]
+    return torch.cat([_attend(plan, gather, layer, query[0, :, gather.rows], scaling) for gather in plan.gathers])[None]
 
 
-def _attend(plan: Plan, gather: Gather, layer: int, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """[rows, heads, dim] of one gather."""
-    count = len(gather.starts)
-    heads, dim = query.shape[1], query.shape[3]
+def _attend(plan: Plan, gather: Gather, layer: int, query: torch.Tensor, scaling: float) -> torch.Tensor:
+    """[rows, heads, dim] of one gather; query [heads, rows, dim]."""
     keys, values = plan.gathered(gather, layer)
-    queries = query[0, :, gather.rows].transpose(0, 1).reshape(count, -1, heads, dim).transpose(1, 2)
     mask = plan.mask(gather, plan.windows[layer])
-    result = scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, scale=scaling, enable_gqa=heads != keys.shape[1]
-    )
-    return result.transpose(1, 2).reshape(-1, heads, dim)
+    heads, rows, dim = query.shape
+    if rows > gather.count:  # one sequence's chunk
+        grouped = heads != keys.shape[1]
+        result = scaled_dot_product_attention(
+            query[None], keys, values, attn_mask=mask, scale=scaling, enable_gqa=grouped
+        )
+        return result[0].transpose(0, 1)
+    # One query per sequence: those that share a KV head go together, as if they were queries of one sequence.
+    queries = query.transpose(0, 1).reshape(rows, keys.shape[1], -1, dim)
+    result = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scaling)
+    return result.reshape(rows, heads, dim)

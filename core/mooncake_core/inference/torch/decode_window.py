@@ -41,7 +41,7 @@ class DecodeWindow:
         token_bytes = 2 * self._num_layers * self._heads * self._dim * kv.element_size()
         self._limit_tokens = limit_bytes // token_bytes
         self._rows: list[_Row | None] = []
-        self._store = kv.new_zeros((self._num_layers, 2, 0, 0, self._heads, self._dim))
+        self._hold(self._empty(0, 0))
 
     def arrange(self, slices: Sequence[Slice], decoding: Sequence[int]) -> list[int] | None:
         """Gives each decode slice a row, and brings rows in order; returns the slices' indexes by row. None when the rows
@@ -81,18 +81,22 @@ class DecodeWindow:
 
     def layer(self, layer: int, count: int, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of the first rows, each [count, kv_heads, num_tokens, dim]; views."""
-        rows = self._store[layer, :, :count, :num_tokens].transpose(2, 3)
+        rows = self._store[layer, :, :count, :, :num_tokens]
         return rows[0], rows[1]
 
-    def write(
-        self, layer: int, rows: torch.Tensor, positions: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> None:
-        """The new position of each row; key and value [count, kv_heads, dim]."""
-        self._store[layer, 0][rows, positions] = key
-        self._store[layer, 1][rows, positions] = value
+    def slots(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """By layer, the places of a new position of each of the first rows, for `write`."""
+        layers, kinds, rows, heads, tokens, _ = self._store.shape
+        places = torch.arange(len(positions) * heads) * tokens + positions.repeat_interleave(heads)
+        both = torch.cat((places, places + rows * heads * tokens))
+        return tuple((both + torch.arange(layers)[:, None] * (kinds * rows * heads * tokens)).unbind())
+
+    def write(self, slots: torch.Tensor, new: torch.Tensor) -> None:
+        """K of all rows, then V of all rows, each row [kv_heads, dim], to the slots of a layer."""
+        self._flat.index_copy_(0, slots, new.reshape(-1, self._dim))
 
     def _make_room(self, count: int, longest: int) -> bool:
-        rows, tokens = self._store.shape[2:4]
+        rows, tokens = self._store.shape[2], self._store.shape[4]
         if count <= rows and longest <= tokens:
             return True
         new_rows = max(rows, count)
@@ -101,23 +105,31 @@ class DecodeWindow:
             new_rows, new_tokens = count, longest
         if new_rows * new_tokens > self._limit_tokens:
             return False
-        store = self._kv.new_zeros((self._num_layers, 2, new_rows, new_tokens, self._heads, self._dim))
+        store = self._empty(new_rows, new_tokens)
         kept_rows, kept_tokens = min(rows, new_rows), min(tokens, new_tokens)
-        store[:, :, :kept_rows, :kept_tokens] = self._store[:, :, :kept_rows, :kept_tokens]
+        store[:, :, :kept_rows, :, :kept_tokens] = self._store[:, :, :kept_rows, :, :kept_tokens]
         kept = [row if row is not None and row.length <= new_tokens else None for row in self._rows[:new_rows]]
         self._rows = [*kept, *[None] * (new_rows - len(kept))]
-        self._store = store
+        self._hold(store)
         return True
+
+    def _empty(self, rows: int, tokens: int) -> torch.Tensor:
+        """[layer, k|v, row, kv_head, token, dim]: what a query reads lies together."""
+        return self._kv.new_zeros((self._num_layers, 2, rows, self._heads, tokens, self._dim))
+
+    def _hold(self, store: torch.Tensor) -> None:
+        self._store = store
+        self._flat = store.view(-1, self._dim)
 
     def _move(self, there: int, here: int) -> None:
         row = self._rows[there]
         assert row is not None  # the caller looked
-        self._store[:, :, here, : row.length] = self._store[:, :, there, : row.length]
+        self._store[:, :, here, :, : row.length] = self._store[:, :, there, :, : row.length]
         self._rows[here], self._rows[there] = row, None
 
     def _fill(self, number: int, part: Slice) -> None:
         """Gathers a sequence that joins."""
         blocks = self._kv[list(part.block_ids)]  # [blocks, layers, 2, block_tokens, kv_heads, dim]
-        flat = blocks.permute(1, 2, 0, 3, 4, 5).reshape(self._num_layers, 2, -1, self._heads, self._dim)
-        self._store[:, :, number, : part.start] = flat[:, :, : part.start]
+        flat = blocks.permute(1, 2, 4, 0, 3, 5).reshape(self._num_layers, 2, self._heads, -1, self._dim)
+        self._store[:, :, number, :, : part.start] = flat[:, :, :, : part.start]
         self._rows[number] = _Row(part.sequence_id, list(part.block_ids), part.start)

@@ -32,11 +32,13 @@ except ImportError as error:
 
 from mooncake_core.inference.torch import attention, sampling
 from mooncake_core.inference.torch.decode_window import DecodeWindow
+from mooncake_core.inference.torch.flat_model import Forward, fastest_forward
 from mooncake_core.inference.torch.staging import StagedDepartures
 
 RESERVE_BYTES: Final = 256 << 20
 """For activations and the libraries themselves."""
 CALIBRATION_TOKENS: Final = 128
+CHECKED_TOKENS: Final = 5
 WINDOW_SHARE: Final = 0.5
 """Of the KV memory's size, for the decode window (CPU only)."""
 
@@ -65,6 +67,7 @@ class TorchEngine(Engine):
         self._logprobs: dict[int, Logprobs] = {}
         self._kv, self._staging = self._make_kv(layout, num_blocks, dtype)
         self._window = self._make_window(settings.kv_memory_bytes)
+        self._forward = fastest_forward(self._model, attention.paged_attention, self._hidden_of)
         self._info = EngineInfo(
             model_name=folder.name,
             fingerprint=fingerprint(files, read_json(folder / "config.json"), layout),
@@ -118,7 +121,7 @@ class TorchEngine(Engine):
 
     def close(self) -> None:
         # The memory itself is freed with the last view of it: a transfer region may still hold one.
-        self._kv = self._staging = self._model = self._window = None
+        self._kv = self._staging = self._model = self._window = self._forward = None  # type: ignore[assignment]
 
     def _make_kv(self, layout: KVLayout, num_blocks: int, dtype: Any) -> tuple[Any, Any]:
         """(blocks to compute in, staging memory or None), both [block, layer, k|v, token, kv_head, dim]."""
@@ -132,21 +135,32 @@ class TorchEngine(Engine):
         """On a CPU, where gathering blocks costs more than computing. A GPU has no memory to spare for it."""
         return DecodeWindow(self._kv, int(WINDOW_SHARE * kv_memory_bytes)) if self._device.type == "cpu" else None
 
-    def _step(self, slices: Sequence[Slice], watcher: LayerWatcher | None) -> list[int | None]:
-        plan = attention.Plan(self._kv, slices, windows=self._windows, watcher=watcher, window=self._window)
+    def _hidden_of(self, forward: Forward) -> Any:
+        """Hidden states of a short prompt, its KV in the first blocks."""
+        block_tokens = self._kv.shape[3]
+        num_tokens = min(CHECKED_TOKENS, len(self._kv) * block_tokens)
+        blocks = list(range(-(-num_tokens // block_tokens)))
+        prompt = Slice(sequence_id=0, token_ids=list(range(num_tokens)), start=0, block_ids=blocks)
+        with torch.inference_mode():
+            return self._run(attention.Plan(self._kv, [prompt], windows=self._windows, watcher=None), forward)
+
+    def _run(self, plan: attention.Plan, forward: Forward) -> Any:
+        """Hidden states [tokens, hidden] of a step."""
         attention.begin(plan)
         try:
-            hidden = self._model.base_model(
-                input_ids=plan.input_ids, position_ids=plan.position_ids, use_cache=False
-            ).last_hidden_state[0]
+            return forward(plan.input_ids, plan.position_ids)[0]
         finally:
             attention.end()
+
+    def _step(self, slices: Sequence[Slice], watcher: LayerWatcher | None) -> list[int | None]:
+        plan = attention.Plan(self._kv, slices, windows=self._windows, watcher=watcher, window=self._window)
+        hidden = self._run(plan, self._forward)
         self._logprobs = {}
         chosen = [(rank, index) for rank, index in enumerate(plan.order) if slices[index].sampling]
         results: list[int | None] = [None] * len(slices)
         if not chosen:
             return results
-        rows = plan.last_rows[[rank for rank, _ in chosen]]
+        rows = [plan.last_rows[rank] for rank, _ in chosen]
         logits = self._model.get_output_embeddings()(hidden[rows]).float()
         wanted = [slices[index] for _, index in chosen]
         samplings = [part.sampling for part in wanted if part.sampling]
@@ -182,7 +196,7 @@ class TorchEngine(Engine):
 def _quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    AttentionInterface.register(attention.NAME, attention.paged_attention)
+    AttentionInterface.register(attention.NAME, attention.attention_interface)
     AttentionMaskInterface.register(attention.NAME, lambda *_, **__: None)
 
 
