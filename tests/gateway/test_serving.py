@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -122,17 +122,19 @@ class FakeCluster:
             logprobs=Logprobs(chosen=-0.5) if message.sampling.logprobs >= 0 else None,
         )
 
-    async def decode(self, message: Decode, call: Call) -> AsyncGenerator[Tokens, None]:
+    async def decode(self, message: Decode, call: Call) -> Done:
         self.log.append(message)
         while self.decode_waits:
             await asyncio.sleep(0.01)
         count = 1 if message.sampling.logprobs >= 0 else 0
-        yield Tokens(token_ids=[8], logprobs=[Logprobs(chosen=-0.5)] * count)
+        call.reply(Tokens(token_ids=[8], logprobs=[Logprobs(chosen=-0.5)] * count))
+        await asyncio.sleep(0.005)  # the next ones come apart
         self.maybe_fail("decode")
         await self.maybe_hang("decode")
         if self.decode_error:
             raise self.decode_error
-        yield Tokens(token_ids=[9, 10], finish_reason="length", logprobs=[Logprobs(chosen=-0.5)] * 2 * count)
+        call.reply(Tokens(token_ids=[9, 10], finish_reason="length", logprobs=[Logprobs(chosen=-0.5)] * 2 * count))
+        return Done()
 
     async def maybe_hang(self, where: str) -> None:
         if self.hang_in == where:
@@ -228,7 +230,7 @@ async def test_what_a_request_asks_reaches_everybody() -> None:
         assert (prefill.sampling.logprobs, decode.sampling.logprobs) == (2, 2)
         assert [len(step.logprobs) for step in steps] == [1, 1, 2]
         # What is not to be stored needs no keys but those to be read.
-        assert (prefill.store, len(prefill.block_keys), prefill.max_cached_blocks) == (False, 2, 2)
+        assert (len(prefill.block_keys), prefill.max_cached_blocks) == (2, 2)
 
 
 async def test_no_two_tenants_or_salts_share_keys() -> None:
@@ -244,10 +246,7 @@ async def test_the_keys_of_a_prompt_that_is_not_stored_end_where_reading_does() 
         for store in (True, False):
             _ = [step async for step in serving.generate(dataclasses.replace(generation(tokens=8), store=store))]
         prefills = [message for message in cluster.log if isinstance(message, Prefill)]
-        assert [(message.store, len(message.block_keys), message.max_cached_blocks) for message in prefills] == [
-            (True, 2, 1),
-            (False, 1, 1),
-        ]
+        assert [(len(message.block_keys), message.max_cached_blocks) for message in prefills] == [(2, 1), (1, 1)]
 
 
 @pytest.mark.parametrize("where", ["prefill_error", "decode_error"])

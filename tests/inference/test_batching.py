@@ -14,7 +14,7 @@ from mooncake_core.errors import EngineError, NoSpace, RequestCancelled
 from mooncake_core.inference.batching import Batching, Sequence
 from mooncake_core.inference.contract import EngineSettings, LayerWatcher, Slice
 from mooncake_core.inference.counter import uniform
-from mooncake_core.inference.loop import EngineLoop
+from mooncake_core.inference.loop import EngineLoop, Output
 from mooncake_core.inference.mock import MockEngine
 from mooncake_core.inference.models import DEMO_FOLDER
 from mooncake_core.wire.messages.serving import Sampling
@@ -222,41 +222,51 @@ def loop_of(kind: type[MockEngine]) -> EngineLoop:
     return EngineLoop(engine, batching())
 
 
+def ignore(output: Output) -> None:
+    pass
+
+
 async def test_the_loop_survives_a_failing_engine(caplog: pytest.LogCaptureFixture) -> None:
     loop = loop_of(Failing)
     loop.reserve(1, 8)
     with pytest.raises(EngineError, match="ZeroDivisionError: oops"):
-        async for _ in loop.run(sequence(1)):
-            pass
+        await loop.run(sequence(1), ignore)
     loop.release(1)
     loop.reserve(2, 8)
-    tokens = [item.token_id async for item in loop.run(sequence(2, prompt=3))]
-    assert len(tokens) == 3
+    outputs: list[Output] = []
+    await loop.run(sequence(2, prompt=3), outputs.append)
+    assert [output.finish_reason for output in outputs] == [None, None, "length"]
     loop.release(2)
     assert loop.check() == []
     assert loop.load().free_blocks == 20
     await loop.close()
 
 
+async def begun(loop: EngineLoop) -> asyncio.Task[None]:
+    """A sequence that runs, and has brought a token."""
+    first = asyncio.Event()
+    running = asyncio.create_task(loop.run(sequence(1, new=50, ignore_eos=True), lambda output: first.set()))
+    await first.wait()
+    return running
+
+
 async def test_releasing_a_running_sequence_tells_whoever_waits() -> None:
     loop = loop_of(MockEngine)
     loop.reserve(1, 60)
-    tokens = loop.run(sequence(1, new=50, ignore_eos=True))
-    await anext(tokens)
+    running = await begun(loop)
     loop.release(1)
     with pytest.raises(RequestCancelled):
-        while True:
-            await anext(tokens)
+        await running
     await loop.close()
     assert loop.check() == []
 
 
-async def test_closing_the_iterator_stops_the_sequence_and_keeps_its_blocks() -> None:
+async def test_cancelling_stops_the_sequence_and_keeps_its_blocks() -> None:
     loop = loop_of(MockEngine)
     blocks = loop.reserve(1, 60)
-    tokens = loop.run(sequence(1, new=50, ignore_eos=True))
-    await anext(tokens)
-    await tokens.aclose()
+    running = await begun(loop)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
     assert loop.load().running_requests == 0
     assert loop.load().free_blocks == 20 - len(blocks)
     loop.release(1)

@@ -50,7 +50,8 @@ async def _generate(engine: TorchEngine, prompts: SequenceOf[list[int]], chunk_t
             max_new_tokens=GREEDY.max_tokens,
             eos_token_ids=info.eos_token_ids,
         )
-        tokens = [emitted.token_id async for emitted in loop.run(sequence)]
+        tokens: list[int] = []
+        await loop.run(sequence, lambda output: tokens.append(output.token_id))
         loop.release(number)
         return tokens
 

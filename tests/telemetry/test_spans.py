@@ -28,6 +28,18 @@ def test_what_is_kept_is_bounded() -> None:
     for _ in range(MAX_SPANS + 5):
         spans.add("many", "x", 0, 1)
     assert len(spans.of("many")) == MAX_SPANS
+    for _ in range(MAX_SPANS + 5):
+        spans.add_step("long", 0.0, 1.0)
+    assert len(spans.of("long")) == MAX_SPANS
+
+
+def test_decode_steps_are_spans_among_others() -> None:
+    spans = Spans("d")
+    spans.add_step("r", 2.0, 2.5)
+    spans.add("r", "wait for KV", 1.0, 2.0)
+    spans.add_step("r", 3.0, 3.25)
+    found = [(span.name, span.start_s, span.duration_s) for span in spans.of("r")]
+    assert found == [("wait for KV", 1.0, 1.0), ("decode step", 2.0, 0.5), ("decode step", 3.0, 0.25)]
 
 
 def test_a_span_around_a_block_is_there_even_when_it_fails() -> None:

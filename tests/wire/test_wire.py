@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -134,22 +134,50 @@ async def test_a_deadline_ends_the_call_at_both_ends() -> None:
 
 
 async def test_a_stream_yields_in_order_and_ends() -> None:
-    async def handler(message: Decode, call: Call) -> AsyncIterator[Tokens]:
+    async def handler(message: Decode, call: Call) -> Done:
         for token in range(50):
-            yield Tokens(token_ids=[token])
+            call.reply(Tokens(token_ids=[token]))
+            await asyncio.sleep(0.0001 * (token % 3))
+        return Done()
 
     async with Pair({Decode: handler}) as client:
-        tokens = [reply.token_ids[0] async for reply in client.stream(decode_request(), Tokens, timeout_s=5)]
+        stream = client.stream(decode_request(), Tokens, timeout_s=5)
+        tokens = [reply.token_ids[0] async for replies in stream for reply in replies]
     assert tokens == list(range(50))
+
+
+async def test_replies_that_came_meanwhile_come_together() -> None:
+    async def handler(message: Decode, call: Call) -> Done:
+        for token in range(3):
+            call.reply(Tokens(token_ids=[token]))
+        return Done()
+
+    async with Pair({Decode: handler}) as client:
+        found = [replies async for replies in client.stream(decode_request(), Tokens, timeout_s=5)]
+    assert [[reply.token_ids for reply in replies] for replies in found] == [[[0], [1], [2]]]
+
+
+async def test_a_stream_that_lasts_too_long_ends_at_its_deadline_after_what_came() -> None:
+    async def handler(message: Decode, call: Call) -> Done:
+        call.reply(Tokens(token_ids=[1]))
+        await asyncio.sleep(60)
+        return Done()
+
+    seen = []
+    async with Pair({Decode: handler}) as client:
+        with pytest.raises(DeadlineExceeded, match="Decode"):
+            async for replies in client.stream(decode_request(), Tokens, timeout_s=0.3):
+                seen += replies
+    assert [reply.token_ids for reply in seen] == [[1]]
 
 
 async def test_leaving_a_stream_cancels_its_handler() -> None:
     cancelled = asyncio.Event()
 
-    async def handler(message: Decode, call: Call) -> AsyncIterator[Tokens]:
+    async def handler(message: Decode, call: Call) -> Done:
         try:
             while True:
-                yield Tokens(token_ids=[1])
+                call.reply(Tokens(token_ids=[1]))
                 await asyncio.sleep(0.001)
         finally:
             cancelled.set()
@@ -162,16 +190,16 @@ async def test_leaving_a_stream_cancels_its_handler() -> None:
 
 
 async def test_an_error_ends_a_stream_after_what_came_before() -> None:
-    async def handler(message: Decode, call: Call) -> AsyncIterator[Tokens]:
-        yield Tokens(token_ids=[7])
+    async def handler(message: Decode, call: Call) -> Done:
+        call.reply(Tokens(token_ids=[7]))
         raise NoSpace("full")
 
     seen = []
     async with Pair({Decode: handler}) as client:
         with pytest.raises(NoSpace):
-            async for reply in client.stream(decode_request(), Tokens, timeout_s=5):
-                seen.append(reply.token_ids)  # noqa: PERF401  the error must not lose what came before
-    assert seen == [[7]]
+            async for replies in client.stream(decode_request(), Tokens, timeout_s=5):
+                seen += replies
+    assert [reply.token_ids for reply in seen] == [[7]]
 
 
 async def test_nobody_there_is_reported_soon() -> None:

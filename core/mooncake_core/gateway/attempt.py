@@ -135,14 +135,14 @@ class Attempt:
         stream = client.stream(self._decode(placed, prefilled), Tokens, timeout_s=deadline - time.monotonic())
         async with aclosing(stream) as replies:
             first = await self._first_tokens(replies, lost, placed)
-            timings = msgspec.structs.replace(timings, exposed_s=first.exposed_s)
-            yield Step(first.token_ids, first.finish_reason, prefilled.cached_tokens, timings, first.logprobs)
+            timings = msgspec.structs.replace(timings, exposed_s=first[0].exposed_s)
+            yield _step(first, prefilled.cached_tokens, timings)
             async for tokens in replies:
-                yield Step(tokens.token_ids, tokens.finish_reason, prefilled.cached_tokens, timings, tokens.logprobs)
+                yield _step(tokens, prefilled.cached_tokens, timings)
 
     async def _first_tokens(
-        self, replies: AsyncGenerator[Tokens, None], lost: asyncio.Future[None], placed: Placed
-    ) -> Tokens:
+        self, replies: AsyncGenerator[list[Tokens], None], lost: asyncio.Future[None], placed: Placed
+    ) -> list[Tokens]:
         """The first tokens of the decode instance. It waits for KV: a prefill instance that died will not send any."""
         first = asyncio.ensure_future(anext(replies))
         ends: list[asyncio.Future[Any]] = [first, lost]
@@ -184,3 +184,17 @@ class Attempt:
             sampling=self._sampling,
             priority=self._generation.priority,
         )
+
+
+def _step(messages: Sequence[Tokens], cached_tokens: int, timings: Timings) -> Step:
+    """What came together goes on together."""
+    if len(messages) == 1:
+        (message,) = messages
+        return Step(message.token_ids, message.finish_reason, cached_tokens, timings, message.logprobs)
+    return Step(
+        [token_id for message in messages for token_id in message.token_ids],
+        messages[-1].finish_reason,
+        cached_tokens,
+        timings,
+        [logprobs for message in messages for logprobs in message.logprobs],
+    )

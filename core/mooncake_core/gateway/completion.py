@@ -82,12 +82,11 @@ class Completion:
         async with aclosing(serving.generate(self._generation)) as steps:
             while (step := await self._next(steps)) is not None:
                 now = time.monotonic()
-                entry.took(step)
-                self.timings = step.timings
-                self._observe(len(step.token_ids), step.cached_tokens, now - before)
-                before = now
                 piece = self._piece(step, text)
-                text = ""
+                entry.took(step, len(piece.token_ids))
+                self.timings = step.timings
+                self._observe(len(piece.token_ids), step.cached_tokens, now - before)
+                before, text = now, ""
                 yield piece
                 if piece.finish_reason:
                     return
@@ -108,16 +107,20 @@ class Completion:
         """What a step adds; `text` goes before it."""
         ended = step.finish_reason == "stop"
         scored = []
+        token_ids: list[int] = []
         for index, token_id in enumerate(step.token_ids):
             if self._generation.sampling.logprobs >= 0:
                 scored.append(self._scored(step, index))
+            token_ids.append(token_id)
             if not (ended and index == len(step.token_ids) - 1):  # the token that ends it is no text
                 certain = self._detokenizer.add(token_id)
                 self._text_length += len(certain)
                 text += self._stops.add(certain)
-        if step.finish_reason and not self._stops.matched:
+            if self._stops.matched:  # what came after it does not count
+                return Piece(text, "stop", token_ids, scored)
+        if step.finish_reason:
             text += self._stops.add(self._detokenizer.finish()) + self._stops.finish()
-        return Piece(text, "stop" if self._stops.matched else step.finish_reason, step.token_ids, scored)
+        return Piece(text, "stop" if self._stops.matched else step.finish_reason, token_ids, scored)
 
     def _scored(self, step: Step, index: int) -> Scored:
         if len(step.logprobs) != len(step.token_ids):

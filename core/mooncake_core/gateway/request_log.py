@@ -29,11 +29,11 @@ class Entry:
     ended_s: float | None = None
     timings: Timings = UNKNOWN
 
-    def took(self, step: Step) -> None:
-        """New tokens have come."""
+    def took(self, step: Step, num_tokens: int) -> None:
+        """New tokens have come, and so many of them count."""
         if self.first_token_s is None:
             self.first_token_s = time.time()
-        self.output_tokens += len(step.token_ids)
+        self.output_tokens += num_tokens
         self.cached_tokens = step.cached_tokens
         self.timings = step.timings
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -21,7 +21,6 @@ from mooncake_core.wire.messages.membership import InstanceLoad
 from mooncake_core.wire.messages.serving import FinishReason, Logprobs
 
 STEP_WEIGHT: Final = 0.2
-Outbox = asyncio.Queue["Output | MooncakeError"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +50,21 @@ class Flow(Protocol):
         end. Returns why the result is worthless, empty when it is good."""
 
 
+@dataclass(slots=True)
+class _Run:
+    """A sequence that somebody waits for."""
+
+    on_output: Callable[[Output], None]
+    ended: asyncio.Future[None]
+
+    def end(self, error: MooncakeError | None = None) -> None:
+        if not self.ended.done():
+            if error is None:
+                self.ended.set_result(None)
+            else:
+                self.ended.set_exception(error)
+
+
 class EngineLoop:
     """The asyncio face of an engine and its batching. `run` belongs to the event loop that made this object."""
 
@@ -59,7 +73,7 @@ class EngineLoop:
         self._batching = batching
         self._changed = threading.Condition()
         self._closing = False
-        self._outboxes: dict[int, Outbox] = {}
+        self._runs: dict[int, _Run] = {}
         self._flows: dict[int, Flow] = {}
         self._step_s = 0.0
         self._loop = asyncio.get_running_loop()
@@ -75,36 +89,31 @@ class EngineLoop:
         """Ends a sequence, gives its blocks back; whoever waits for its tokens gets RequestCancelled."""
         with self._changed:
             self._batching.release(sequence_id)
-            outbox = self._outboxes.pop(sequence_id, None)
-        if outbox is not None:
-            outbox.put_nowait(RequestCancelled(f"sequence {sequence_id} was released"))
+        self._deliver_error([sequence_id], RequestCancelled(f"sequence {sequence_id} was released"))
 
-    async def run(self, sequence: Sequence, flow: Flow | None = None) -> AsyncGenerator[Output, None]:
-        """Computes a sequence; yields its new tokens. Closing the iterator stops it; its blocks stay reserved.
+    async def run(self, sequence: Sequence, on_output: Callable[[Output], None], flow: Flow | None = None) -> None:
+        """Computes a sequence; `on_output` is given each new token, on the event loop. Returns after the last one. When it is
+        cancelled the sequence stops; its blocks stay reserved.
 
         Raises:
             KVLost: the flow says that what was computed is worthless.
+            RequestCancelled: the sequence was released, or the loop is closed.
+            EngineError: the engine failed.
         """
-        outbox: Outbox = asyncio.Queue()
+        run = _Run(on_output, self._loop.create_future())
         with self._changed:
             self._batching.start(sequence)
             if flow is not None:
                 self._flows[sequence.sequence_id] = flow
-            self._outboxes[sequence.sequence_id] = outbox
+            self._runs[sequence.sequence_id] = run
             self._changed.notify()
         try:
-            while True:
-                item = await outbox.get()
-                if isinstance(item, MooncakeError):
-                    raise item
-                yield item
-                if item.finish_reason:
-                    return
+            await run.ended
         finally:
             with self._changed:
                 self._flows.pop(sequence.sequence_id, None)
-                if self._outboxes.get(sequence.sequence_id) is outbox:
-                    del self._outboxes[sequence.sequence_id]
+                if self._runs.get(sequence.sequence_id) is run:
+                    del self._runs[sequence.sequence_id]
                     self._batching.stop(sequence.sequence_id)
 
     def load(self) -> InstanceLoad:
@@ -123,7 +132,7 @@ class EngineLoop:
             self._closing = True
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
-        self._deliver_error(list(self._outboxes), RequestCancelled("the engine is shutting down"))
+        self._deliver_error(list(self._runs), RequestCancelled("the engine is shutting down"))
 
     def _work(self) -> None:
         while True:
@@ -166,16 +175,17 @@ class EngineLoop:
 
     def _deliver(self, emitted: list[Emitted], started_s: float, ended_s: float) -> None:
         for item in emitted:
-            outbox = self._outboxes.get(item.sequence_id)
-            if outbox is not None:
-                output = Output(item.token_id, item.finish_reason, started_s, ended_s, item.logprobs)
-                outbox.put_nowait(output)
+            run = self._runs.get(item.sequence_id)
+            if run is not None and not run.ended.done():
+                run.on_output(Output(item.token_id, item.finish_reason, started_s, ended_s, item.logprobs))
+                if item.finish_reason:
+                    run.end()
 
     def _deliver_error(self, sequence_ids: list[int], error: MooncakeError) -> None:
         for sequence_id in sequence_ids:
-            outbox = self._outboxes.pop(sequence_id, None)
-            if outbox is not None:
-                outbox.put_nowait(error)
+            run = self._runs.pop(sequence_id, None)
+            if run is not None:
+                run.end(error)
 
 
 class _Watcher:

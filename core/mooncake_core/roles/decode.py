@@ -6,12 +6,11 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from mooncake_core.errors import DeadlineExceeded, InvalidRequest, RequestCancelled, TransferError
 from mooncake_core.inference.batching import Sequence
+from mooncake_core.inference.loop import Output
 from mooncake_core.roles.context import RoleContext
 from mooncake_core.roles.instance import Instance
 from mooncake_core.roles.tasks import Tasks
@@ -103,23 +102,29 @@ class DecodeRole:
                 held.arrived.set_result(max(0.0, time.time() - message.computed_at_s))
         return Done()
 
-    async def decode(self, message: Decode, call: Call) -> AsyncIterator[Tokens]:
-        """Waits for the KV, then yields the tokens after the first one as they come."""
+    async def decode(self, message: Decode, call: Call) -> Done:
+        """Waits for the KV, then replies with the tokens after the first one as they come."""
         held = self._held_by(message.request_id, message.reservation_id)
         if held.expiry:
             held.expiry.cancel()
         try:
             exposed_s: float | None = await self._wait_for_kv(held, message.request_id, call)
-            async with aclosing(self._instance.loop.run(self._sequence(held, message))) as outputs:
-                async for output in outputs:
-                    self._spans.add(message.request_id, "decode step", output.started_s, output.ended_s)
-                    yield Tokens(
+
+            def reply(output: Output) -> None:
+                nonlocal exposed_s
+                self._spans.add_step(message.request_id, output.started_s, output.ended_s)
+                call.reply(
+                    Tokens(
                         token_ids=[output.token_id],
                         finish_reason=output.finish_reason,
                         exposed_s=exposed_s,
                         logprobs=[output.logprobs] if output.logprobs else [],
                     )
-                    exposed_s = None
+                )
+                exposed_s = None
+
+            await self._instance.loop.run(self._sequence(held, message), reply)
+            return Done()
         finally:
             self._free(message.request_id)
 

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import logging
 import time
-from contextlib import aclosing
 from typing import Final
 
 from mooncake_core.config.processes import local_node_name
@@ -166,13 +165,12 @@ class PrefillRole:
             eos_token_ids=self._instance.info.eos_token_ids,
             priority=message.priority,
         )
+        outputs: list[Output] = []
         try:
-            async with aclosing(self._instance.loop.run(sequence, flow)) as outputs:
-                async for output in outputs:
-                    return output
+            await self._instance.loop.run(sequence, outputs.append, flow)
         except KVLost:
-            pass
-        return None
+            return None
+        return outputs[0]
 
     async def _deliver(self, sequence_id: int, message: Prefill, flow: KVFlow) -> None:
         """Sees the KV off, then tells the decode instance; the blocks are free when the pool has them too."""

@@ -37,6 +37,29 @@ M = TypeVar("M")
 _log = logging.getLogger(__name__)
 
 
+class _Replies:
+    """What has come for one request and was not taken yet."""
+
+    __slots__ = ("_items", "_waiter")
+
+    def __init__(self) -> None:
+        self._items: list[Message | MooncakeError] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, item: Message | MooncakeError) -> None:
+        self._items.append(item)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> list[Message | MooncakeError]:
+        """All there are, at least one."""
+        if not self._items:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        items, self._items = self._items, []
+        return items
+
+
 class Client:
     """Asks one server. Reconnects by itself when the server comes back at the same address."""
 
@@ -57,7 +80,7 @@ class Client:
         self._channel: Channel | None = None
         self._monitor: Channel | None = None
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Queue[Message | MooncakeError]] = {}
+        self._waiting: dict[int, _Replies] = {}
         self._welcome: asyncio.Future[None] | None = None
         self._watchers: set[asyncio.Future[None]] = set()
 
@@ -74,33 +97,43 @@ class Client:
             async with asyncio.timeout(timeout_s):
                 number, replies = await self._ask(message, timeout_s)
                 try:
-                    reply = await replies.get()
+                    reply, *_ = await replies.take()
                 finally:
                     self._forget(number)
         except TimeoutError as error:
-            raise self._late(message, timeout_s, error) from error
+            raise (error if isinstance(error, MooncakeError) else self._late(message, timeout_s)) from error
         return self._expect(reply, reply_type, message)
 
-    async def stream(self, message: Message, reply_type: type[M], *, timeout_s: float) -> AsyncGenerator[M, None]:
-        """The replies to a request, as they come. Closing the iterator early cancels the request at the peer.
+    async def stream(self, message: Message, reply_type: type[M], *, timeout_s: float) -> AsyncGenerator[list[M], None]:
+        """The replies to a request; each time all that have come meanwhile. Closing the iterator early cancels the request
+        at the peer.
 
-        Raises as `call` does; timeout_s is for the whole stream.
+        Raises as `call` does, after what came before; timeout_s is for the whole stream.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        number = 0
+        late = self._late(message, timeout_s)
+        number, timer = 0, None
         try:
             async with asyncio.timeout_at(deadline):
                 number, replies = await self._ask(message, timeout_s)
+            timer = loop.call_at(deadline, replies.put, late)
             while True:
-                async with asyncio.timeout_at(deadline):
-                    reply = await replies.get()
-                if isinstance(reply, Done):
-                    return
-                yield self._expect(reply, reply_type, message)
+                good: list[M] = []
+                for reply in await replies.take():
+                    if isinstance(reply, Done | MooncakeError):
+                        if good:
+                            yield good
+                        if isinstance(reply, Done):
+                            return
+                        raise reply
+                    good.append(self._expect(reply, reply_type, message))
+                yield good
         except TimeoutError as error:
-            raise self._late(message, timeout_s, error) from error
+            raise (error if isinstance(error, MooncakeError) else late) from error
         finally:
+            if timer is not None:
+                timer.cancel()
             self._forget(number)
 
     def lost(self) -> asyncio.Future[None]:
@@ -119,10 +152,10 @@ class Client:
         if self._owns_context and not self._context.closed:
             self._context.destroy()
 
-    async def _ask(self, message: Message, timeout_s: float) -> tuple[int, asyncio.Queue[Message | MooncakeError]]:
+    async def _ask(self, message: Message, timeout_s: float) -> tuple[int, _Replies]:
         await self._greet()
         number = next(self._numbers)
-        replies: asyncio.Queue[Message | MooncakeError] = asyncio.Queue()
+        replies = _Replies()
         self._waiting[number] = replies
         try:
             self._send(pack(Kind.REQUEST, number, encode_part(Head(timeout_s=timeout_s)), encode(message)))
@@ -213,7 +246,7 @@ class Client:
         if replies is not None:
             if envelope.kind is Kind.LAST:
                 del self._waiting[envelope.number]
-            replies.put_nowait(message)
+            replies.put(message)
 
     def _on_event(self, frames: list[bytes]) -> None:
         event = parse_monitor_message(frames)["event"]
@@ -246,7 +279,7 @@ class Client:
                 watcher.set_result(None)
         waiting, self._waiting = self._waiting, {}
         for replies in waiting.values():
-            replies.put_nowait(error)
+            replies.put(error)
 
     def _expect(self, reply: object, reply_type: type[M], message: Message) -> M:
         if isinstance(reply, MooncakeError):
@@ -258,9 +291,7 @@ class Client:
             )
         return reply
 
-    def _late(self, message: Message, timeout_s: float, error: TimeoutError) -> MooncakeError:
-        if isinstance(error, MooncakeError):
-            return error
+    def _late(self, message: Message, timeout_s: float) -> DeadlineExceeded:
         return DeadlineExceeded(f"{self.address} did not answer {type(message).__name__} within {timeout_s:.3g}s")
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, cast
 
 import zmq
@@ -46,21 +44,22 @@ _log = logging.getLogger(__name__)
 class Call:
     """Who asks, and until when."""
 
-    __slots__ = ("deadline", "peer")
+    __slots__ = ("deadline", "peer", "reply")
 
-    def __init__(self, peer: str, deadline: float) -> None:
+    def __init__(self, peer: str, deadline: float, reply: Callable[[Message], None] = lambda message: None) -> None:
         self.peer = peer
         self.deadline = deadline
         """time.monotonic() after which nobody waits for the answer."""
+        self.reply = reply
+        """Sends one of several replies, before the last one, which the handler returns: Done."""
 
     def remaining_s(self) -> float:
         """Seconds left, never negative."""
         return max(0.0, self.deadline - time.monotonic())
 
 
-Handler = Callable[[Any, Call], Awaitable[Message]] | Callable[[Any, Call], AsyncIterator[Message]]
-"""Answers one request, or yields several replies. It is cancelled when the asker cancels, the deadline passes, or the
-server closes."""
+Handler = Callable[[Any, Call], Awaitable[Message]]
+"""Answers one request. It is cancelled when the asker cancels, the deadline passes, or the server closes."""
 
 
 class Server:
@@ -174,8 +173,12 @@ class Server:
         handler = self._handlers.get(type(message))
         if handler is None:
             raise ProtocolError(f"{self._hello.name} does not answer {type(message).__name__}")
-        call = Call(peer, time.monotonic() + decode_head(envelope.head).timeout_s)
         number = (identity, envelope.number)
+        call = Call(
+            peer,
+            time.monotonic() + decode_head(envelope.head).timeout_s,
+            lambda reply: self._send(identity, Kind.REPLY, envelope.number, reply),
+        )
         task = asyncio.get_running_loop().create_task(self._run(number, handler, message, call))
         self._running[number] = task
         task.add_done_callback(lambda _: self._running.pop(number, None))
@@ -185,7 +188,7 @@ class Server:
         reply: Message
         try:
             async with asyncio.timeout(call.remaining_s()):
-                reply = await self._answer(number, handler, message, call)
+                reply = await handler(message, call)
         except TimeoutError as error:
             late = error if isinstance(error, MooncakeError) else DeadlineExceeded(f"{name} took too long")
             reply = _failure(late)
@@ -197,16 +200,6 @@ class Server:
             _log.exception("%s from %s failed", name, call.peer)
             reply = _failure(error)
         self._send(number[0], Kind.LAST, number[1], reply)
-
-    async def _answer(self, number: tuple[bytes, int], handler: Handler, message: Message, call: Call) -> Message:
-        """Runs the handler. A stream's replies are sent as they come, and it ends with Done."""
-        result = handler(message, call)
-        if inspect.isawaitable(result):
-            return await result
-        async with aclosing(cast(Any, result)) as replies:
-            async for reply in replies:
-                self._send(number[0], Kind.REPLY, number[1], reply)
-        return Done()
 
     def _send(self, identity: bytes, kind: Kind, number: int, message: Message) -> None:
         self._enqueue(identity, pack(kind, number, b"", encode(message)))
