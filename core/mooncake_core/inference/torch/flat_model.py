@@ -25,6 +25,23 @@ MOST_TOKENS: Final = 1 << 20
 _EXAMPLE_TOKENS: Final = 7
 _aten: Final = torch.ops.aten
 
+_DIRECT: Final = {
+    _aten.add.Tensor: torch.add,
+    _aten.cat.default: torch.cat,
+    _aten.linear.default: torch._C._nn.linear,
+    _aten.mean.dim: torch.mean,
+    _aten.mul.Tensor: torch.mul,
+    _aten.neg.default: torch.neg,
+    _aten.pow.Tensor_Scalar: torch.pow,
+    _aten.reshape.default: torch.reshape,
+    _aten.rsqrt.default: torch.rsqrt,
+    _aten.silu.default: torch._C._nn.silu,
+    _aten.transpose.int: torch.transpose,
+    _aten.unsqueeze.default: torch.unsqueeze,
+    _aten.view.default: torch.reshape,
+}
+"""What torch.export calls an operation, and the function that does the same."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -55,8 +72,9 @@ def fastest_forward(model: Any, attention: Attention, hidden_of: Callable[[Forwa
     except Exception as error:  # torch.export has many ways to refuse
         _log.info("the model runs module by module, torch.export cannot follow it: %s", str(error).partition("\n")[0])
         return original
+    got = hidden_of(flat)
     tolerance = torch.finfo(expected.dtype).eps ** 0.5
-    if not torch.allclose(hidden_of(flat), expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
+    if not torch.allclose(got, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
         _log.warning("the model runs module by module: written down as one graph it gives other results")
         return original
     _log.info("the model was written down as one graph in %.1fs", time.monotonic() - started)
@@ -93,11 +111,10 @@ def flat_forward(model: Any, attention: Attention) -> Forward:
     for node in graph.nodes:
         if node.target is torch.ops.mooncake.attention.default:
             node.target = attention
-        elif node.target is _aten.linear.default:
-            node.target = torch._C._nn.linear  # the same, without the detour through torch.ops
     graph.eliminate_dead_code()
-    program.graph_module.recompile()
     constants = [weights[node] for node in graph.nodes if node in weights]
+    _call_directly(graph)
+    program.graph_module.recompile()
     run = program.graph_module.forward
 
     def forward(input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
@@ -136,6 +153,18 @@ def _weight(program: torch.export.ExportedProgram, name: str) -> torch.Tensor | 
         return None
     found = program.state_dict.get(full_name)
     return program.constants[full_name] if found is None else found
+
+
+def _call_directly(graph: torch.fx.Graph) -> None:
+    """Calls the functions themselves instead of going through torch.ops, which costs as much as a small operation."""
+    for node in graph.nodes:
+        if node.target is _aten.slice.Tensor and len(node.args) == 4:
+            source, dim, start, end = node.args
+            before = source.meta["val"].dim() - 1 - dim if dim >= 0 else -1 - dim
+            if before == 0:
+                node.target, node.args = operator.getitem, (source, (Ellipsis, slice(start, end)))
+        else:
+            node.target = _DIRECT.get(node.target, node.target)
 
 
 def _drop_needless(graph: torch.fx.Graph) -> None:
