@@ -95,6 +95,8 @@ def test_token_ids_are_returned_on_demand(gateway: RunningGateway) -> None:
     ("body", "status", "param", "message"),
     [
         ("{bad", 400, None, "the body is no JSON"),
+        (b'{"model": "\xff"}', 400, None, "the body is no JSON"),
+        ("[" * 100_000, 400, None, "the body is no JSON"),
         ("[1]", 400, None, "expected a JSON object"),
         ({"model": "demo"}, 400, "prompt", "missing required field"),
         (ask(temprature=1), 400, "temprature", "did you mean temperature?"),
@@ -108,7 +110,7 @@ def test_token_ids_are_returned_on_demand(gateway: RunningGateway) -> None:
         (ask(timeout=0), 400, "timeout", "Expected `float` > 0"),
         (ask(timeout=601), 400, "timeout", "at most 600 seconds (gateway.request_timeout), got 601"),
         (ask(stream_options={}), 400, "stream_options", "expected stream to be true"),
-        (ask(temperature="hot"), 400, "temperature", "Expected `float"),
+        (ask(temperature="hot"), 400, "temperature", "temperature: Expected `float"),
         (ask(top_p=0), 400, "top_p", "Expected `float` > 0"),
         (ask(max_tokens=0), 400, "max_tokens", "expected max_tokens of 1 or more, or echo"),
         (ask(stop=[""]), 400, "stop", "none of them empty"),
@@ -118,11 +120,11 @@ def test_token_ids_are_returned_on_demand(gateway: RunningGateway) -> None:
         (ask(prompt="word " * 200), 400, "prompt", "the model's context is 100 tokens, the prompt has"),
         (ask(max_tokens=99), 400, "max_tokens", "asks for 99 more"),
         (ask(model="gpt"), 404, "model", "model 'gpt' is not served here; there is: demo"),
-        (b"x" * 3000, 413, None, "the body exceeds 2000 bytes"),
+        (b"x" * 300_000, 413, None, "the body exceeds 200000 bytes"),
     ],
 )
 def test_wrong_requests_are_refused_in_openais_shape(body: Any, status: int, param: str | None, message: str) -> None:
-    gateway = RunningGateway(max_body=2000)
+    gateway = RunningGateway(max_body=200_000)
     try:
         answer = gateway.post(body)
         assert answer.status_code == status

@@ -62,7 +62,7 @@ def test_a_stream_out_of_time_ends_with_an_error(gateway: RunningGateway) -> Non
     *pieces, last = events(answer.text)
     assert len(pieces) >= 1
     assert last["error"]["type"] == "timeout"
-    assert "within its 0.3s" in last["error"]["message"]
+    assert "within the 300ms" in last["error"]["message"]
     gateway.wait_until_closed()
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
+import transformers
 
 from mooncake_core.errors import ConfigError, ModelError, ModelNotFound, ModelTooLarge
 from mooncake_core.inference.batching import Batching, Sequence
 from mooncake_core.inference.contract import EngineSettings, Slice
 from mooncake_core.inference.loop import EngineLoop
+from mooncake_core.inference.torch import flat_model
 from mooncake_core.inference.torch.decode_window import DecodeWindow
 from mooncake_core.inference.torch.engine import TorchEngine
 from mooncake_core.testing.models import FAMILIES, Reference, make_model
@@ -21,6 +24,7 @@ from mooncake_core.wire.messages.serving import Sampling
 
 pytestmark = pytest.mark.model
 GREEDY = Sampling(temperature=0, max_tokens=24, ignore_eos=True)
+SCORED = Sampling(temperature=0, max_tokens=1, logprobs=5)
 
 
 def settings(folder: Path, **changes: object) -> EngineSettings:
@@ -128,6 +132,66 @@ def test_what_cannot_be_served_is_refused_with_a_reason(tmp_path: Path) -> None:
     (model / "config.json").write_bytes(msgspec.json.encode({**config, "model_type": "nonsense"}))
     with pytest.raises(ModelError, match="not understood"):
         TorchEngine(settings(model))
+
+
+def test_weights_that_are_missing_or_damaged_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_model("llama", tmp_path / "model")
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="no weights for model.layers.1.mlp.down_proj.weight: the download is"):
+        TorchEngine(settings(folder))
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        TorchEngine(settings(folder))
+
+
+def test_attention_that_is_computed_differently_is_refused(tmp_path: Path) -> None:
+    folder = make_model("llama", tmp_path / "model")
+    config = transformers.Gemma2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=16,
+        num_key_value_heads=1, attn_logit_softcapping=50.0,
+    )  # fmt: skip
+    transformers.Gemma2ForCausalLM(config).save_pretrained(folder)
+    with pytest.raises(ModelError, match="softcap"):
+        TorchEngine(settings(folder))
+
+
+def test_the_model_written_down_is_used_and_gives_what_the_modules_give(folder: Path) -> None:
+    engine = TorchEngine(settings(folder))
+    assert engine._forward.__module__ == flat_model.__name__
+    assert engine._forward.__qualname__.startswith("flat_forward")
+    plain = TorchEngine(settings(folder))
+    plain._forward = flat_model._module_forward(plain._model)
+    for length in (1, 2, 33):
+        prompt = Slice(
+            sequence_id=length, token_ids=list(range(2, 2 + length)), start=0, block_ids=[0, 1, 2], sampling=SCORED
+        )
+        assert engine.step([prompt]) == plain.step([prompt])
+        assert engine.logprobs[0].top == pytest.approx(plain.logprobs[0].top, abs=1e-4)
+    engine.close()
+    plain.close()
+
+
+@pytest.mark.parametrize("fault", ["export fails", "results differ"])
+def test_a_model_that_cannot_be_written_down_runs_module_by_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def fail(model: object) -> None:
+        raise RuntimeError("data-dependent")
+
+    if fault == "export fails":
+        monkeypatch.setattr(flat_model, "_export", fail)
+    else:
+        monkeypatch.setattr(flat_model, "_is_identity", lambda node: node.target is torch.ops.aten.silu.default)
+    engine = TorchEngine(settings(make_model("llama", tmp_path / "model")))
+    assert engine._forward.__qualname__.startswith("_module_forward")
+    prompt = Slice(sequence_id=1, token_ids=[5, 6, 7], start=0, block_ids=[0], sampling=GREEDY)
+    assert isinstance(engine.step([prompt])[0], int)
+    engine.close()
 
 
 class Shuffled:

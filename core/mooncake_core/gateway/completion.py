@@ -16,6 +16,7 @@ from mooncake_core.gateway.request_log import Entry, RequestLog
 from mooncake_core.gateway.serving import Serving
 from mooncake_core.gateway.stops import StopStrings
 from mooncake_core.gateway.tokenizer import Detokenizer, Tokenizer
+from mooncake_core.units import format_duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,8 @@ class Completion:
         except TimeoutError as error:
             if isinstance(error, MooncakeError):
                 raise
-            raise DeadlineExceeded(
-                f"the request has not ended within its {round(self._generation.timeout_s, 1):g}s"
-            ) from error
+            given = format_duration(max(0.0, self._generation.timeout_s))
+            raise DeadlineExceeded(f"the request has not ended within the {given} it had left") from error
 
     def _piece(self, step: Step, text: str) -> Piece:
         """What a step adds; `text` goes before it."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from functools import cache
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -240,11 +241,11 @@ def parse(body: bytes, kind: type[R]) -> R:
     """
     try:
         raw = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"the body is no JSON: {error}", param=None) from error
     if not isinstance(raw, dict):
         raise InvalidRequest("expected a JSON object", param=None)
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    known = _names(kind)
     for name in list(raw):
         if name not in known:
             _check_unknown(name, raw.pop(name), known)
@@ -252,12 +253,18 @@ def parse(body: bytes, kind: type[R]) -> R:
         request = msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$")
-        raise InvalidRequest(message, param=place.strip("`.") or _named(message)) from error
+        param = place.strip("`.")
+        raise InvalidRequest(f"{param}: {message}" if param else message, param=param or _named(message)) from error
     request.check()
     return request
 
 
-def _check_unknown(name: str, value: Any, known: set[str]) -> None:
+@cache
+def _names(kind: type[Struct]) -> frozenset[str]:
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
+
+
+def _check_unknown(name: str, value: Any, known: Set[str]) -> None:
     if name in IGNORED or (name in UNSUPPORTED and (value is None or value in UNSUPPORTED[name])):
         return
     if name in UNSUPPORTED:

@@ -35,26 +35,28 @@ LONGEST_DELAY_S: Final = 1.0
 
 
 class Retry:
-    """One request's attempts. A request that was never placed waits for `patience_s` at most; one that runs, until its
-    deadline."""
+    """One request's attempts. A request that has no token yet waits for `patience_s` at most while nobody can take it; one
+    that has some, until its deadline."""
 
     def __init__(self, *, deadline: float, patience_s: float) -> None:
         self._deadline = deadline
         self._patience_s = patience_s
-        self._started = False
+        self._advanced = False
         self._failures = 0
         self._engine_failures = 0
         self._waiting_since: float | None = None
         self._delay_s = FIRST_DELAY_S
 
-    def placed(self) -> None:
-        """Instances have taken the request."""
-        self._started = True
+    def advanced(self) -> None:
+        """An attempt has brought tokens."""
+        self._advanced = True
         self._waiting_since = None
         self._delay_s = FIRST_DELAY_S
 
     def after_failure(self, error: MooncakeError, now: float) -> float | None:
         """An instance that had taken it failed: seconds until the next attempt, None when there is to be none."""
+        if isinstance(error, PeerUnreachable):  # the master may still take a dead instance for a living one
+            return self._wait(now)
         self._failures += 1
         self._engine_failures += isinstance(error, EngineError)
         hopeless = self._failures >= MOST_FAILURES or self._engine_failures >= MOST_ENGINE_FAILURES
@@ -64,12 +66,13 @@ class Retry:
 
     def after_refusal(self, error: MooncakeError, now: float) -> float | None:
         """Nobody could take it: seconds until the next attempt, None when there is to be none."""
-        waits = MOVABLE + ((RequestRejected,) if self._started else ())
-        if not isinstance(error, waits):
-            return None
+        waits = MOVABLE + ((RequestRejected,) if self._advanced else ())
+        return self._wait(now) if isinstance(error, waits) else None
+
+    def _wait(self, now: float) -> float | None:
         if self._waiting_since is None:
             self._waiting_since = now
-        if not self._started and now - self._waiting_since >= self._patience_s:
+        if not self._advanced and now - self._waiting_since >= self._patience_s:
             return None
         return self._pause(now)
 

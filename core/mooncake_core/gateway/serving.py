@@ -87,6 +87,7 @@ class ClusterServing:
             try:
                 async with aclosing(attempt.run(self._master, deadline)) as steps:
                     async for step in steps:
+                        retry.advanced()
                         cached_tokens = step.cached_tokens if cached_tokens is None else cached_tokens
                         timings = msgspec.structs.replace(step.timings, attempts=attempts)
                         yield Step(step.token_ids, step.finish_reason, cached_tokens, timings, step.logprobs)
@@ -116,7 +117,6 @@ class ClusterServing:
                 raise
             await self._wait(attempt.request_id, delay_s, str(error))
             return False
-        retry.placed()
         return True
 
     async def _wait(self, request_id: str, delay_s: float, reason: str) -> None:

@@ -24,6 +24,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 try:
     import torch
     import transformers
+    from safetensors import SafetensorError
     from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
 except ImportError as error:
     raise PluginUnavailable(
@@ -220,9 +221,17 @@ def _load_config(folder: Path) -> Any:
     served = getattr(config, "num_key_value_heads", None) and getattr(config, "max_position_embeddings", None)
     layers = set(getattr(config, "layer_types", None) or ())
     odd = layers - {"full_attention", "sliding_attention"}
-    if not served or getattr(config, "kv_lora_rank", None) or getattr(config, "is_encoder_decoder", False) or odd:
-        kind = f"layers of kind {', '.join(sorted(odd))}" if odd else f"model type {config.model_type}"
-        raise ModelError(f"{folder}: {kind} cannot be served by the torch engine, whose KV is one K and V per layer")
+    reason = ""
+    if odd:
+        reason = f"layers of kind {', '.join(sorted(odd))} keep no K and V per token"
+    elif getattr(config, "kv_lora_rank", None):
+        reason = "its attention keeps a latent vector per token, not K and V"
+    elif getattr(config, "is_encoder_decoder", False):
+        reason = "it is an encoder and a decoder"
+    elif not served:
+        reason = "its config.json lacks num_key_value_heads or max_position_embeddings, which newer families have"
+    if reason:
+        raise ModelError(f"{folder}: models of type {config.model_type} cannot be served by the torch engine: {reason}")
     return config
 
 
@@ -273,9 +282,26 @@ def _check_memory(files: list[Path], layout: KVLayout, num_blocks: int, kv_bytes
 
 def _load_model(folder: Path, dtype: Any, device: Any) -> Any:
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention.NAME, local_files_only=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
+    _check_complete(folder, found)
     return model.to(device).eval()
+
+
+def _check_complete(folder: Path, found: Mapping[str, Any]) -> None:
+    """transformers fills weights that are missing with random numbers."""
+    missing = sorted(found["missing_keys"])
+    mismatched = sorted(str(entry[0]) for entry in found["mismatched_keys"])
+    for names, problem in ((missing, "has no weights for"), (mismatched, "has weights of another shape for")):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ModelError(
+                f"{folder} {problem} {', '.join(names[:3])}{more}: the download is incomplete, or config.json is another model's"
+            )

@@ -207,7 +207,7 @@ def _merge(graph: torch.fx.Graph, nodes: Sequence[torch.fx.Node], weights: Weigh
     merged = [_concatenated(graph, operand, weights) for operand in operands]
     with graph.inserting_before(nodes[0]):
         product = graph.call_function(_aten.linear.default, (source[0], *merged))
-        parts = graph.call_function(torch.split, (product, sizes, -1))
+        parts = graph.call_function(torch.split_with_sizes, (product, sizes, -1))
         replacements = [graph.call_function(operator.getitem, (parts, index)) for index in range(len(nodes))]
     for node, replacement in zip(nodes, replacements, strict=True):
         node.replace_all_uses_with(replacement)
