@@ -8,6 +8,7 @@ from typing import Final
 
 import xxhash
 
+from mooncake_core.store.waiting import all_ended
 from mooncake_core.transfer.slices import total_bytes
 
 ON_LOOP_BYTES: Final = 256 << 10
@@ -22,7 +23,7 @@ async def feed(pairs: Fed) -> None:
     if sum(total_bytes(pieces) for _, pieces in pairs) <= ON_LOOP_BYTES:
         _feed(pairs)
     else:
-        await asyncio.to_thread(_feed, pairs)
+        await all_ended([asyncio.to_thread(_feed, pairs)])
 
 
 def _feed(pairs: Fed) -> None:

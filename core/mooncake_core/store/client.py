@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mooncake_core.errors import MooncakeError
 from mooncake_core.store.putting import Putting
 from mooncake_core.store.reading import Reading
 from mooncake_core.transfer.engine import TransferEngine
@@ -80,7 +82,15 @@ class StoreClient:
         """Space for objects that are then written part by part; the puts' `end` must follow."""
         sent = time.monotonic()
         message = PutStart(objects=list(wanted), replicas=replicas, preferred_node=preferred_node)
-        started = await self._master.call(message, PutStarted, timeout_s=timeout_s)
+        asked = asyncio.ensure_future(self._master.call(message, PutStarted, timeout_s=timeout_s))
+        try:
+            started = await asyncio.shield(asked)
+        except asyncio.CancelledError:  # the master may have granted: the space must not wait for the writer's deadline
+            with contextlib.suppress(MooncakeError):
+                await Putting(self._master, self._engine, wanted, await asked, sent).end(
+                    timeout_s=timeout_s, commit=False
+                )
+            raise
         deadline = sent + min(timeout_s, started.writer_deadline_s)
         return Putting(self._master, self._engine, wanted, started, deadline)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 
 from mooncake_core.store import checksums
 from mooncake_core.store.layout import SLOT_BYTES, Header, Slot, SlotState, header_bytes, pack_header, pack_slot
+from mooncake_core.store.waiting import all_ended
 from mooncake_core.transfer.contract import Range
 from mooncake_core.transfer.engine import TransferEngine, first_error
 from mooncake_core.transfer.slices import total_bytes
@@ -58,7 +58,7 @@ class Putting:
     async def write(self, parts: Mapping[int, Pieces]) -> None:
         """Moves the next bytes of some objects, given by their place in the put; those without space are skipped.
 
-        What fails shows in `end`.
+        What fails shows in `end`. Also a cancelled call returns only when nothing uses the pieces any more.
         """
         writes: dict[str, tuple[list[int], Write]] = {}
         sums: list[tuple[checksums.Digest, Pieces]] = []
@@ -66,9 +66,7 @@ class Putting:
             if index in parts:
                 self._gather(index, parts[index], writes)
                 sums.append((self._objects[index].digest, parts[index]))
-        moves = [asyncio.ensure_future(self._write_node(node, *job)) for node, job in writes.items()]
-        await checksums.feed(sums)
-        await asyncio.gather(*moves)
+        await all_ended([*(self._write_node(node, *job) for node, job in writes.items()), checksums.feed(sums)])
 
     async def end(self, *, timeout_s: float, commit: bool = True) -> list[str]:
         """Commits the objects that are written whole, gives the space of the others back; one error code each, empty for
@@ -129,7 +127,7 @@ class Putting:
                 indexes.append(index)
                 near.append(memoryview(pack_slot(slot)))
                 far.append(Range(placement.slot * SLOT_BYTES, SLOT_BYTES))
-        await asyncio.gather(*(self._write_node(node, *job) for node, job in writes.items()))
+        await all_ended(self._write_node(node, *job) for node, job in writes.items())
 
     async def _write_node(self, node: str, indexes: list[int], write: Write) -> None:
         """One transfer carries everything for a node; if it fails, all its objects have."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from mooncake_core.errors import ChecksumMismatch, MooncakeError
 from mooncake_core.store import checksums
 from mooncake_core.store.layout import unpack_header
+from mooncake_core.store.waiting import all_ended
 from mooncake_core.transfer.contract import Kind, Range
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.slices import total_bytes
@@ -72,11 +72,12 @@ class Reading:
 
     async def read(self, parts: Mapping[int, Pieces]) -> None:
         """Reads the next bytes of some objects into pieces, given by the object's place in the get. A node that fails is
-        made up for by the next replica; an object without one left is a miss from then on."""
+        made up for by the next replica; an object without one left is a miss from then on. Also a cancelled call returns
+        only when nothing uses the pieces any more."""
         left = [index for index in parts if index in self._objects]
         while left:
             jobs = self._jobs(left, parts)
-            failed = await asyncio.gather(*(self._read_node(node, job) for node, job in jobs.items()))
+            failed = await all_ended(self._read_node(node, job) for node, job in jobs.items())
             left = [index for indexes in failed for index in indexes if self._next_replica(index)]
         for index, pieces in parts.items():
             if index in self._objects:
