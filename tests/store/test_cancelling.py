@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -23,12 +24,16 @@ async def until(condition: Callable[[], object], timeout_s: float = 3) -> None:
             await asyncio.sleep(0.001)
 
 
+def _is_held(gate: Gate, number: int) -> bool:
+    return len(gate.held) > number
+
+
 async def cancel_while_held(task: asyncio.Task[object], gate: Gate) -> None:
     """Cancels what two nodes keep waiting; they go on one after the other."""
     await until(lambda: gate.held)
     task.cancel()
     for number in range(2):
-        await until(lambda wanted=number: len(gate.held) > wanted)
+        await until(partial(_is_held, gate, number))
         await asyncio.sleep(0.05)
         assert not task.done(), "it returned while its memory was in use"
         gate.open(gate.held[number])

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mooncake_core.errors import ConfigError, MooncakeError, NoSpace, ObjectExists, StaleAllocation
+from mooncake_core.errors import ConfigError, MooncakeError, NoSpace, ObjectExists, StaleAllocation, StaleSegment
+from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.store.node import Node
+from mooncake_core.store.roster import NODE_RETRY_S
+from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.engine import TransferEngine
+from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.pool import Fence, NewObject, PutStart, PutStarted
 from mooncake_core.wire.server import Call
+from tests.store.held_transport import held_transport
 from tests.store.world import world
 
 
@@ -75,12 +82,61 @@ async def test_a_writer_of_an_older_term_is_shut_out() -> None:
     async with world("a") as w:
         started = await w.store._master.call(_put_start("k"), PutStarted, timeout_s=5)
         node, _, _ = w.nodes["a"]
-        await node.fence(Fence(term=7), Call("new master", 1e12))
+        await node.fence(Fence(term=7, round=1), Call("new master", 1e12))
         segment = started.segments["a"]
         errors = await w.engine.write(segment, [([memoryview(b"x" * 100)], node.offer().data_offset)])
         assert errors[0] is not None
         with pytest.raises(StaleAllocation, match="term 7"):
-            await node.fence(Fence(term=6), Call("old master", 1e12))
+            await node.fence(Fence(term=6, round=1), Call("old master", 1e12))
+
+
+async def test_a_writer_that_was_never_heard_of_again_is_shut_out_before_its_space_is_used_again() -> None:
+    async with world("a", writer_deadline_s=0.1) as w:
+        started = await w.store._master.call(_put_start("silent"), PutStarted, timeout_s=5)
+        (grant,) = started.grants
+        await _until(lambda: w.pool.report(0).used_bytes == 0)
+        errors = await w.engine.write(started.segments["a"], [([memoryview(b"x")], grant.placements[0].offset)])
+        assert isinstance(errors[0], StaleSegment)
+        codes, (value,) = await w.put("k")
+        assert codes == [""]
+        assert await w.get("k") == ([True], [value])
+
+
+async def test_a_write_that_may_still_land_keeps_its_space_until_the_writers_deadline() -> None:
+    gate, transport = held_transport()
+    async with world("a", transports=[transport], writer_deadline_s=0.5) as w:
+        gate.hold(Kind.WRITE, "a")
+        put = asyncio.create_task(w.put("k"))
+        await asyncio.sleep(0.6)
+        gate.open("a")
+        assert (await put)[0] == ["transfer"]
+        assert w.pool.report(0).quarantined_bytes > 0
+        assert w.pool.report(0).num_writing == 0
+        await _until(lambda: w.pool.report(0).used_bytes == 0)
+
+
+async def test_a_put_goes_on_without_a_dead_node() -> None:
+    async with world("a", "b") as w:
+        await w.kill_node("b")
+        codes, values = await w.put("k1", "k2", replicas=2)
+        assert codes == ["", ""]
+        assert await w.get("k1", "k2") == ([True, True], values)
+        assert w.pool.check() == []
+
+
+async def test_a_node_that_answers_a_fence_late_can_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    call_node = PoolDriver._call_node
+
+    async def late(self: PoolDriver, name: str, message: Message, reply_type: type[Any]) -> Any:
+        reply = await call_node(self, name, message, reply_type)
+        if isinstance(message, Fence):
+            await asyncio.sleep(NODE_RETRY_S + 0.2)
+        return reply
+
+    monkeypatch.setattr(PoolDriver, "_call_node", late)
+    async with world("a") as w:
+        await asyncio.sleep(NODE_RETRY_S + 0.4)  # the answer to the second fence
+        assert (await w.put("k"))[0] == [""]
 
 
 async def test_a_new_master_finds_all_that_was_committed() -> None:
@@ -133,6 +189,12 @@ def test_a_closed_node_leaves_no_memory_behind() -> None:
     node.close()
     engine.close()
     assert "mooncake-n" not in Path("/proc/self/maps").read_text()
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 def _put_start(key: str) -> PutStart:
