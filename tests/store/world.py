@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager
 from mooncake_core.address import HostPort
 from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.store import events as p
+from mooncake_core.store.checksums import Choice
 from mooncake_core.store.client import PutObject, StoreClient
 from mooncake_core.store.eviction import LRU
+from mooncake_core.store.layout import Slot
 from mooncake_core.store.node import Node
 from mooncake_core.store.pool import Pool, PoolSettings
 from mooncake_core.transfer.contract import Transport
@@ -27,9 +29,17 @@ SIZE = 10_000
 class World:
     """A master, nodes, and a client, in one process and over loopback."""
 
-    def __init__(self, *, transports: Sequence[str | type[Transport]] = ("tcp",), writer_deadline_s: float = 5) -> None:
+    def __init__(
+        self,
+        transports: Sequence[str | type[Transport]],
+        *,
+        read_lease_s: float,
+        writer_deadline_s: float,
+        checksum: Choice,
+    ) -> None:
         self.transports = transports
-        self.settings = PoolSettings(read_lease_s=5, writer_deadline_s=writer_deadline_s)
+        self.checksum = checksum
+        self.settings = PoolSettings(read_lease_s=read_lease_s, writer_deadline_s=writer_deadline_s)
         self.clients = Clients("master")
         self.addresses: dict[str, str] = {}
         self.nodes: dict[str, tuple[Node, Server, TransferEngine]] = {}
@@ -47,7 +57,7 @@ class World:
         self.server = Server("master", self.driver.handlers())
         self.address = await self.server.start(address)
         self.master = Client(self.address.url, name="client")
-        self.store = StoreClient(self.master, engine=self.engine)
+        self.store = StoreClient(self.master, engine=self.engine, checksum=self.checksum)
 
     async def stop_master(self) -> None:
         await self.master.close()
@@ -70,11 +80,22 @@ class World:
         while self.pool.usage(name)[3] != "ready":
             await asyncio.sleep(0.002)
 
+    def slot_of(self, name: str) -> tuple[int, Slot]:
+        """Number and content of the first slot that a node has in use."""
+        node = self.nodes[name][0]
+        numbered = ((number, node._slot(number)) for number in range(node.offer().num_slots))
+        return next((number, slot) for number, slot in numbered if slot is not None)
+
+    def damage(self, name: str) -> None:
+        """Flips a bit in the middle of a node's first object."""
+        _, slot = self.slot_of(name)
+        self.nodes[name][0]._view[slot.offset + slot.size_bytes // 2] ^= 1
+
     async def kill_node(self, name: str) -> None:
         node, server, engine = self.nodes.pop(name)
         await server.close()
-        engine.close()
         node.close()
+        engine.close()
 
     async def close(self) -> None:
         await self.stop_master()
@@ -105,9 +126,11 @@ async def world(
     *nodes: str,
     transports: Sequence[str | type[Transport]] = ("tcp",),
     capacity: int = 1 << 20,
+    read_lease_s: float = 5,
     writer_deadline_s: float = 5,
+    checksum: Choice = "auto",
 ) -> AsyncIterator[World]:
-    made = World(transports=transports, writer_deadline_s=writer_deadline_s)
+    made = World(transports, read_lease_s=read_lease_s, writer_deadline_s=writer_deadline_s, checksum=checksum)
     await made.start_master(1)
     try:
         for name in nodes:

@@ -133,8 +133,8 @@ class PoolConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Eviction starts when a segment is fuller than this."""
     low_watermark: Annotated[float, Meta(ge=0, le=1)] = 0.85
     """Eviction goes on until a segment is emptier than this."""
-    checksum: bool = True
-    """Verify each block's checksum on get."""
+    checksum: Literal["auto", "on", "off"] = "auto"
+    """Verify each block's checksum on get. auto: when it came over a network (tcp), not from memory of the same host (shm)."""
 
 
 class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

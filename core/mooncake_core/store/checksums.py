@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from functools import cache
+from typing import Final, Literal
 
 import xxhash
 
+from mooncake_core import registry
+from mooncake_core.errors import PluginUnknown
 from mooncake_core.store.waiting import all_ended
+from mooncake_core.transfer.contract import Capabilities
+from mooncake_core.transfer.local import LocalTransport
 from mooncake_core.transfer.slices import total_bytes
 
 ON_LOOP_BYTES: Final = 256 << 10
 """Longer sums are computed in a thread: xxhash runs without the interpreter lock."""
 
+Choice = Literal["auto", "on", "off"]
+"""When a get verifies what it read; auto: when it came over a network."""
+
 Digest = xxhash.xxh3_64
 Fed = Sequence[tuple[xxhash.xxh3_64, Sequence[memoryview]]]
+
+
+def wanted(choice: Choice, path: str) -> bool:
+    """Whether bytes that a transport brought are to be verified."""
+    return choice == "on" or (choice == "auto" and not _stays_on_host(path))
 
 
 async def feed(pairs: Fed) -> None:
@@ -30,3 +43,15 @@ def _feed(pairs: Fed) -> None:
     for digest, pieces in pairs:
         for piece in pieces:
             digest.update(piece)
+
+
+@cache
+def _stays_on_host(path: str) -> bool:
+    """Of a transport that is no installed plugin nothing is known: as if it were a network."""
+    if path == LocalTransport.name:
+        return True
+    try:
+        capabilities: Capabilities = registry.load("transport", path).capabilities
+    except PluginUnknown:
+        return False
+    return capabilities.same_host_only

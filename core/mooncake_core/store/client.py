@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mooncake_core.errors import MooncakeError
+from mooncake_core.store.checksums import Choice
 from mooncake_core.store.putting import Putting
 from mooncake_core.store.reading import Reading
 from mooncake_core.transfer.engine import TransferEngine
@@ -47,7 +48,7 @@ class PutObject:
 class StoreClient:
     """Reads and writes the pool. A full pool or a dead node is a result, not an exception; an unreachable master is one."""
 
-    def __init__(self, master: Client, *, engine: TransferEngine, checksum: bool = True) -> None:
+    def __init__(self, master: Client, *, engine: TransferEngine, checksum: Choice = "auto") -> None:
         self._master = master
         self._engine = engine
         self._checksum = checksum
