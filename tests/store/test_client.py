@@ -101,6 +101,7 @@ async def test_a_write_that_may_still_land_keeps_its_space_until_the_writers_dea
         await asyncio.sleep(0.6)
         gate.open("a")
         assert (await put)[0] == ["transfer"]
+        await asyncio.sleep(0.2)
         assert w.pool.report(0).quarantined_bytes > 0
         assert w.pool.report(0).num_writing == 0
         await _until(lambda: w.pool.report(0).used_bytes == 0)
@@ -171,7 +172,7 @@ async def test_300_puts_of_which_a_third_is_cancelled_midway_add_up(transport: s
 
 def test_capacity_the_machine_has_not_got_is_refused_with_arithmetic() -> None:
     engine = TransferEngine(owner="n", host_id="h", incarnation=1)
-    with pytest.raises(ConfigError, match="expected .*TiB of memory .* the machine has .* lower its capacity"):
+    with pytest.raises(ConfigError, match="expected .*TiB of memory .* there is .* lower its capacity"):
         Node("n", capacity_bytes=1 << 50, object_size_bytes=1 << 20, incarnation=1, engine=engine)
     engine.close()
 

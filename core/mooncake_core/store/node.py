@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from mooncake_core.errors import ConfigError, StaleAllocation
@@ -20,6 +19,7 @@ from mooncake_core.store.layout import (
     unpack_header,
     unpack_slot,
 )
+from mooncake_core.store.memory_limit import available_memory_bytes
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.units import format_size
@@ -37,7 +37,6 @@ from mooncake_core.wire.messages.pool import (
 from mooncake_core.wire.server import Call, Handler
 
 SLOTS_PER_REPORT: Final = 4096
-MEMINFO: Final = Path("/proc/meminfo")
 
 _log = logging.getLogger(__name__)
 
@@ -190,13 +189,8 @@ def _check_memory(name: str, num_bytes: int) -> None:
     if num_bytes > available:
         raise ConfigError(
             f"{name}: expected {format_size(num_bytes)} of memory for capacity and directory, "
-            f"the machine has {format_size(available)} available: lower its capacity"
+            f"there is {format_size(available)} on this machine, or in its cgroup: lower its capacity"
         )
 
 
-def available_memory_bytes() -> int:
-    """What the kernel says can be had without swapping."""
-    for line in MEMINFO.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 62
+__all__ = ["Node", "available_memory_bytes"]
