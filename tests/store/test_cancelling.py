@@ -43,7 +43,7 @@ async def cancel_while_held(task: asyncio.Task[object], gate: Gate) -> None:
 
 @pytest.mark.parametrize("size", [SIZE, LONG])
 async def test_a_cancelled_put_returns_when_its_writes_have_ended(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checksums, "_feed", lambda pairs: time.sleep(0.1))
+    monkeypatch.setattr(checksums, "feed_now", lambda pairs: time.sleep(0.1))
     gate, transport = held_transport()
     async with world("a", "b", transports=[transport], capacity=2 * LONG) as w:
         gate.hold(Kind.WRITE, "a", "b")

@@ -126,7 +126,7 @@ class PoolConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     read_lease: Duration = 5.0
     """How long a located object is neither evicted nor overwritten."""
     writer_deadline: Duration = 30.0
-    """A put that has not ended after so long is reclaimed."""
+    """A put that has not ended after so long is reclaimed, and its writer shut out (puts under way at its nodes fail)."""
     eviction: str = "lru"
     """Eviction policy plugin."""
     high_watermark: Annotated[float, Meta(gt=0, le=1)] = 0.95

@@ -32,14 +32,19 @@ def wanted(choice: Choice, path: str) -> bool:
 
 
 async def feed(pairs: Fed) -> None:
-    """Takes pieces into the sums of their objects."""
-    if sum(total_bytes(pieces) for _, pieces in pairs) <= ON_LOOP_BYTES:
-        _feed(pairs)
+    """Takes pieces into the sums of their objects. Also a cancelled call returns only when that is done."""
+    if are_short(pairs):
+        feed_now(pairs)
     else:
-        await all_ended([asyncio.to_thread(_feed, pairs)])
+        await all_ended([asyncio.to_thread(feed_now, pairs)])
 
 
-def _feed(pairs: Fed) -> None:
+def are_short(pairs: Fed) -> bool:
+    """Whether the event loop can spare the time."""
+    return sum(total_bytes(pieces) for _, pieces in pairs) <= ON_LOOP_BYTES
+
+
+def feed_now(pairs: Fed) -> None:
     for digest, pieces in pairs:
         for piece in pieces:
             digest.update(piece)

@@ -122,5 +122,5 @@ class StoreClient:
         return (await self._master.call(message, Removed, timeout_s=timeout_s)).refusals
 
     async def remove_all(self, *, timeout_s: float, force: bool = False) -> RemovedAll:
-        """Removes every object."""
+        """Removes every object; with `force` also leased ones, and puts under way come to nothing."""
         return await self._master.call(RemoveAll(force=force), RemovedAll, timeout_s=timeout_s)

@@ -74,7 +74,12 @@ class Putting:
             if index in parts:
                 self._gather(index, parts[index], writes)
                 sums.append((self._objects[index].digest, parts[index]))
-        await all_ended([*(self._write_node(node, *job) for node, job in writes.items()), checksums.feed(sums)])
+        jobs = [self._write_node(node, *job) for node, job in writes.items()]
+        if checksums.are_short(sums):
+            checksums.feed_now(sums)
+        else:
+            jobs.append(checksums.feed(sums))
+        await all_ended(jobs)
 
     async def end(self, *, timeout_s: float, commit: bool = True) -> list[str]:
         """Commits the objects that are written whole, gives the space of the others back; one error code each, empty for

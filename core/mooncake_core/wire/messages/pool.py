@@ -53,7 +53,7 @@ class PutStarted(Struct, frozen=True, tag=True, kw_only=True):
 
     term: int
     writer_deadline_s: float
-    """Commit before this many seconds have passed; later the space is reclaimed."""
+    """End the put before this many seconds have passed; later its space is reclaimed, and its writer shut out."""
     grants: list[Grant]
     segments: dict[str, SegmentDescriptor]
 
@@ -137,7 +137,7 @@ class Removed(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class RemoveAll(Struct, frozen=True, tag=True, kw_only=True):
-    """Removes every object."""
+    """Removes every object; with `force` also leased ones, and puts under way come to nothing."""
 
     force: bool = False
 
