@@ -43,6 +43,15 @@ def test_units_are_understood(tmp_path: Path) -> None:
     assert [store.capacity for store in config.store] == [3 << 29, 4096]
 
 
+def test_checksums_are_auto_on_or_off_and_truth_values_are_told_so(tmp_path: Path) -> None:
+    assert load(tmp_path, "").config.pool.checksum == "auto"
+    assert load(tmp_path, "pool: {checksum: on}").config.pool.checksum == "on"
+    assert load(tmp_path, "", "pool.checksum=off").config.pool.checksum == "off"
+    assert problems(tmp_path, "pool: {checksum: true}") == [
+        "c.yaml:1:18: pool.checksum: expected one of auto, on, off, got true"
+    ]
+
+
 def test_all_problems_come_at_once_each_in_its_place(tmp_path: Path) -> None:
     text = """cluster: Local
 modle: demo
@@ -61,7 +70,7 @@ decode:
         "c.yaml:5:10: prefill: expected a list, got a mapping",
         "c.yaml:6:16: master.port: expected 65535 or less, got 99999",
         "c.yaml:6:29: master.hots: unknown key; did you mean host?",
-        "c.yaml:7:18: pool.checksum: expected true or false, got 1",
+        "c.yaml:7:18: pool.checksum: expected one of auto, on, off, got 1",
         "c.yaml:7:37: pool.high_watermark: expected 1 or less, got 2",
         'c.yaml:9:21: decode.0.engine.dtype: expected one of auto, float32, float16, bfloat16, got "float8"',
         "c.yaml:9:40: decode.0.engine.kv_memory: expected a size of 0 or more, got -1",

@@ -3,118 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from mooncake_core.address import HostPort
-from mooncake_core.errors import ConfigError, MooncakeError, NoSpace, ObjectExists, StaleAllocation
+from mooncake_core.errors import ConfigError, MooncakeError, NoSpace, ObjectExists, StaleAllocation, StaleSegment
 from mooncake_core.roles.master.pool import PoolDriver
-from mooncake_core.store import events as p
-from mooncake_core.store.client import PutObject, StoreClient
-from mooncake_core.store.eviction import LRU
+from mooncake_core.store.checksums import ON_LOOP_BYTES
 from mooncake_core.store.node import Node
-from mooncake_core.store.pool import Pool, PoolSettings
+from mooncake_core.store.roster import NODE_RETRY_S
+from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.engine import TransferEngine
-from mooncake_core.wire.client import Client, Clients
+from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.pool import Fence, NewObject, PutStart, PutStarted
-from mooncake_core.wire.server import Call, Server
-
-ANY = HostPort("127.0.0.1", 0)
-SIZE = 10_000
-
-
-class World:
-    """A master, nodes, and a client, in one process and over loopback."""
-
-    def __init__(self) -> None:
-        self.clients = Clients("master")
-        self.addresses: dict[str, str] = {}
-        self.nodes: dict[str, tuple[Node, Server, TransferEngine]] = {}
-        self.incarnations = itertools.count(1)
-        self.engine = TransferEngine(owner="client", host_id="h", incarnation=999)
-
-    async def start_master(self, term: int, address: HostPort = ANY) -> None:
-        ids = itertools.count(term * 1000)
-        pool = Pool(
-            PoolSettings(read_lease_s=5, writer_deadline_s=5), term=term, next_id=lambda: next(ids), eviction=LRU
-        )
-        self.pool = pool
-        self.driver = PoolDriver(pool, term=term, node_client=self._client_of, on_change=lambda change: None)
-        self.server = Server("master", self.driver.handlers())
-        self.address = await self.server.start(address)
-        self.master = Client(self.address.url, name="client")
-        self.store = StoreClient(self.master, engine=self.engine)
-
-    async def stop_master(self) -> None:
-        await self.master.close()
-        await self.driver.close()
-        await self.server.close()
-
-    async def add_node(self, name: str, capacity: int = 1 << 20) -> None:
-        incarnation = next(self.incarnations)
-        engine = TransferEngine(owner=name, host_id="h", incarnation=incarnation)
-        node = Node(name, capacity_bytes=capacity, object_size_bytes=1024, incarnation=incarnation, engine=engine)
-        server = Server(name, node.handlers())
-        self.addresses[name] = (await server.start(ANY)).url
-        self.nodes[name] = (node, server, engine)
-        await self.join(name)
-
-    async def join(self, name: str) -> None:
-        node, _, _ = self.nodes[name]
-        offer = node.offer()
-        self.driver.feed(p.NodeJoined(name, offer.read.incarnation, offer))
-        while self.pool.usage(name)[3] != "ready":
-            await asyncio.sleep(0.002)
-
-    async def kill_node(self, name: str) -> None:
-        node, server, engine = self.nodes.pop(name)
-        await server.close()
-        engine.close()
-        node.close()
-
-    async def close(self) -> None:
-        await self.stop_master()
-        for name in list(self.nodes):
-            await self.kill_node(name)
-        self.engine.close()
-        await self.clients.close()
-
-    def _client_of(self, name: str) -> Client | None:
-        return self.clients.get(self.addresses[name]) if name in self.addresses else None
-
-    async def put(self, *keys: str, replicas: int = 1) -> tuple[list[str], list[bytes]]:
-        values = [os.urandom(SIZE) for _ in keys]
-        objects = [
-            PutObject(key=key, pieces=[memoryview(value)[:100], memoryview(value)[100:]], parent="")
-            for key, value in zip(keys, values, strict=True)
-        ]
-        return await self.store.put(objects, timeout_s=5, replicas=replicas), values
-
-    async def get(self, *keys: str) -> tuple[list[bool], list[bytes]]:
-        buffers = [bytearray(SIZE) for _ in keys]
-        found = await self.store.get(keys, [[memoryview(buffer)] for buffer in buffers], timeout_s=5)
-        return found, [bytes(buffer) for buffer in buffers]
+from mooncake_core.wire.server import Call
+from tests.store.held_transport import held_transport
+from tests.store.world import SIZE, world
 
 
-@asynccontextmanager
-async def world(*nodes: str) -> AsyncIterator[World]:
-    made = World()
-    await made.start_master(1)
-    for name in nodes:
-        await made.add_node(name)
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-async def test_what_was_put_comes_back() -> None:
-    async with world("a") as w:
+@pytest.mark.parametrize("transports", [["tcp"], ["shm"], ["shm", "tcp"]])
+async def test_what_was_put_comes_back(transports: list[str]) -> None:
+    async with world("a", transports=transports) as w:
         keys = [f"k{number}" for number in range(20)]
         codes, values = await w.put(*keys)
         assert codes == [""] * 20
@@ -139,23 +50,12 @@ async def test_a_full_pool_is_a_result_and_not_an_exception() -> None:
         assert set(codes) == {"", NoSpace.code}
 
 
-async def test_damaged_bytes_are_a_miss() -> None:
-    async with world("a") as w:
-        await w.put("k")
-        node, _, _ = w.nodes["a"]
-        slot = node._slot(next(number for number in range(1024) if node._slot(number)))
-        assert slot is not None
-        node._view[slot.offset + 64 + 5000] ^= 1
-        assert (await w.get("k"))[0] == [False]
-
-
-async def test_the_next_replica_is_read_when_one_is_damaged_or_its_node_dead() -> None:
+async def test_the_next_replica_is_read_when_a_node_is_dead() -> None:
     async with world("a", "b") as w:
         codes, (value,) = await w.put("k", replicas=2)
         assert codes == [""]
         await w.kill_node("a")
-        found, got = await w.get("k")
-        assert (found, got) == ([True], [value])
+        assert await w.get("k") == ([True], [value])
 
 
 async def test_a_dead_node_is_a_miss_and_a_failed_put_gives_its_space_back() -> None:
@@ -173,12 +73,62 @@ async def test_a_writer_of_an_older_term_is_shut_out() -> None:
     async with world("a") as w:
         started = await w.store._master.call(_put_start("k"), PutStarted, timeout_s=5)
         node, _, _ = w.nodes["a"]
-        await node.fence(Fence(term=7), Call("new master", 1e12))
+        await node.fence(Fence(term=7, round=1), Call("new master", 1e12))
         segment = started.segments["a"]
         errors = await w.engine.write(segment, [([memoryview(b"x" * 100)], node.offer().data_offset)])
         assert errors[0] is not None
         with pytest.raises(StaleAllocation, match="term 7"):
-            await node.fence(Fence(term=6), Call("old master", 1e12))
+            await node.fence(Fence(term=6, round=1), Call("old master", 1e12))
+
+
+async def test_a_writer_that_was_never_heard_of_again_is_shut_out_before_its_space_is_used_again() -> None:
+    async with world("a", writer_deadline_s=0.1) as w:
+        started = await w.store._master.call(_put_start("silent"), PutStarted, timeout_s=5)
+        (grant,) = started.grants
+        await _until(lambda: w.pool.report(0).used_bytes == 0)
+        errors = await w.engine.write(started.segments["a"], [([memoryview(b"x")], grant.placements[0].offset)])
+        assert isinstance(errors[0], StaleSegment)
+        codes, (value,) = await w.put("k")
+        assert codes == [""]
+        assert await w.get("k") == ([True], [value])
+
+
+async def test_a_write_that_may_still_land_keeps_its_space_until_the_writers_deadline() -> None:
+    gate, transport = held_transport()
+    async with world("a", transports=[transport], writer_deadline_s=0.5) as w:
+        gate.hold(Kind.WRITE, "a")
+        put = asyncio.create_task(w.put("k"))
+        await asyncio.sleep(0.6)
+        gate.open("a")
+        assert (await put)[0] == ["transfer"]
+        await asyncio.sleep(0.2)
+        assert w.pool.report(0).quarantined_bytes > 0
+        assert w.pool.report(0).num_writing == 0
+        await _until(lambda: w.pool.report(0).used_bytes == 0)
+
+
+async def test_a_put_goes_on_without_a_dead_node() -> None:
+    async with world("a", "b") as w:
+        await w.kill_node("b")
+        codes, values = await w.put("k1", "k2", replicas=2)
+        assert codes == ["", ""]
+        assert await w.get("k1", "k2") == ([True, True], values)
+        assert w.pool.check() == []
+
+
+async def test_a_node_that_answers_a_fence_late_can_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    call_node = PoolDriver._call_node
+
+    async def late(self: PoolDriver, name: str, message: Message, reply_type: type[Any]) -> Any:
+        reply = await call_node(self, name, message, reply_type)
+        if isinstance(message, Fence):
+            await asyncio.sleep(NODE_RETRY_S + 0.2)
+        return reply
+
+    monkeypatch.setattr(PoolDriver, "_call_node", late)
+    async with world("a") as w:
+        await asyncio.sleep(NODE_RETRY_S + 0.4)  # the answer to the second fence
+        assert (await w.put("k"))[0] == [""]
 
 
 async def test_a_new_master_finds_all_that_was_committed() -> None:
@@ -196,9 +146,11 @@ async def test_a_new_master_finds_all_that_was_committed() -> None:
         assert w.pool.check() == []
 
 
-async def test_300_puts_of_which_a_third_is_cancelled_midway_add_up() -> None:
-    async with world("a", "b") as w:
-        tasks = [asyncio.create_task(w.put(f"k{number}")) for number in range(300)]
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+async def test_300_puts_of_which_a_third_is_cancelled_midway_add_up(transport: str) -> None:
+    async with world("a", "b", transports=[transport], capacity=32 << 20) as w:
+        sizes = [SIZE if number % 10 else ON_LOOP_BYTES + 1 for number in range(300)]
+        tasks = [asyncio.create_task(w.put(f"k{number}", size=size)) for number, size in enumerate(sizes)]
         for number, task in enumerate(tasks):
             if number % 3 == 0:
                 for _ in range(number % 7):
@@ -206,19 +158,21 @@ async def test_300_puts_of_which_a_third_is_cancelled_midway_add_up() -> None:
                 task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert not [result for result in results if isinstance(result, MooncakeError)]
-        while w.pool.report(0).num_writing:
-            await asyncio.sleep(0.01)
+        assert w.pool.report(0).num_writing == 0
         assert w.pool.check() == []
+        for number in range(1, 300, 3):
+            codes, values = cast(tuple[list[str], list[bytes]], results[number])
+            assert codes == [""]
+            assert await w.get(f"k{number}", size=sizes[number]) == ([True], values)
         removed = await w.store.remove_all(timeout_s=5, force=True)
-        assert removed.removed > 0
-        while w.pool.report(0).used_bytes:
-            await asyncio.sleep(0.01)
+        assert removed.removed >= 200
+        await _until(lambda: w.pool.report(0).quarantined_bytes == w.pool.report(0).used_bytes)
         assert w.pool.check() == []
 
 
 def test_capacity_the_machine_has_not_got_is_refused_with_arithmetic() -> None:
     engine = TransferEngine(owner="n", host_id="h", incarnation=1)
-    with pytest.raises(ConfigError, match="expected .*TiB of memory .* the machine has .* lower its capacity"):
+    with pytest.raises(ConfigError, match="expected .*TiB of memory .* there is .* lower its capacity"):
         Node("n", capacity_bytes=1 << 50, object_size_bytes=1 << 20, incarnation=1, engine=engine)
     engine.close()
 
@@ -231,6 +185,12 @@ def test_a_closed_node_leaves_no_memory_behind() -> None:
     node.close()
     engine.close()
     assert "mooncake-n" not in Path("/proc/self/maps").read_text()
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 def _put_start(key: str) -> PutStart:

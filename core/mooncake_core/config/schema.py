@@ -126,15 +126,15 @@ class PoolConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     read_lease: Duration = 5.0
     """How long a located object is neither evicted nor overwritten."""
     writer_deadline: Duration = 30.0
-    """A put that has not ended after so long is reclaimed."""
+    """A put that has not ended after so long is reclaimed, and its writer shut out (puts under way at its nodes fail)."""
     eviction: str = "lru"
     """Eviction policy plugin."""
     high_watermark: Annotated[float, Meta(gt=0, le=1)] = 0.95
     """Eviction starts when a segment is fuller than this."""
     low_watermark: Annotated[float, Meta(ge=0, le=1)] = 0.85
     """Eviction goes on until a segment is emptier than this."""
-    checksum: bool = True
-    """Verify each block's checksum on get."""
+    checksum: Literal["auto", "on", "off"] = "auto"
+    """Verify each block's checksum on get. auto: when it came over a network (tcp), not from memory of the same host (shm)."""
 
 
 class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -94,8 +94,19 @@ class KVDeparture:
     def _send(self, first: int, last: int, first_layer: int, last_layer: int) -> None:
         if first < last:
             self._to_decode.append(
-                asyncio.get_running_loop().create_task(self._write(first, last, first_layer, last_layer))
+                asyncio.get_running_loop().create_task(self._deliver(first, last, first_layer, last_layer))
             )
+
+    async def _deliver(self, first: int, last: int, first_layer: int, last_layer: int) -> None:
+        """Whatever goes wrong is a failure: decode must not begin on KV that is not there."""
+        try:
+            await self._write(first, last, first_layer, last_layer)
+        except asyncio.CancelledError:
+            self.failure = self.failure or "the request was given up"
+            raise
+        except Exception as error:
+            _log.exception("KV of %s was not sent", self._message.request_id)
+            self.failure = self.failure or str(error) or type(error).__name__
 
     async def _write(self, first: int, last: int, first_layer: int, last_layer: int) -> None:
         """One transfer carries these layers of all these blocks."""
@@ -134,6 +145,8 @@ class KVDeparture:
             await self._write_chunk(put)
         except MooncakeError as error:  # never fails a request: its blocks are just not cached
             _log.warning("blocks of %s are not cached: %s", self._message.request_id, error)
+        except Exception:
+            _log.exception("blocks of %s are not cached", self._message.request_id)
 
     async def _write_chunk(self, put: _ChunkPut) -> None:
         """One put for all blocks of the chunk: space is granted, layers are written as they come, all is committed."""

@@ -4,28 +4,59 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from functools import cache
+from typing import Final, Literal
 
 import xxhash
 
+from mooncake_core import registry
+from mooncake_core.errors import PluginUnknown
+from mooncake_core.store.waiting import all_ended
+from mooncake_core.transfer.contract import Capabilities
+from mooncake_core.transfer.local import LocalTransport
 from mooncake_core.transfer.slices import total_bytes
 
 ON_LOOP_BYTES: Final = 256 << 10
 """Longer sums are computed in a thread: xxhash runs without the interpreter lock."""
 
+Choice = Literal["auto", "on", "off"]
+"""When a get verifies what it read; auto: when it came over a network."""
+
 Digest = xxhash.xxh3_64
 Fed = Sequence[tuple[xxhash.xxh3_64, Sequence[memoryview]]]
 
 
+def wanted(choice: Choice, path: str) -> bool:
+    """Whether bytes that a transport brought are to be verified."""
+    return choice == "on" or (choice == "auto" and not _stays_on_host(path))
+
+
 async def feed(pairs: Fed) -> None:
-    """Takes pieces into the sums of their objects."""
-    if sum(total_bytes(pieces) for _, pieces in pairs) <= ON_LOOP_BYTES:
-        _feed(pairs)
+    """Takes pieces into the sums of their objects. Also a cancelled call returns only when that is done."""
+    if are_short(pairs):
+        feed_now(pairs)
     else:
-        await asyncio.to_thread(_feed, pairs)
+        await all_ended([asyncio.to_thread(feed_now, pairs)])
 
 
-def _feed(pairs: Fed) -> None:
+def are_short(pairs: Fed) -> bool:
+    """Whether the event loop can spare the time."""
+    return sum(total_bytes(pieces) for _, pieces in pairs) <= ON_LOOP_BYTES
+
+
+def feed_now(pairs: Fed) -> None:
     for digest, pieces in pairs:
         for piece in pieces:
             digest.update(piece)
+
+
+@cache
+def _stays_on_host(path: str) -> bool:
+    """Of a transport that is no installed plugin nothing is known: as if it were a network."""
+    if path == LocalTransport.name:
+        return True
+    try:
+        capabilities: Capabilities = registry.load("transport", path).capabilities
+    except PluginUnknown:
+        return False
+    return capabilities.same_host_only

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mooncake_core.errors import MooncakeError
+from mooncake_core.store.checksums import Choice
 from mooncake_core.store.putting import Putting
 from mooncake_core.store.reading import Reading
 from mooncake_core.transfer.engine import TransferEngine
@@ -45,7 +48,7 @@ class PutObject:
 class StoreClient:
     """Reads and writes the pool. A full pool or a dead node is a result, not an exception; an unreachable master is one."""
 
-    def __init__(self, master: Client, *, engine: TransferEngine, checksum: bool = True) -> None:
+    def __init__(self, master: Client, *, engine: TransferEngine, checksum: Choice = "auto") -> None:
         self._master = master
         self._engine = engine
         self._checksum = checksum
@@ -80,7 +83,15 @@ class StoreClient:
         """Space for objects that are then written part by part; the puts' `end` must follow."""
         sent = time.monotonic()
         message = PutStart(objects=list(wanted), replicas=replicas, preferred_node=preferred_node)
-        started = await self._master.call(message, PutStarted, timeout_s=timeout_s)
+        asked = asyncio.ensure_future(self._master.call(message, PutStarted, timeout_s=timeout_s))
+        try:
+            started = await asyncio.shield(asked)
+        except asyncio.CancelledError:  # the master may have granted: the space must not wait for the writer's deadline
+            with contextlib.suppress(MooncakeError):
+                await Putting(self._master, self._engine, wanted, await asked, sent).end(
+                    timeout_s=timeout_s, commit=False
+                )
+            raise
         deadline = sent + min(timeout_s, started.writer_deadline_s)
         return Putting(self._master, self._engine, wanted, started, deadline)
 
@@ -111,5 +122,5 @@ class StoreClient:
         return (await self._master.call(message, Removed, timeout_s=timeout_s)).refusals
 
     async def remove_all(self, *, timeout_s: float, force: bool = False) -> RemovedAll:
-        """Removes every object."""
+        """Removes every object; with `force` also leased ones, and puts under way come to nothing."""
         return await self._master.call(RemoveAll(force=force), RemovedAll, timeout_s=timeout_s)

@@ -40,18 +40,19 @@ class NodeJoined:
 
 @dataclass(frozen=True, slots=True)
 class NodeFenced:
-    """Writers of older terms are shut out of a node."""
+    """Writers of earlier rounds are shut out of a node."""
 
     name: str
     incarnation: int
+    round: int
     write: SegmentDescriptor
 
 
 @dataclass(frozen=True, slots=True)
 class BlocksReported:
-    """Part of a node's directory."""
+    """Part of a node's directory, and what it answers."""
 
-    name: str
+    asked: AskReport
     report: BlockReport
 
 
@@ -90,10 +91,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class FenceNode:
-    """Ask a node to shut out writers of older terms."""
+    """Ask a node to shut out the writers of earlier rounds."""
 
     name: str
     incarnation: int
+    round: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class AskReport:
 
     name: str
     incarnation: int
+    round: int
     cursor: int
 
 

@@ -24,7 +24,7 @@ class Eviction(ABC):
 
     @abstractmethod
     def candidates(self) -> Iterator[str]:
-        """Objects, the one to go first first. The pool may remove the current one while it iterates."""
+        """Objects, the one to go first first. The pool may remove the current one and earlier ones while it iterates."""
 
 
 class LRU(Eviction):

@@ -1,6 +1,6 @@
 """What lies where in a segment: `[slot][slot]...[header|data][header|data]...`.
 
-A slot is the directory's word on one object: free, reserved by a writer, or committed. The header beside the data names
+A slot is the directory's word on one object: free, reserved by a writer, committed, or removed. The header beside the data names
 the object, so that whoever reads stale space notices. Writers are one-sided: they write slot and header themselves.
 """
 
@@ -28,6 +28,11 @@ class SlotState(enum.IntEnum):
     FREE = 0
     RESERVED = 1
     COMMITTED = 2
+    REMOVED = 3
+    """The object is gone, but its space is not free yet."""
+
+
+WRITTEN_STATES: Final = (SlotState.RESERVED, SlotState.COMMITTED, SlotState.REMOVED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,6 @@ def pack_slot(slot: Slot) -> bytes:
 def unpack_slot(data: memoryview | bytes) -> Slot | None:
     """The slot in `data`, or None for one that was never written, or makes no sense."""
     magic, state, allocation_id, offset, size_bytes, checksum = _SLOT.unpack_from(data)
-    if magic != _SLOT_MAGIC or state not in (SlotState.RESERVED, SlotState.COMMITTED):
+    if magic != _SLOT_MAGIC or state not in WRITTEN_STATES:
         return None
     return Slot(SlotState(state), allocation_id, offset, size_bytes, checksum)

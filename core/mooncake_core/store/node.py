@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
+from dataclasses import replace
 from typing import Final
 
 from mooncake_core.errors import ConfigError, StaleAllocation
@@ -15,14 +15,17 @@ from mooncake_core.store.layout import (
     SlotState,
     align,
     extent_bytes,
+    pack_slot,
     unpack_header,
     unpack_slot,
 )
+from mooncake_core.store.memory_limit import available_memory_bytes
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.units import format_size
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.membership import SegmentOffer
+from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.messages.pool import (
     BlockReport,
     ClearSlots,
@@ -34,7 +37,6 @@ from mooncake_core.wire.messages.pool import (
 from mooncake_core.wire.server import Call, Handler
 
 SLOTS_PER_REPORT: Final = 4096
-MEMINFO: Final = Path("/proc/meminfo")
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +65,10 @@ class Node:
         self._read = engine.export(self._region, writable=False)
         self._write = engine.export(self._region, writable=True)
         self._term = 0
+        self._fence = (0, 0)
+        """Term and round of the newest fence."""
+        self._withdrawal: asyncio.Future[None] | None = None
+        """Of all write exports before the current one."""
 
     def offer(self) -> SegmentOffer:
         """What the node tells the master when it joins."""
@@ -80,15 +86,28 @@ class Node:
         return {Fence: self.fence, ReportBlocks: self.report_blocks, ClearSlots: self.clear_slots}
 
     async def fence(self, message: Fence, call: Call) -> Fenced:
-        """Shuts out writers of older terms; when it returns none of them touches the segment any more."""
+        """Shuts out writers of earlier terms and rounds; when it returns none of them touches the segment any more.
+
+        A fence that comes again waits for the same withdrawals, and gets the same answer.
+
+        Raises:
+            StaleAllocation: the node obeys a later master, or handled a later fence meanwhile.
+        """
         self._check_term(message.term)
         self._term = message.term
-        old, self._write = self._write, self._engine.export(self._region, writable=True)
-        await asyncio.to_thread(self._engine.withdraw, old)
+        asked = (message.term, message.round)
+        if asked > self._fence:
+            self._fence = asked
+            old, self._write = self._write, self._engine.export(self._region, writable=True)
+            self._withdrawal = asyncio.ensure_future(self._withdraw(old, after=self._withdrawal))
+        if self._withdrawal is not None:
+            await asyncio.shield(self._withdrawal)  # goes on when the asker gives up
+        if asked != self._fence:
+            raise StaleAllocation(f"{self._name} was fenced again: {asked} is not the newest of its fences")
         return Fenced(incarnation=self._incarnation, write=self._write)
 
     async def report_blocks(self, message: ReportBlocks, call: Call) -> BlockReport:
-        """The next part of the directory: committed objects. Reservations of writers that were shut out are dropped."""
+        """The next part of the directory. Reservations of writers that were shut out are dropped."""
         self._check_term(message.term)
         last = min(message.cursor + SLOTS_PER_REPORT, self._num_slots)
         found = (self._stored(number) for number in range(message.cursor, last))
@@ -99,11 +118,15 @@ class Node:
         )
 
     async def clear_slots(self, message: ClearSlots, call: Call) -> Done:
-        """Forgets objects that the master dropped."""
+        """Forgets objects that the master dropped, or marks them as removed."""
         self._check_term(message.term)
         for clearing in message.slots:
             slot = self._slot(clearing.slot)
-            if slot is not None and slot.allocation_id == clearing.allocation_id:
+            if slot is None or slot.allocation_id != clearing.allocation_id:
+                continue
+            if clearing.only_mark:
+                self._set(clearing.slot, pack_slot(replace(slot, state=SlotState.REMOVED)))
+            else:
                 self._erase(clearing.slot)
         return Done()
 
@@ -121,8 +144,16 @@ class Node:
     def _slot(self, number: int) -> Slot | None:
         return unpack_slot(self._view[number * SLOT_BYTES : (number + 1) * SLOT_BYTES])
 
+    def _set(self, number: int, content: bytes) -> None:
+        self._view[number * SLOT_BYTES : (number + 1) * SLOT_BYTES] = content
+
     def _erase(self, number: int) -> None:
-        self._view[number * SLOT_BYTES : (number + 1) * SLOT_BYTES] = bytes(SLOT_BYTES)
+        self._set(number, bytes(SLOT_BYTES))
+
+    async def _withdraw(self, export: SegmentDescriptor, *, after: asyncio.Future[None] | None) -> None:
+        if after is not None:
+            await after
+        await asyncio.to_thread(self._engine.withdraw, export)
 
     def _stored(self, number: int) -> StoredObject | None:
         """The object of a slot, if slot and header agree; else the slot is erased."""
@@ -131,13 +162,13 @@ class Node:
             return None
         header = unpack_header(self._view[slot.offset : slot.offset + ALIGNMENT * 64])
         if (
-            slot.state is not SlotState.COMMITTED
+            slot.state is SlotState.RESERVED
             or header is None
             or (header.allocation_id, header.size_bytes) != (slot.allocation_id, slot.size_bytes)
             or slot.offset < self._data_offset
             or slot.offset + extent_bytes(header.key, header.parent, header.size_bytes) > len(self._view)
         ):
-            _log.info("slot %d is not that of a committed object: dropped", number)
+            _log.info("slot %d is not that of a whole object: dropped", number)
             self._erase(number)
             return None
         return StoredObject(
@@ -148,6 +179,7 @@ class Node:
             checksum=slot.checksum,
             slot=number,
             offset=slot.offset,
+            removed=slot.state is SlotState.REMOVED,
         )
 
 
@@ -157,13 +189,8 @@ def _check_memory(name: str, num_bytes: int) -> None:
     if num_bytes > available:
         raise ConfigError(
             f"{name}: expected {format_size(num_bytes)} of memory for capacity and directory, "
-            f"the machine has {format_size(available)} available: lower its capacity"
+            f"there is {format_size(available)} on this machine, or in its cgroup: lower its capacity"
         )
 
 
-def available_memory_bytes() -> int:
-    """What the kernel says can be had without swapping."""
-    for line in MEMINFO.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 62
+__all__ = ["Node", "available_memory_bytes"]

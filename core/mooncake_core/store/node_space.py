@@ -1,7 +1,8 @@
 """The master's view of one node's segment: what is taken, what waits to be given back, and what is free. Pure.
 
-An extent that is not needed any more goes through: quarantine (a reader's lease may still cover it), clearing (the node
-was asked to clear the slot), and only then free.
+An extent that is not needed any more waits until nobody can touch it: for a time (a reader's lease, a writer's deadline), or
+for a fence, where its writer was never heard of again. Then comes clearing (the node was asked to clear the slot), and only
+then it is free. While it waits its slot is marked, so that another master knows it for what it is.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Extent:
     offset: int
     length: int
     allocation_id: int
+    round: int = 0
+    """Newest fence when it was granted: its writer is shut out by every later one."""
 
 
 class NodeState(enum.Enum):
@@ -46,12 +49,19 @@ class NodeSpace:
         self.write: SegmentDescriptor = offer.write
         self.eviction = eviction
         self.state = NodeState.FENCING
+        self.round = 0
+        """The newest fence the node was asked for."""
+        self._fenced_round = -1
         self.cursor = 0
         self.retry_at = 0.0
         self.taken: dict[int, Extent] = {}
         """Slot → extent of objects that are there or being written."""
         self.clearing: dict[int, Extent] = {}
-        self._unsent: list[Extent] = []
+        self._marking: dict[int, Extent] = {}
+        """Slots of what waits that the node has not confirmed as marked."""
+        self._unsent: list[SlotClearing] = []
+        self._unfenced: list[Extent] = []
+        """Their writers may still be alive: they wait for a fence."""
         self._quarantine: list[tuple[float, Extent]] = []
         self._leaving_bytes = 0
         self._allocator = Allocator(offer.data_offset, 0)
@@ -60,6 +70,25 @@ class NodeSpace:
     @property
     def ready(self) -> bool:
         return self.state is NodeState.READY
+
+    @property
+    def fencing(self) -> bool:
+        """A fence is under way: until it is answered nobody can be told where to write."""
+        return self.round != self._fenced_round
+
+    @property
+    def writable(self) -> bool:
+        """Puts can go there."""
+        return self.ready and not self.fencing
+
+    @property
+    def needs_fence(self) -> bool:
+        return bool(self._unfenced) and not self.fencing
+
+    @property
+    def unconfirmed(self) -> bool:
+        """The node was asked to clear or mark slots, and has not answered."""
+        return bool(self.clearing or self._marking)
 
     @property
     def used_bytes(self) -> int:
@@ -79,6 +108,14 @@ class NodeSpace:
     def free_ratio(self) -> float:
         """Free share of the segment."""
         return self._allocator.free_bytes / self.offer.capacity_bytes
+
+    def fenced(self, write: SegmentDescriptor) -> None:
+        """The fence asked for is done: no writer of before can touch the segment any more."""
+        self.write = write
+        self._fenced_round = self.round
+        unfenced, self._unfenced = self._unfenced, []
+        for extent in unfenced:
+            self._clear(extent)
 
     def open(self) -> None:
         """The report is complete: what it did not name is free."""
@@ -106,23 +143,36 @@ class NodeSpace:
 
     def allocate(self, length: int, allocation_id: int) -> Extent | None:
         """Space for a new replica, or None."""
-        if not self.ready or not self._free_slots:
+        if not self.writable or not self._free_slots:
             return None
         offset = self._allocator.allocate(length)
         if offset is None:
             return None
-        extent = Extent(self._free_slots.pop(), offset, length, allocation_id)
+        extent = Extent(self._free_slots.pop(), offset, length, allocation_id, self.round)
         self.taken[extent.slot] = extent
         return extent
 
     def give_up(self, extent: Extent, not_before: float, now: float) -> None:
-        """An object is gone; its space may be used again after `not_before`."""
-        del self.taken[extent.slot]
-        self._leaving_bytes += extent.length
+        """Its object is gone; the space may be used again after `not_before`."""
+        self._leave(extent)
         if not_before > now:
             heapq.heappush(self._quarantine, (not_before, extent))
+            self._mark(extent)
         else:
             self._clear(extent)
+
+    def give_up_unsettled(self, extent: Extent, not_before: float, now: float) -> None:
+        """Its object is gone, and a write may still land before `not_before`, unless the writer was shut out since."""
+        self.give_up(extent, now if extent.round < self._fenced_round else not_before, now)
+
+    def give_up_unfenced(self, extent: Extent) -> None:
+        """Its object is gone, and its writer may write for ever, unless it was shut out since: the space waits for a fence."""
+        self._leave(extent)
+        if extent.round < self._fenced_round:
+            self._clear(extent)
+        else:
+            self._unfenced.append(extent)
+            self._mark(extent)
 
     def due(self, now: float) -> None:
         """Moves what has been quarantined long enough on to clearing."""
@@ -134,20 +184,24 @@ class NodeSpace:
         return self._quarantine[0][0] if self._quarantine else None
 
     def unsent(self) -> list[SlotClearing]:
-        """Slots the node was not yet asked to clear; from now on it was."""
-        extents, self._unsent = self._unsent, []
-        return [SlotClearing(slot=extent.slot, allocation_id=extent.allocation_id) for extent in extents]
+        """Slots the node was not yet asked to clear or mark; from now on it was."""
+        unsent, self._unsent = self._unsent, []
+        return unsent
 
     def resend(self) -> None:
         """The node did not confirm in time: it is asked again for all."""
-        self._unsent = list(self.clearing.values())
+        self._unsent = [_clearing(extent) for extent in self.clearing.values()]
+        self._unsent += [_clearing(extent, only_mark=True) for extent in self._marking.values()]
 
     def cleared(self, slots: Iterable[SlotClearing]) -> None:
-        """The node has cleared these: their space is free."""
+        """The node has marked these, or cleared them: then their space is free."""
         for clearing in slots:
-            extent = self.clearing.get(clearing.slot)
-            if extent is not None and extent.allocation_id == clearing.allocation_id:
-                del self.clearing[clearing.slot]
+            asked = self._marking if clearing.only_mark else self.clearing
+            extent = asked.get(clearing.slot)
+            if extent is None or extent.allocation_id != clearing.allocation_id:
+                continue
+            del asked[clearing.slot]
+            if not clearing.only_mark:
                 self._leaving_bytes -= extent.length
                 self._allocator.free(extent.offset, extent.length)
                 self._free_slots.append(extent.slot)
@@ -177,8 +231,22 @@ class NodeSpace:
 
     def _extents(self) -> list[Extent]:
         """All that is not free."""
-        return [*self.taken.values(), *self.clearing.values(), *(extent for _, extent in self._quarantine)]
+        waiting = [extent for _, extent in self._quarantine]
+        return [*self.taken.values(), *self.clearing.values(), *self._unfenced, *waiting]
+
+    def _leave(self, extent: Extent) -> None:
+        del self.taken[extent.slot]
+        self._leaving_bytes += extent.length
+
+    def _mark(self, extent: Extent) -> None:
+        self._marking[extent.slot] = extent
+        self._unsent.append(_clearing(extent, only_mark=True))
 
     def _clear(self, extent: Extent) -> None:
+        self._marking.pop(extent.slot, None)
         self.clearing[extent.slot] = extent
-        self._unsent.append(extent)
+        self._unsent.append(_clearing(extent))
+
+
+def _clearing(extent: Extent, *, only_mark: bool = False) -> SlotClearing:
+    return SlotClearing(slot=extent.slot, allocation_id=extent.allocation_id, only_mark=only_mark)

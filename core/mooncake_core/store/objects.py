@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mooncake_core.store.node_space import Extent, NodeSpace
@@ -21,6 +21,10 @@ class PoolObject:
     """Node → where."""
     checksum: int = 0
     readable: bool = False
+    doomed: bool = False
+    """All objects were removed while it was being written: it will not be committed."""
+    write_until: float = 0.0
+    """Its writer's deadline."""
     lease_until: float = 0.0
     used_at: float = 0.0
 
@@ -57,17 +61,17 @@ class Changes:
 
 def check(
     nodes: Mapping[str, NodeSpace],
-    objects: Mapping[str, PoolObject],
+    objects: Sequence[PoolObject],
     writing: set[int],
     children: Mapping[str, int],
 ) -> list[str]:
     """What does not add up; empty when every byte and slot is accounted for exactly once."""
-    owners = {entry.allocation_id for entry in objects.values()}
+    owners = {entry.allocation_id for entry in objects}
     problems = [problem for node in nodes.values() for problem in node.check(owners.__contains__)]
-    for entry in objects.values():
+    for entry in objects:
         problems += _check_object(entry, nodes, writing)
     counted: dict[str, int] = {}
-    for entry in objects.values():
+    for entry in objects:
         if entry.readable and entry.parent:
             counted[entry.parent] = counted.get(entry.parent, 0) + 1
     return problems if counted == children else [*problems, "the count of children is wrong"]

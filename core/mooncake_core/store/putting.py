@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mooncake_core.errors import DeadlineExceeded, StaleSegment, TransferError
 from mooncake_core.store import checksums
 from mooncake_core.store.layout import SLOT_BYTES, Header, Slot, SlotState, header_bytes, pack_header, pack_slot
+from mooncake_core.store.waiting import all_ended
 from mooncake_core.transfer.contract import Range
 from mooncake_core.transfer.engine import TransferEngine, first_error
 from mooncake_core.transfer.slices import total_bytes
 from mooncake_core.wire.client import Client
-from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.messages.pool import Commit, Grant, NewObject, PutEnd, PutEnded, PutStarted
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,13 @@ class _Object:
     grant: Grant
     digest: checksums.Digest = field(default_factory=checksums.Digest)
     written_bytes: int = 0
-    failed: bool = False
+    lost: set[str] = field(default_factory=set)
+    """Nodes that could not be written to: the object goes on without them, while there are others."""
+
+    @property
+    def nodes(self) -> list[str]:
+        """Those that hold all that was written."""
+        return [placement.node for placement in self.grant.placements if placement.node not in self.lost]
 
 
 class Putting:
@@ -49,16 +55,18 @@ class Putting:
             for index, (new, grant) in enumerate(zip(wanted, started.grants, strict=True))
             if grant.placements
         }
+        self._unsettled: set[str] = set()
+        """Nodes at which a write may land after it was given up."""
 
     @property
     def granted(self) -> Sequence[int]:
         """Which of the objects have space, and have not failed; the others need not be written."""
-        return [index for index, item in self._objects.items() if not item.failed]
+        return [index for index, item in self._objects.items() if item.nodes]
 
     async def write(self, parts: Mapping[int, Pieces]) -> None:
         """Moves the next bytes of some objects, given by their place in the put; those without space are skipped.
 
-        What fails shows in `end`.
+        What fails shows in `end`. Also a cancelled call returns only when nothing uses the pieces any more.
         """
         writes: dict[str, tuple[list[int], Write]] = {}
         sums: list[tuple[checksums.Digest, Pieces]] = []
@@ -66,9 +74,12 @@ class Putting:
             if index in parts:
                 self._gather(index, parts[index], writes)
                 sums.append((self._objects[index].digest, parts[index]))
-        moves = [asyncio.ensure_future(self._write_node(node, *job)) for node, job in writes.items()]
-        await checksums.feed(sums)
-        await asyncio.gather(*moves)
+        jobs = [self._write_node(node, *job) for node, job in writes.items()]
+        if checksums.are_short(sums):
+            checksums.feed_now(sums)
+        else:
+            jobs.append(checksums.feed(sums))
+        await all_ended(jobs)
 
     async def end(self, *, timeout_s: float, commit: bool = True) -> list[str]:
         """Commits the objects that are written whole, gives the space of the others back; one error code each, empty for
@@ -83,9 +94,11 @@ class Putting:
         message = PutEnd(
             term=self._started.term,
             commits=[
-                Commit(allocation_id=item.grant.allocation_id, checksum=item.digest.intdigest()) for item in whole
+                Commit(allocation_id=item.grant.allocation_id, checksum=item.digest.intdigest(), nodes=item.nodes)
+                for item in whole
             ],
             revoked=[number for number in numbers if number not in kept],
+            settled=[node for node in self._started.segments if node not in self._unsettled],
         )
         ended = await self._master.call(message, PutEnded, timeout_s=timeout_s)
         codes = dict.fromkeys(message.revoked, "transfer")
@@ -98,6 +111,8 @@ class Putting:
         length = total_bytes(pieces)
         header_length = header_bytes(item.new.key, item.new.parent)
         for placement in item.grant.placements:
+            if placement.node in item.lost:
+                continue
             indexes, (near, far) = writes.setdefault(placement.node, ([], ([], [])))
             indexes.append(index)
             if item.written_bytes == 0:
@@ -118,6 +133,8 @@ class Putting:
             if not self._is_whole(item):
                 continue
             for placement in item.grant.placements:
+                if placement.node in item.lost:
+                    continue
                 slot = Slot(
                     SlotState.COMMITTED,
                     item.grant.allocation_id,
@@ -129,18 +146,25 @@ class Putting:
                 indexes.append(index)
                 near.append(memoryview(pack_slot(slot)))
                 far.append(Range(placement.slot * SLOT_BYTES, SLOT_BYTES))
-        await asyncio.gather(*(self._write_node(node, *job) for node, job in writes.items()))
+        await all_ended(self._write_node(node, *job) for node, job in writes.items())
 
     async def _write_node(self, node: str, indexes: list[int], write: Write) -> None:
-        """One transfer carries everything for a node; if it fails, all its objects have."""
-        segment: SegmentDescriptor = self._started.segments[node]
-        error = first_error(
-            await self._engine.write(segment, [write], timeout_s=max(0.0, self._deadline - time.monotonic()))
-        )
-        if error is not None:
-            _log.warning("cannot write to %s: %s", segment.owner, error)
-            for index in indexes:
-                self._objects[index].failed = True
+        """One transfer carries everything for a node; if it fails, all its objects have lost that node."""
+        error = await self._move(node, write)
+        if error is None:
+            return
+        _log.warning("cannot write to %s: %s", node, error)
+        for index in indexes:
+            self._objects[index].lost.add(node)
+
+    async def _move(self, node: str, write: Write) -> TransferError | TimeoutError | None:
+        patience_s = self._deadline - time.monotonic()
+        if patience_s <= 0:
+            return DeadlineExceeded("the writer's deadline has passed")
+        error = first_error(await self._engine.write(self._started.segments[node], [write], timeout_s=patience_s))
+        if error is not None and not isinstance(error, StaleSegment):  # a withdrawn segment is touched by nobody
+            self._unsettled.add(node)
+        return error
 
     def _is_whole(self, item: _Object) -> bool:
-        return not item.failed and item.written_bytes == item.new.size_bytes
+        return bool(item.nodes) and item.written_bytes == item.new.size_bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from mooncake_core.errors import ChecksumMismatch, MooncakeError
 from mooncake_core.store import checksums
 from mooncake_core.store.layout import unpack_header
+from mooncake_core.store.waiting import all_ended
 from mooncake_core.transfer.contract import Kind, Range
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.slices import total_bytes
@@ -27,6 +27,9 @@ class _Object:
 
     found: Located
     digest: checksums.Digest = field(default_factory=checksums.Digest)
+    summed_bytes: int = 0
+    must_agree: bool = False
+    """Some of its bytes came by a path whose bytes are verified."""
     read_bytes: int = 0
     replica: int = 0
     named: bool = False
@@ -46,7 +49,7 @@ class _Job:
 class Reading:
     """A get under way; made by StoreClient.begin_get. One read at a time."""
 
-    def __init__(self, engine: TransferEngine, got: Got, deadline: float, *, checksum: bool) -> None:
+    def __init__(self, engine: TransferEngine, got: Got, deadline: float, *, checksum: checksums.Choice) -> None:
         self._engine = engine
         self._got = got
         self._deadline = deadline
@@ -72,19 +75,24 @@ class Reading:
 
     async def read(self, parts: Mapping[int, Pieces]) -> None:
         """Reads the next bytes of some objects into pieces, given by the object's place in the get. A node that fails is
-        made up for by the next replica; an object without one left is a miss from then on."""
+        made up for by the next replica; an object without one left is a miss from then on. Also a cancelled call returns
+        only when nothing uses the pieces any more."""
         left = [index for index in parts if index in self._objects]
         while left:
             jobs = self._jobs(left, parts)
-            failed = await asyncio.gather(*(self._read_node(node, job) for node, job in jobs.items()))
+            failed = await all_ended(self._read_node(node, job) for node, job in jobs.items())
             left = [index for indexes in failed for index in indexes if self._next_replica(index)]
+        summed: list[tuple[checksums.Digest, Pieces]] = []
         for index, pieces in parts.items():
-            if index in self._objects:
-                self._objects[index].read_bytes += total_bytes(pieces)
-        if self._checksum:
-            await checksums.feed(
-                [(self._objects[index].digest, pieces) for index, pieces in parts.items() if index in self._objects]
-            )
+            if (item := self._objects.get(index)) is None:
+                continue
+            length = total_bytes(pieces)
+            item.read_bytes += length
+            if item.must_agree:
+                item.summed_bytes += length
+                summed.append((item.digest, pieces))
+        if summed:
+            await checksums.feed(summed)
 
     def damaged(self) -> list[int]:
         """Objects that were read whole and are not what was put, where another replica may be better: they are to be read
@@ -132,6 +140,9 @@ class Reading:
             _log.warning("cannot read from %s: %s", segment.owner, transfer.error)
             return job.indexes
         self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + total_bytes(job.near)
+        if checksums.wanted(self._checksum, transfer.path):
+            for index in job.indexes:
+                self._objects[index].must_agree = True
         return [index for index in job.indexes if index in job.headers and not self._name(index, job.headers[index])]
 
     def _name(self, index: int, header: bytearray) -> bool:
@@ -161,5 +172,7 @@ class Reading:
             raise TimeoutError("the lease ended while it was read")
 
     def _is_damaged(self, item: _Object) -> bool:
-        whole = item.read_bytes == item.found.size_bytes
-        return self._checksum and whole and item.digest.intdigest() != item.found.checksum
+        if item.read_bytes != item.found.size_bytes or not item.must_agree:
+            return False
+        # An object whose first parts were not summed, because they came by another path, cannot be told to be right.
+        return item.summed_bytes != item.read_bytes or item.digest.intdigest() != item.found.checksum

@@ -16,7 +16,9 @@ from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.inspection import Inspection
 from mooncake_core.roles.master.members import Members
 from mooncake_core.roles.master.pool import PoolDriver
+from mooncake_core.roles.master.term import next_term
 from mooncake_core.roles.master.timelines import Timelines
+from mooncake_core.roles.run_directory import RunDirectory
 from mooncake_core.store.pool import Pool, PoolSettings
 from mooncake_core.wire.server import Server
 
@@ -25,7 +27,7 @@ async def run(context: RoleContext) -> None:
     """Serves until told to stop."""
     section = context.spec.section
     assert isinstance(section, MasterConfig)  # what config.processes gives a master
-    term = time.time_ns() // 1000
+    term = next_term(RunDirectory(context.config.cluster).path / "term", time.time_ns() // 1000)
     members = Members(
         context.clients, term=term, heartbeat_interval_s=section.heartbeat_interval, lease_s=section.lease
     )
@@ -73,6 +75,6 @@ def _pool(config: ClusterConfig, term: int) -> Pool:
         high_watermark=config.pool.high_watermark,
         low_watermark=config.pool.low_watermark,
     )
-    ids = itertools.count(term)  # a term is a start time in microseconds: no two masters give the same id
+    ids = itertools.count(term)  # terms are far enough apart: no two masters give the same id
     eviction = registry.load("eviction", config.pool.eviction)
     return Pool(settings, term=term, next_id=lambda: next(ids), eviction=eviction)

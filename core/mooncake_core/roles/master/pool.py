@@ -89,10 +89,10 @@ class PoolDriver:
                 self._answer(token, message)
             case p.BlocksStored() | p.BlocksRemoved():
                 self._on_change(command)
-            case p.FenceNode(name=name, incarnation=incarnation):
-                self._tasks.start(self._fence(name, incarnation))
-            case p.AskReport(name=name, incarnation=incarnation, cursor=cursor):
-                self._tasks.start(self._report(name, incarnation, cursor))
+            case p.FenceNode():
+                self._tasks.start(self._fence(command))
+            case p.AskReport():
+                self._tasks.start(self._report(command))
             case p.ClearNodeSlots(name=name, incarnation=incarnation, slots=slots):
                 self._tasks.start(self._clear(name, incarnation, slots))
 
@@ -105,15 +105,15 @@ class PoolDriver:
         else:
             answer.set_result(message)
 
-    async def _fence(self, name: str, incarnation: int) -> None:
-        fenced = await self._call_node(name, Fence(term=self._term), Fenced)
-        if fenced is not None and fenced.incarnation == incarnation:
-            self.feed(p.NodeFenced(name, incarnation, fenced.write))
+    async def _fence(self, wanted: p.FenceNode) -> None:
+        fenced = await self._call_node(wanted.name, Fence(term=self._term, round=wanted.round), Fenced)
+        if fenced is not None and fenced.incarnation == wanted.incarnation:
+            self.feed(p.NodeFenced(wanted.name, wanted.incarnation, wanted.round, fenced.write))
 
-    async def _report(self, name: str, incarnation: int, cursor: int) -> None:
-        report = await self._call_node(name, ReportBlocks(term=self._term, cursor=cursor), BlockReport)
-        if report is not None and report.incarnation == incarnation:
-            self.feed(p.BlocksReported(name, report))
+    async def _report(self, wanted: p.AskReport) -> None:
+        report = await self._call_node(wanted.name, ReportBlocks(term=self._term, cursor=wanted.cursor), BlockReport)
+        if report is not None and report.incarnation == wanted.incarnation:
+            self.feed(p.BlocksReported(wanted, report))
 
     async def _clear(self, name: str, incarnation: int, slots: Sequence[Any]) -> None:
         message = ClearSlots(term=self._term, incarnation=incarnation, slots=list(slots))

@@ -53,16 +53,18 @@ class PutStarted(Struct, frozen=True, tag=True, kw_only=True):
 
     term: int
     writer_deadline_s: float
-    """Commit before this many seconds have passed; later the space is reclaimed."""
+    """End the put before this many seconds have passed; later its space is reclaimed, and its writer shut out."""
     grants: list[Grant]
     segments: dict[str, SegmentDescriptor]
 
 
 class Commit(Struct, frozen=True, kw_only=True):
-    """One object is written: all its placements hold the data and the committed slot."""
+    """One object is written."""
 
     allocation_id: int
     checksum: int
+    nodes: list[str]
+    """Those of its placements that hold the data and the committed slot; the space of the others is given back."""
 
 
 class PutEnd(Struct, frozen=True, tag=True, kw_only=True):
@@ -72,6 +74,9 @@ class PutEnd(Struct, frozen=True, tag=True, kw_only=True):
     commits: list[Commit]
     revoked: list[int] = []
     """Allocation ids."""
+    settled: list[str] = []
+    """Nodes at which every write of this put is known to have ended. Space given back at the others is not used again before
+    the writer's deadline has passed: a write may land until then."""
 
 
 class PutEnded(Struct, frozen=True, tag=True, kw_only=True):
@@ -132,7 +137,7 @@ class Removed(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class RemoveAll(Struct, frozen=True, tag=True, kw_only=True):
-    """Removes every object."""
+    """Removes every object; with `force` also leased ones, and puts under way come to nothing."""
 
     force: bool = False
 
@@ -148,20 +153,24 @@ class RemovedAll(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Fence(Struct, frozen=True, tag=True, kw_only=True):
-    """A new term begins: withdraw the write descriptor that writers of older terms hold, and export a new one."""
+    """Withdraw the write descriptor that writers hold, and export a new one: a new term begins, or a writer is silent.
+
+    Fences are ordered by (term, round). One that was already handled gets the same answer again.
+    """
 
     term: int
+    round: int
 
 
 class Fenced(Struct, frozen=True, tag=True, kw_only=True):
-    """No writer of an older term can touch the segment any more; uncommitted reservations were dropped."""
+    """Nobody who was told an earlier descriptor can write to the segment any more."""
 
     incarnation: int
     write: SegmentDescriptor
 
 
 class StoredObject(Struct, frozen=True, kw_only=True):
-    """A committed object as the node's directory has it."""
+    """An object as the node's directory has it."""
 
     key: str
     parent: str
@@ -170,6 +179,8 @@ class StoredObject(Struct, frozen=True, kw_only=True):
     checksum: int
     slot: int
     offset: int
+    removed: bool = False
+    """It is gone, and only its space is still in use: a reader may be there."""
 
 
 class ReportBlocks(Struct, frozen=True, tag=True, kw_only=True):
@@ -180,7 +191,7 @@ class ReportBlocks(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class BlockReport(Struct, frozen=True, tag=True, kw_only=True):
-    """Some thousand committed objects; `next_cursor` is -1 after the last part."""
+    """Some thousand objects; `next_cursor` is -1 after the last part. Reservations of writers that were shut out are dropped."""
 
     incarnation: int
     objects: list[StoredObject]
@@ -192,10 +203,13 @@ class SlotClearing(Struct, frozen=True, kw_only=True):
 
     slot: int
     allocation_id: int
+    only_mark: bool = False
+    """Somebody may still touch its space: the slot goes on naming it, as that of a removed object."""
 
 
 class ClearSlots(Struct, frozen=True, tag=True, kw_only=True):
-    """The master dropped these objects; it uses their space again once the node has answered Done."""
+    """The master dropped these objects; where they are not only marked, it uses their space again once the node has answered
+    Done."""
 
     term: int
     incarnation: int

@@ -1,0 +1,32 @@
+"""Which nodes a put takes, and which objects make room for it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from mooncake_core.store.index import ObjectIndex
+from mooncake_core.store.node_space import NodeSpace
+from mooncake_core.store.objects import PoolObject
+
+
+def in_order_of_choice(nodes: Iterable[NodeSpace], preferred_node: str) -> list[NodeSpace]:
+    """Nodes as a put takes them: the preferred one first, then those with the largest free share."""
+    return sorted(
+        (node for node in nodes if node.writable),
+        key=lambda node: (node.name != preferred_node, -node.free_ratio(), node.name),
+    )
+
+
+def victims(node: NodeSpace, index: ObjectIndex, now: float) -> Iterator[PoolObject]:
+    """What a node evicts, in the order of its policy; the caller drops each one before it asks for the next.
+
+    A block whose chain goes on is passed over, and its turn comes as soon as the last block after it has gone.
+    """
+    passed: set[str] = set()
+    for key in node.eviction.candidates():
+        passed.add(key)
+        while key in passed and index.may_go(key, node.name, now):
+            entry = index.readable(key)
+            assert entry is not None  # it may go
+            yield entry
+            key = entry.parent
