@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 import click
 
@@ -35,6 +35,13 @@ Examples:
 Exit code 1 if a request fails, or what was expected is missed. With --rate or an SLO a rejection (429, 503) is a
 result, not a failure. With --against only --at-least decides.
 """
+
+
+class Rival(NamedTuple):
+    """What a server is compared with."""
+
+    url: str
+    kv_transfer: Literal["layers", "whole"]
 
 
 class Run(Protocol):
@@ -75,6 +82,11 @@ class Run(Protocol):
 @click.option("--slo-ttft", "slo_ttft_s", type=DURATION, help="Goodput: longest time to first token.")
 @click.option("--slo-tbt", "slo_tbt_s", type=DURATION, help="Goodput: longest time between tokens.")
 @click.option("--against", metavar="URL", help="Compare with this server, in alternating pairs of runs.")
+@click.option(
+    "--against-whole",
+    is_flag=True,
+    help="Compare with this server moving KV before and after the computation, not layer by layer beside it.",
+)
 @click.option("--pairs", type=click.IntRange(10), help="With --against. Default: 10, the fewest.")
 @click.option("--at-least", type=click.FloatRange(0), help="With --against: exit 1 if the tokens/s ratio is below.")
 @click.option("--save-outputs", type=click.Path(path_type=Path), help="Write what was generated, as JSON lines.")
@@ -86,6 +98,7 @@ def command(
     url: str | None,
     api_key: str,
     against: str | None,
+    against_whole: bool,
     pairs: int | None,
     at_least: float | None,
     save_outputs: Path | None,
@@ -97,24 +110,29 @@ def command(
     cluster: str | None,
     **load: Any,
 ) -> int:
-    _check_options(load, against, pairs, at_least, save_outputs or expect_outputs)
+    if against and against_whole:
+        raise click.UsageError(
+            "--against compares with another server, --against-whole with this one: give one of them"
+        )
+    _check_options(load, against_whole or against, pairs, at_least, save_outputs or expect_outputs)
     url = url or find_running(config_path, overrides, cluster).url()
     settings = _settings(url, load, keep_outputs=bool(save_outputs or expect_outputs))
-    if against:
-        return _compare(settings, against, pairs, at_least, api_key, out, as_json)
+    if against or against_whole:
+        rival = Rival(against or url, "whole" if against_whole else "layers")
+        return _compare(settings, rival, pairs, at_least, api_key, out, as_json)
     return _measure(settings, api_key, save_outputs, expect_outputs, out, as_json)
 
 
 def _check_options(
-    load: Mapping[str, Any], against: str | None, pairs: int | None, at_least: float | None, outputs: Path | None
+    load: Mapping[str, Any], compares: object, pairs: int | None, at_least: float | None, outputs: Path | None
 ) -> None:
     """Refuses options that would be ignored."""
     if load["rate"] is not None and load["concurrency"] is not None:
         raise click.UsageError("--concurrency is of the closed loop, --rate of the open one: give one of them")
-    if against is None and (pairs is not None or at_least is not None):
-        raise click.UsageError("--pairs and --at-least belong to --against: give a second URL")
-    if outputs and against:
-        raise click.UsageError("outputs are saved and expected of one server: leave out --against")
+    if not compares and (pairs is not None or at_least is not None):
+        raise click.UsageError("--pairs and --at-least belong to --against and --against-whole: give one of them")
+    if outputs and compares:
+        raise click.UsageError("outputs are saved and expected of one server: compare without them")
     if outputs and not load["greedy"]:
         raise click.UsageError("sampled outputs are not comparable: leave out --sampled")
 
@@ -186,7 +204,7 @@ def _has_failed(report: ServeReport) -> bool:
 
 def _compare(
     settings: ServeSettings,
-    against: str,
+    rival: Rival,
     pairs: int | None,
     at_least: float | None,
     api_key: str,
@@ -196,18 +214,25 @@ def _compare(
     from mooncake_core.bench.compare import FEWEST_PAIRS, CompareRun
 
     pairs = pairs or FEWEST_PAIRS
-    on_progress = progress.counter(2 * pairs * settings.requests, "requests")
-    run = CompareRun(settings, against, pairs=pairs, api_key=api_key, on_progress=on_progress)
+    run = CompareRun(
+        settings,
+        rival.url,
+        against_kv_transfer=rival.kv_transfer,
+        pairs=pairs,
+        api_key=api_key,
+        on_progress=progress.counter(2 * pairs * settings.requests, "requests"),
+    )
     finished = _execute(run)
     report = run.report()
-    _show(report, _print_comparison, as_json)
-    _write(out, report, {settings.url: run.samples["url"], against: run.samples["against"]})
+    name = "whole KV" if rival.kv_transfer == "whole" else rival.url
+    _show(report, lambda shown: _print_comparison(shown, name), as_json)
+    _write(out, report, {settings.url: run.samples["url"], name: run.samples["against"]})
     if not finished:
         return exits.INTERRUPTED
     ratio = report.output_tokens_per_s
     if at_least is not None and (ratio is None or ratio.median < at_least):
         found = "nothing to compare" if ratio is None else f"{ratio.median:.3f}"
-        console.error(f"expected at least {at_least:g} times the tokens/s of {against}, found {found}")
+        console.error(f"expected at least {at_least:g} times the tokens/s of {name}, found {found}")
         return exits.FAILED
     return exits.DONE
 
@@ -293,15 +318,16 @@ def _loop(settings: ServeSettings) -> str:
     return f"{settings.rate:g} requests/s offered, {settings.arrivals} arrivals"
 
 
-def _print_comparison(report: CompareReport) -> None:
+def _print_comparison(report: CompareReport, against: str) -> None:
     rows = [
         _ratio_row("output tokens/s", report.output_tokens_per_s),
         _ratio_row("TTFT p50", report.ttft_p50),
+        _ratio_row("prefill p50", report.prefill_p50),
         _ratio_row("gap p50", report.gap_p50),
     ]
     console.table(["ratio", "pairs", "median", "95% interval"], rows)
-    console.data(f"{report.settings.url} / {report.against}, seed {report.settings.seed}, {_loop(report.settings)}")
-    for name, side in ((report.settings.url, "url"), (report.against, "against")):
+    console.data(f"{report.settings.url} / {against}, seed {report.settings.seed}, {_loop(report.settings)}")
+    for name, side in ((report.settings.url, "url"), (against, "against")):
         failures = [getattr(pair, side).failed for pair in report.pairs]
         reasons = sorted({reason for failed in failures for reason in failed})
         for reason in reasons:

@@ -1,16 +1,16 @@
-"""`mooncake bench serve --against`: two servers under the same load, in alternating pairs of runs."""
+"""`mooncake bench serve --against`: two servers, or two ways of one, under the same load, in alternating pairs of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
 
 from mooncake_core.bench.completions import Sample
 from mooncake_core.bench.serve import ServeReport, ServeRun, fresh_salt
-from mooncake_core.bench.statistics import Estimate, median_ratio
+from mooncake_core.bench.statistics import Estimate, Quantiles, median_ratio
 from mooncake_core.bench.workload import ServeSettings
 
 FEWEST_PAIRS: Final = 10
@@ -32,6 +32,8 @@ class CompareReport(Struct, frozen=True, kw_only=True):
     pairs: list[Pair]
     output_tokens_per_s: Estimate | None
     ttft_p50: Estimate | None
+    prefill_p50: Estimate | None
+    """Of the computation of prompts, where both servers say how long it took."""
     gap_p50: Estimate | None
     unfinished: int
     """Pairs that an interrupt left out."""
@@ -45,12 +47,14 @@ class CompareRun:
         settings: ServeSettings,
         against: str,
         *,
+        against_kv_transfer: Literal["layers", "whole"] = "layers",
         pairs: int = FEWEST_PAIRS,
         api_key: str = "",
         on_progress: Callable[[int], None],
     ) -> None:
         self._settings = settings
         self._against = against
+        self._against_kv_transfer: Literal["layers", "whole"] = against_kv_transfer
         self._num_pairs = pairs
         self._api_key = api_key
         self._on_progress = on_progress
@@ -79,6 +83,7 @@ class CompareRun:
         settings = msgspec.structs.replace(
             self._settings,
             url=self._settings.url if side == "url" else self._against,
+            kv_transfer=self._settings.kv_transfer if side == "url" else self._against_kv_transfer,
             seed=self._settings.seed + number,
             cache_salt="" if self._settings.warm else fresh_salt(),
         )
@@ -97,6 +102,9 @@ def make_report(settings: ServeSettings, against: str, pairs: Sequence[Pair], *,
     ttft_p50 = [
         (pair.url.ttft_s.p50, pair.against.ttft_s.p50) for pair in pairs if pair.url.ttft_s and pair.against.ttft_s
     ]
+    prefill_p50 = [
+        (ours.p50, theirs.p50) for pair in pairs if (ours := _prefill(pair.url)) and (theirs := _prefill(pair.against))
+    ]
     gap_p50 = [(pair.url.gap_s.p50, pair.against.gap_s.p50) for pair in pairs if pair.url.gap_s and pair.against.gap_s]
     return CompareReport(
         settings=settings,
@@ -106,6 +114,11 @@ def make_report(settings: ServeSettings, against: str, pairs: Sequence[Pair], *,
             [(pair.url.output_tokens_per_s, pair.against.output_tokens_per_s) for pair in pairs], settings.seed
         ),
         ttft_p50=median_ratio(ttft_p50, settings.seed),
+        prefill_p50=median_ratio(prefill_p50, settings.seed),
         gap_p50=median_ratio(gap_p50, settings.seed),
         unfinished=unfinished,
     )
+
+
+def _prefill(report: ServeReport) -> Quantiles | None:
+    return report.breakdown.computed_s if report.breakdown else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -14,10 +14,10 @@ from msgspec import Struct
 
 from mooncake_core.bench.workload import ServeSettings
 from mooncake_core.errors import AuthenticationFailed, PeerUnreachable, UsageError
+from mooncake_core.gateway.headers import KV_TRANSFER, TIMINGS
 
 EXTENSIONS: Final = ("ignore_eos", "cache_salt", "return_token_ids")
 """Body fields beyond OpenAI's that are sent to servers that take them."""
-TIMINGS_HEADER: Final = "x-mooncake-timings"
 REFUSED: Final = (400, 422)
 REJECTED: Final = (429, 503)
 
@@ -69,10 +69,11 @@ class Server:
     async def complete(self, index: int, prompt: str, settings: ServeSettings, due_s: float) -> Sample:
         """Sends a prompt; `due_s` is the perf_counter() at which it should have been sent. Failures are samples."""
         body = request_body(self.model, prompt, settings, self.extensions, index)
+        headers = {TIMINGS: "1", KV_TRANSFER: settings.kv_transfer}
         answer = _Answer(index, due_s, keep=settings.keep_outputs)
         try:
             async with asyncio.timeout(settings.timeout_s):
-                return await _stream(self._http, body, answer)
+                return await _stream(self._http, body, headers, answer)
         except TimeoutError:
             return answer.failed(0, f"timeout after {settings.timeout_s:g}s")
         except httpx.HTTPError as error:
@@ -199,9 +200,9 @@ def _error_of(content: bytes) -> tuple[str, str]:
         return "", ""
 
 
-async def _stream(http: httpx.AsyncClient, body: dict[str, Any], answer: _Answer) -> Sample:
+async def _stream(http: httpx.AsyncClient, body: dict[str, Any], headers: Mapping[str, str], answer: _Answer) -> Sample:
     answer.sent()
-    async with http.stream("POST", "/v1/completions", json=body, headers={TIMINGS_HEADER: "1"}) as response:
+    async with http.stream("POST", "/v1/completions", json=body, headers=headers) as response:
         if response.status_code != 200:
             code, _ = _error_of(await response.aread())
             return answer.failed(response.status_code, f"HTTP {response.status_code} {code}".strip())

@@ -47,6 +47,8 @@ class ServeSettings(Struct, frozen=True, kw_only=True):
     """Of a request, from first byte sent to last byte received."""
     slo_ttft_s: float | None = None
     slo_tbt_s: float | None = None
+    kv_transfer: Literal["layers", "whole"] = "layers"
+    """How a Mooncake gateway has KV moved: layer by layer beside the computation, or all of it before and after."""
     keep_outputs: bool = False
     """Keep what was generated."""
 

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from mooncake_core.config.schema import GatewayConfig
 from mooncake_core.errors import MooncakeError, ServiceUnavailable
+from mooncake_core.gateway import headers
 from mooncake_core.gateway.answers import Answer
 from mooncake_core.gateway.choices import Choice
 from mooncake_core.gateway.completion import Completion
@@ -34,9 +35,6 @@ from mooncake_core.gateway.tokenizer import Tokenizer
 from mooncake_core.wire.messages.membership import ModelOffer
 
 CLOSED_REQUEST: Final = 499
-TIMINGS_HEADER: Final = "x-mooncake-timings"
-TRANSFER_HEADER: Final = "x-mooncake-kv-transfer"
-"""`whole`: KV moves before and after the computation, not layer by layer beside it; for comparisons."""
 
 _log = logging.getLogger(__name__)
 
@@ -205,7 +203,7 @@ class Gateway:
             include_usage=wanted.include_usage,
             continuous_usage=wanted.continuous_usage,
             empty_pieces=bool(wanted.return_token_ids) or wanted.num_logprobs >= 0,
-            timings=asked.request.headers.get(TIMINGS_HEADER, "") not in ("", "0"),
+            timings=asked.request.headers.get(headers.TIMINGS, "") not in ("", "0"),
         )
         if not wanted.stream:
             return await answer.whole(asked.request)
@@ -230,7 +228,7 @@ class Gateway:
                     store=not wanted.no_store,
                     priority=wanted.priority or 0,
                     timeout_s=remaining_s,
-                    by_layer=asked.request.headers.get(TRANSFER_HEADER, "layers") != "whole",
+                    by_layer=asked.request.headers.get(headers.KV_TRANSFER, "layers") != "whole",
                 )
                 completion = Completion(
                     generation, self._tokenizer(), wanted.stops, self.metrics, self._log, echo=prompt.echo

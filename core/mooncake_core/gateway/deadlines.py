@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Final
 
 from starlette.requests import Request
 
 from mooncake_core.errors import InvalidRequest
-
-HEADER: Final = "x-request-timeout"
+from mooncake_core.gateway.headers import REQUEST_TIMEOUT
 
 
 def timeout_s(request: Request, field: float | None, longest: float) -> float:
@@ -18,7 +16,7 @@ def timeout_s(request: Request, field: float | None, longest: float) -> float:
     Raises:
         InvalidRequest: no positive number, or more than is configured.
     """
-    asked = {"timeout": field, HEADER: _header(request.headers.get(HEADER))}
+    asked = {"timeout": field, REQUEST_TIMEOUT: _header(request.headers.get(REQUEST_TIMEOUT))}
     found = longest
     for name, seconds in asked.items():
         if seconds is None:
@@ -39,5 +37,5 @@ def _header(text: str | None) -> float | None:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise InvalidRequest(f"expected {HEADER} to be seconds above 0, got {text!r}", param=HEADER)
+        raise InvalidRequest(f"expected {REQUEST_TIMEOUT} to be seconds above 0, got {text!r}", param=REQUEST_TIMEOUT)
     return seconds
