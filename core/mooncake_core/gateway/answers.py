@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from mooncake_core.errors import MooncakeError
 from mooncake_core.gateway.choices import Choice, close, merge, together, unless_gone
 from mooncake_core.gateway.completion import Piece
 from mooncake_core.gateway.http_errors import error_body
+from mooncake_core.gateway.metrics import GatewayMetrics
 from mooncake_core.gateway.responses import DONE, Shape, event, usage
 
 _log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ class Answer:
     request_id: str
     choices: Sequence[Choice]
     shape: Shape
+    metrics: GatewayMetrics
     include_usage: bool
     """A stream ends with the token counts."""
     continuous_usage: bool
@@ -63,11 +66,13 @@ class Answer:
         try:
             for choice, first in zip(self.choices, firsts, strict=True):
                 yield self._chunk(choice, first, first=True)
+                self._sent(first)
             running = [choice for choice, first in zip(self.choices, firsts, strict=True) if not first.finish_reason]
             async with aclosing(merge(running)) as merged:
                 async for choice, piece in merged:
                     if piece.text or piece.finish_reason or self.empty_pieces:
                         yield self._chunk(choice, piece, first=False)
+                        self._sent(piece)
             if self.include_usage:
                 yield self.shape.usage_chunk(self._counts())
             if self.timings:
@@ -81,6 +86,10 @@ class Answer:
 
     def _chunk(self, choice: Choice, piece: Piece, *, first: bool) -> bytes:
         return self.shape.chunk(choice.index, piece, self._counts() if self.continuous_usage else None, first=first)
+
+    def _sent(self, piece: Piece) -> None:
+        if piece.received:
+            self.metrics.token.observe(time.monotonic() - piece.received)
 
     def _counts(self) -> dict[str, Any]:
         """Token counts so far. A prompt counts once, however many choices answer it."""

@@ -200,6 +200,7 @@ class Gateway:
                 usage=wanted.include_usage,
                 logprobs=self._tokenizer().token_bytes if wanted.num_logprobs >= 0 else None,
             ),
+            metrics=self.metrics,
             include_usage=wanted.include_usage,
             continuous_usage=wanted.continuous_usage,
             empty_pieces=bool(wanted.return_token_ids) or wanted.num_logprobs >= 0,
@@ -228,6 +229,7 @@ class Gateway:
                     store=not wanted.no_store,
                     priority=wanted.priority or 0,
                     timeout_s=remaining_s,
+                    arrived=asked.arrived,
                     by_layer=asked.request.headers.get(headers.KV_TRANSFER, "layers") != "whole",
                 )
                 completion = Completion(
@@ -245,11 +247,12 @@ class _Asked:
         self.body = body
         self.request_id = request_id
         self.tenant = tenant
-        self._arrived = time.monotonic()
+        self.arrived = time.monotonic()
+        """When its body was there."""
 
     def age_s(self) -> float:
         """Since its body was there."""
-        return time.monotonic() - self._arrived
+        return time.monotonic() - self.arrived
 
 
 def _answer_length(model: ModelOffer, prompt: Prompt, max_tokens: int | None, default: int | None) -> int:

@@ -16,7 +16,7 @@ from mooncake_core.errors import MooncakeError, PeerUnreachable
 from mooncake_core.gateway.generation import Generation, Step, Timings
 from mooncake_core.gateway.notices import Notices
 from mooncake_core.kvcache.keys import block_keys, namespace, reusable_blocks
-from mooncake_core.wire.client import Client, Clients
+from mooncake_core.wire.client import Arrived, Client, Clients
 from mooncake_core.wire.messages.serving import (
     Decode,
     Outcome,
@@ -116,6 +116,7 @@ class Attempt:
         self.failed_at, self.failed_address = placed.prefill, placed.prefill_address
         prefill = self._clients.get(placed.prefill_address)
         lost = prefill.lost()
+        dispatched = time.monotonic()
         prefilled = await prefill.call(self._prefill(placed), Prefilled, timeout_s=deadline - time.monotonic())
         self._notices.send(
             master,
@@ -127,7 +128,15 @@ class Attempt:
         )
         timings = Timings(queued_s=prefilled.queued_s, fetched_s=prefilled.fetched_s, computed_s=prefilled.computed_s)
         logprobs = [prefilled.logprobs] if prefilled.logprobs else []
-        yield Step([prefilled.token_id], prefilled.finish_reason, prefilled.cached_tokens, timings, logprobs)
+        yield Step(
+            [prefilled.token_id],
+            prefilled.finish_reason,
+            prefilled.cached_tokens,
+            timings,
+            logprobs,
+            received=time.monotonic(),
+            dispatched=dispatched,
+        )
         if prefilled.finish_reason:
             return
         self.failed_at, self.failed_address = placed.decode, placed.decode_address
@@ -141,8 +150,8 @@ class Attempt:
                 yield _step(tokens, prefilled.cached_tokens, timings)
 
     async def _first_tokens(
-        self, replies: AsyncGenerator[list[Tokens], None], lost: asyncio.Future[None], placed: Placed
-    ) -> list[Tokens]:
+        self, replies: AsyncGenerator[Arrived[Tokens], None], lost: asyncio.Future[None], placed: Placed
+    ) -> Arrived[Tokens]:
         """The first tokens of the decode instance. It waits for KV: a prefill instance that died will not send any."""
         first = asyncio.ensure_future(anext(replies))
         ends: list[asyncio.Future[Any]] = [first, lost]
@@ -186,15 +195,18 @@ class Attempt:
         )
 
 
-def _step(messages: Sequence[Tokens], cached_tokens: int, timings: Timings) -> Step:
+def _step(messages: Arrived[Tokens], cached_tokens: int, timings: Timings) -> Step:
     """What came together goes on together."""
     if len(messages) == 1:
         (message,) = messages
-        return Step(message.token_ids, message.finish_reason, cached_tokens, timings, message.logprobs)
+        return Step(
+            message.token_ids, message.finish_reason, cached_tokens, timings, message.logprobs, messages.received
+        )
     return Step(
         [token_id for message in messages for token_id in message.token_ids],
         messages[-1].finish_reason,
         cached_tokens,
         timings,
         [logprobs for message in messages for logprobs in message.logprobs],
+        messages.received,
     )

@@ -28,6 +28,8 @@ class Piece:
     token_ids: list[int]
     scored: list[Scored] = field(default_factory=list)
     """The tokens again, where log probabilities are asked for."""
+    received: float = 0.0
+    """time.monotonic() when the tokens came."""
 
 
 class Completion:
@@ -84,6 +86,8 @@ class Completion:
             while (step := await self._next(steps)) is not None:
                 now = time.monotonic()
                 piece = self._piece(step, text)
+                if step.dispatched and self.output_tokens == 0:
+                    self._metrics.dispatch.observe(step.dispatched - self._generation.arrived)
                 entry.took(step, len(piece.token_ids))
                 self.timings = step.timings
                 self._observe(len(piece.token_ids), step.cached_tokens, now - before)
@@ -117,10 +121,11 @@ class Completion:
                 self._text_length += len(certain)
                 text += self._stops.add(certain)
             if self._stops.matched:  # what came after it does not count
-                return Piece(text, "stop", token_ids, scored)
+                return Piece(text, "stop", token_ids, scored, step.received)
         if step.finish_reason:
             text += self._stops.add(self._detokenizer.finish()) + self._stops.finish()
-        return Piece(text, "stop" if self._stops.matched else step.finish_reason, token_ids, scored)
+        finish_reason = "stop" if self._stops.matched else step.finish_reason
+        return Piece(text, finish_reason, token_ids, scored, step.received)
 
     def _scored(self, step: Step, index: int) -> Scored:
         if len(step.logprobs) != len(step.token_ids):

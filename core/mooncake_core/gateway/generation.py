@@ -26,6 +26,8 @@ class Generation:
     priority: int = 0
     """Lower is earlier."""
     timeout_s: float
+    arrived: float = 0.0
+    """time.monotonic() when the request's body was there."""
     by_layer: bool = True
     """KV moves layer by layer, beside the computation."""
 
@@ -58,3 +60,7 @@ class Step:
     timings: Timings = UNKNOWN
     logprobs: Sequence[Logprobs] = ()
     """One per token, where the sampling asks for them."""
+    received: float = 0.0
+    """time.monotonic() when they came."""
+    dispatched: float | None = None
+    """With an attempt's first token: time.monotonic() when the prompt was sent to the prefill instance."""

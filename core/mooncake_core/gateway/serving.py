@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -90,7 +91,7 @@ class ClusterServing:
                         retry.advanced()
                         cached_tokens = step.cached_tokens if cached_tokens is None else cached_tokens
                         timings = msgspec.structs.replace(step.timings, attempts=attempts)
-                        yield Step(step.token_ids, step.finish_reason, cached_tokens, timings, step.logprobs)
+                        yield dataclasses.replace(step, cached_tokens=cached_tokens, timings=timings)
                 return
             except MooncakeError as error:
                 delay_s = retry.after_failure(error, time.monotonic())

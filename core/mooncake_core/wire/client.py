@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import AsyncGenerator
 from typing import Final, TypeVar
 
@@ -37,16 +38,27 @@ M = TypeVar("M")
 _log = logging.getLogger(__name__)
 
 
+class Arrived(list[M]):
+    """Replies that came together."""
+
+    received = 0.0
+    """time.monotonic() when the first of them came."""
+
+
 class _Replies:
     """What has come for one request and was not taken yet."""
 
-    __slots__ = ("_items", "_waiter")
+    __slots__ = ("_items", "_waiter", "received")
 
     def __init__(self) -> None:
         self._items: list[Message | MooncakeError] = []
+        self.received = 0.0
+        """time.monotonic() when the first of what was taken last came."""
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, item: Message | MooncakeError) -> None:
+        if not self._items:
+            self.received = time.monotonic()
         self._items.append(item)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -104,7 +116,9 @@ class Client:
             raise (error if isinstance(error, MooncakeError) else self._late(message, timeout_s)) from error
         return self._expect(reply, reply_type, message)
 
-    async def stream(self, message: Message, reply_type: type[M], *, timeout_s: float) -> AsyncGenerator[list[M], None]:
+    async def stream(
+        self, message: Message, reply_type: type[M], *, timeout_s: float
+    ) -> AsyncGenerator[Arrived[M], None]:
         """The replies to a request; each time all that have come meanwhile. Closing the iterator early cancels the request
         at the peer.
 
@@ -119,8 +133,10 @@ class Client:
                 number, replies = await self._ask(message, timeout_s)
             timer = loop.call_at(deadline, replies.put, late)
             while True:
-                good: list[M] = []
-                for reply in await replies.take():
+                good: Arrived[M] = Arrived()
+                came = await replies.take()
+                good.received = replies.received
+                for reply in came:
                     if isinstance(reply, Done | MooncakeError):
                         if good:
                             yield good

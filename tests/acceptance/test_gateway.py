@@ -1,0 +1,92 @@
+"""A hundred mock instances under steady load: `scripts/acceptance gateway`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mooncake_core.testing.cluster import Cluster
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+RATE, SECONDS = 200, 300
+OUTPUT_TOKENS = 8
+WARM_UP_S = 60.0
+MOST_GROWTH = 1.10
+
+
+def test_memory_is_flat_and_the_gateway_adds_little(tmp_path: Path) -> None:
+    cluster = Cluster(CONFIGS / "mock-hundred.yaml", tmp_path)
+    memory: list[dict[str, int]] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(5.0):
+            memory.append(resident_bytes(cluster))
+
+    watcher = threading.Thread(target=watch)
+    try:
+        gateway = psutil.Process(cluster.pid("gateway"))
+        before_s = sum(gateway.cpu_times()[:2])
+        watcher.start()
+        load = ["--rate", str(RATE), "--arrivals", "constant", "--requests", str(RATE * SECONDS)]
+        shape = ["--prompt-tokens", "64", "--output-tokens", str(OUTPUT_TOKENS), "--seed", "1"]
+        command = [sys.executable, "-m", "mooncake_cli.main", "bench", "serve", *load, *shape, "--json"]
+        result = subprocess.run(command, env=cluster.environ, capture_output=True, text=True, timeout=SECONDS + 200)
+        stop.set()
+        watcher.join()
+        cpu_s = sum(gateway.cpu_times()[:2]) - before_s
+        assert result.returncode == 0, result.stderr
+        report = json.loads(result.stdout)
+        overhead = gateway_overhead(cluster)
+    finally:
+        stop.set()
+        cluster.stop()
+    start, end = memory[int(WARM_UP_S / 5)], memory[-1]
+    print(
+        f"\n{report['succeeded']} of {RATE * SECONDS} requests in {report['duration_s']:.0f}s, failed: {report['failed']}; "
+        f"{cpu_s / report['succeeded'] * 1e3:.2f} CPU ms per request of {OUTPUT_TOKENS} tokens in the gateway; {overhead}"
+    )
+    print(
+        "MiB resident after a minute and at the end: "
+        + ", ".join(f"{name} {start[name] >> 20} {end[name] >> 20}" for name in sorted(start))
+    )
+    assert report["failed"] == {}
+    assert report["duration_s"] < SECONDS * 1.05
+    for name, bytes_before in start.items():
+        assert end[name] <= bytes_before * MOST_GROWTH, name
+
+
+def resident_bytes(cluster: Cluster) -> dict[str, int]:
+    state = cluster._state()
+    return {process.name: psutil.Process(process.pid).memory_info().rss for process in state.processes}
+
+
+def gateway_overhead(cluster: Cluster) -> str:
+    """p50 and p99 of what the gateway itself adds, from its own metrics."""
+    text = cluster.http.get("/metrics").text
+    return "; ".join(
+        f"{label} p50 {quantile(text, name, 0.5) * 1e3:.2f} ms, p99 {quantile(text, name, 0.99) * 1e3:.2f} ms"
+        for label, name in (
+            ("arrival to dispatch", "mooncake_gateway_dispatch_seconds"),
+            ("token in to token out", "mooncake_gateway_token_seconds"),
+        )
+    )
+
+
+def quantile(metrics: str, name: str, share: float) -> float:
+    """The smallest bucket bound below which that share of a histogram lies."""
+    buckets = [
+        (float(line.split('le="')[1].split('"')[0]), float(line.rpartition(" ")[2]))
+        for line in metrics.splitlines()
+        if line.startswith(f"{name}_bucket")
+    ]
+    total = max(count for _, count in buckets)
+    assert total > 0, f"{name} has no samples"
+    return min(bound for bound, count in buckets if count >= share * total)
