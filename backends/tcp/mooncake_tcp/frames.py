@@ -8,17 +8,19 @@ succeeded, the payload.
 from __future__ import annotations
 
 import enum
+import errno
 import socket
 import struct
 from collections.abc import Sequence
 from typing import Final
 
-from mooncake_core.errors import MooncakeError, OutOfRange, StaleSegment, TransferError
+from mooncake_core.errors import DeadlineExceeded, MooncakeError, OutOfRange, PathFailed, StaleSegment, TransferError
 
-REQUEST: Final = struct.Struct("<B3xIQ16sQQ")  # kind, further ranges, operation id, key, offset, length of the first
+REQUEST: Final = struct.Struct("<B3xIQ16sdQQ")
+"""Kind, further ranges, operation id, key, deadline on the target's clock, offset and length of the first range."""
 RANGE: Final = struct.Struct("<QQ")  # offset, length
 MOST_RANGES: Final = 1 << 20
-RESPONSE: Final = struct.Struct("<B7xQQ")  # status, operation id, payload length
+RESPONSE: Final = struct.Struct("<B7xQQd")  # status, operation id, payload length, the target's clock
 MAX_VECTORS: Final = 512
 SOCKET_BUFFER_BYTES: Final = 128 << 10
 
@@ -30,10 +32,13 @@ class Status(enum.IntEnum):
     STALE = 1
     OUT_OF_RANGE = 2
     FAILED = 3
+    LATE = 4
 
 
 def status_of(error: MooncakeError) -> Status:
     """What to answer for an error at the target."""
+    if isinstance(error, DeadlineExceeded):
+        return Status.LATE
     if isinstance(error, StaleSegment):
         return Status.STALE
     return Status.OUT_OF_RANGE if isinstance(error, OutOfRange) else Status.FAILED
@@ -41,11 +46,19 @@ def status_of(error: MooncakeError) -> Status:
 
 def error_of(status: Status, peer: str) -> TransferError:
     """What an answer means to the initiator."""
+    if status is Status.LATE:
+        # It is not, or the connection would have ended with it; the answer has put the clock right for another try.
+        return PathFailed(f"{peer} over tcp took the transfer for late", peer=peer, path="tcp", errno=errno.ETIME)
     if status is Status.STALE:
         return StaleSegment(f"{peer} has withdrawn the segment, or was started anew")
     if status is Status.OUT_OF_RANGE:
         return OutOfRange(f"{peer} does not export these bytes for this use")
     return TransferError(f"{peer} failed to serve the transfer")
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """Of a host that is listened on or connected to."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def tune(sock: socket.socket) -> None:
