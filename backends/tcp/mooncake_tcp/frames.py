@@ -23,6 +23,10 @@ MOST_RANGES: Final = 1 << 20
 RESPONSE: Final = struct.Struct("<B7xQQd")  # status, operation id, payload length, the target's clock
 MAX_VECTORS: Final = 512
 SOCKET_BUFFER_BYTES: Final = 128 << 10
+KEEPALIVE_IDLE_S: Final = 30
+KEEPALIVE_INTERVAL_S: Final = 5
+UNANSWERED_S: Final = 60
+"""The kernel gives a connection up whose bytes or probes are not answered for so long. Deadlines are shorter, mostly."""
 
 
 class Status(enum.IntEnum):
@@ -63,8 +67,12 @@ def family_of(host: str) -> socket.AddressFamily:
 
 def tune(sock: socket.socket) -> None:
     """Low latency for small messages. Buffers small enough that what one end copies in the other copies out of its cache:
-    with megabytes in them loopback loses a third."""
+    with megabytes in them loopback loses a third. A host that vanishes without a word ends the connection in time."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_S * 1000)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import socket
 import struct
 import threading
@@ -31,6 +32,7 @@ from mooncake_tcp.frames import (
 
 CONNECT_TIMEOUT_S: Final = 5.0
 INLINE_BYTES: Final = 64 << 10
+_log = logging.getLogger(__name__)
 _DROP_UNSENT: Final = struct.pack("ii", 1, 0)
 """SO_LINGER: closing resets the connection and forgets what the kernel has not sent yet."""
 
@@ -118,14 +120,18 @@ class Connection:
             with self._changed:
                 self._changed.wait_for(lambda: self._queued or self._broken)
             sock = self._connect()
-            receiver = threading.Thread(target=self._receive, args=(sock,), name=f"tcp-from-{self.peer}", daemon=True)
-            receiver.start()
+            thread = threading.Thread(target=self._receive, args=(sock,), name=f"tcp-from-{self.peer}", daemon=True)
+            thread.start()
+            receiver = thread
             while frames := self._next_frames():
                 send_all(sock, frames)
         except (AuthenticationFailed, VersionMismatch) as error:
             self.end(PathFailed(f"{self.peer} over tcp: {error}"))
         except OSError as error:
             self.end(self._path_failed(error))
+        except Exception as error:  # out of threads, say: whatever it is, nobody may be left waiting
+            _log.exception("the connection to %s failed", self.peer)
+            self.end(PathFailed(f"{self.peer} over tcp: {error!r}"))
         self.end(PathFailed(f"{self.peer} over tcp ended"))  # shuts the socket down, if that was not done yet
         if receiver:
             receiver.join()

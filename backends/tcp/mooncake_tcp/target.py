@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import socket
 import threading
@@ -15,6 +16,9 @@ from mooncake_tcp.frames import family_of
 from mooncake_tcp.serving import Serving
 
 BACKLOG: Final = 256
+ACCEPT_PAUSE_S: Final = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 class Target:
@@ -65,20 +69,37 @@ class Target:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return  # the listener was shut down
+            except OSError as error:
+                if self._closing:
+                    return
+                self._pause(error)
+                continue
             serving = Serving(connection, self._exports, self._note_deadline)
             with self._changed:
                 thread = threading.Thread(target=self._serve, args=(serving,), name="tcp-serve", daemon=True)
                 self._servings[serving] = thread
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._forget(serving)
+                connection.close()
+                self._pause(error)
 
     def _serve(self, serving: Serving) -> None:
         try:
             serving.run(self._secret)
         finally:
-            with self._changed:
-                del self._servings[serving]
+            self._forget(serving)
+
+    def _forget(self, serving: Serving) -> None:
+        with self._changed:
+            del self._servings[serving]
+
+    def _pause(self, error: Exception) -> None:
+        """Out of descriptors or threads: who connected waits, or tries again."""
+        _log.warning("the data server cannot take a connection just now: %s", error)
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, ACCEPT_PAUSE_S)
 
     def _note_deadline(self, deadline_s: float) -> None:
         # Looked at without the lock, once per access: who sets a new earliest looks at all accesses after that.
