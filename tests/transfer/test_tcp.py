@@ -189,3 +189,15 @@ def test_both_ends_notice_a_host_that_vanishes() -> None:
         tune(sock)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert 0 < sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
+
+
+def test_single_transfers_open_further_connections_only_when_all_are_busy() -> None:
+    ends = Ends(TcpTransport)
+    path = ends.export(writable=True)
+    for count, num_bytes in ((1, 1), (1, 4096), (2, 1 << 20)):
+        operations = [ends.operation(Kind.WRITE, path, [memoryview(bytes(num_bytes))], 0) for _ in range(8)]
+        for operation in operations:
+            ends.initiator.post([operation])
+        assert set(ends.collect(len(operations)).values()) == {None}
+        assert [len(pool) for pool in ends.initiator._connections.values()] == [count]  # type: ignore[attr-defined]
+    ends.close()
