@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from mooncake_core.errors import DeadlineExceeded, PathFailed
+from mooncake_core.testing.cluster import wait_for
 from mooncake_core.testing.transport_contract import Ends, TransportContract
 from mooncake_core.transfer.contract import Kind, TransportSettings
 from mooncake_tcp import TcpTransport
+from mooncake_tcp.frames import tune
 
 TARGET = """
 import sys, time
@@ -117,4 +121,83 @@ def test_a_dead_connection_is_opened_anew() -> None:
     deadline = time.monotonic() + 10
     while ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is not None:
         assert time.monotonic() < deadline
+    ends.close()
+
+
+def test_a_target_out_of_descriptors_takes_connections_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = Ends(TcpTransport)
+    path = ends.export(writable=True)
+    failures = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ECONNABORTED, "aborted")]
+    accept = socket.socket.accept
+
+    def failing(self: socket.socket) -> object:
+        accepted = accept(self)
+        if failures:
+            accepted[0].close()
+            raise failures.pop()
+        return accepted
+
+    monkeypatch.setattr(socket.socket, "accept", failing)
+    while failures:
+        _wake_acceptor(ends)
+    assert ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is None
+    ends.close()
+
+
+def _wake_acceptor(ends: Ends) -> None:
+    socket.create_connection(("127.0.0.1", ends.target._target.port)).close()  # type: ignore[attr-defined]
+
+
+def test_a_target_out_of_threads_takes_connections_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = Ends(TcpTransport)
+    path = ends.export(writable=True)
+    start = threading.Thread.start
+    refused: list[str] = []
+
+    def failing(self: threading.Thread) -> None:
+        if self.name == "tcp-serve" and not refused:
+            refused.append(self.name)
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    _wake_acceptor(ends)
+    wait_for(lambda: bool(refused))
+    assert ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is None
+    ends.close()
+
+
+def test_an_initiator_out_of_threads_fails_the_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = Ends(TcpTransport)
+    path = ends.export(writable=True)
+    start = threading.Thread.start
+
+    def failing(self: threading.Thread) -> None:
+        if self.name.startswith("tcp-from-"):
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    assert isinstance(ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0), PathFailed)
+    monkeypatch.undo()
+    assert ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is None
+    ends.close()
+
+
+def test_both_ends_notice_a_host_that_vanishes() -> None:
+    with socket.socket() as sock:
+        tune(sock)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert 0 < sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
+
+
+def test_single_transfers_open_further_connections_only_when_all_are_busy() -> None:
+    ends = Ends(TcpTransport)
+    path = ends.export(writable=True)
+    for count, num_bytes in ((1, 1), (1, 4096), (2, 1 << 20)):
+        operations = [ends.operation(Kind.WRITE, path, [memoryview(bytes(num_bytes))], 0) for _ in range(8)]
+        for operation in operations:
+            ends.initiator.post([operation])
+        assert set(ends.collect(len(operations)).values()) == {None}
+        assert [len(pool) for pool in ends.initiator._connections.values()] == [count]  # type: ignore[attr-defined]
     ends.close()

@@ -8,19 +8,25 @@ succeeded, the payload.
 from __future__ import annotations
 
 import enum
+import errno
 import socket
 import struct
 from collections.abc import Sequence
 from typing import Final
 
-from mooncake_core.errors import MooncakeError, OutOfRange, StaleSegment, TransferError
+from mooncake_core.errors import DeadlineExceeded, MooncakeError, OutOfRange, PathFailed, StaleSegment, TransferError
 
-REQUEST: Final = struct.Struct("<B3xIQ16sQQ")  # kind, further ranges, operation id, key, offset, length of the first
+REQUEST: Final = struct.Struct("<B3xIQ16sdQQ")
+"""Kind, further ranges, operation id, key, deadline on the target's clock, offset and length of the first range."""
 RANGE: Final = struct.Struct("<QQ")  # offset, length
 MOST_RANGES: Final = 1 << 20
-RESPONSE: Final = struct.Struct("<B7xQQ")  # status, operation id, payload length
+RESPONSE: Final = struct.Struct("<B7xQQd")  # status, operation id, payload length, the target's clock
 MAX_VECTORS: Final = 512
 SOCKET_BUFFER_BYTES: Final = 128 << 10
+KEEPALIVE_IDLE_S: Final = 30
+KEEPALIVE_INTERVAL_S: Final = 5
+UNANSWERED_S: Final = 60
+"""The kernel gives a connection up whose bytes or probes are not answered for so long. Deadlines are shorter, mostly."""
 
 
 class Status(enum.IntEnum):
@@ -30,10 +36,13 @@ class Status(enum.IntEnum):
     STALE = 1
     OUT_OF_RANGE = 2
     FAILED = 3
+    LATE = 4
 
 
 def status_of(error: MooncakeError) -> Status:
     """What to answer for an error at the target."""
+    if isinstance(error, DeadlineExceeded):
+        return Status.LATE
     if isinstance(error, StaleSegment):
         return Status.STALE
     return Status.OUT_OF_RANGE if isinstance(error, OutOfRange) else Status.FAILED
@@ -41,6 +50,9 @@ def status_of(error: MooncakeError) -> Status:
 
 def error_of(status: Status, peer: str) -> TransferError:
     """What an answer means to the initiator."""
+    if status is Status.LATE:
+        # It is not, or the connection would have ended with it; the answer has put the clock right for another try.
+        return PathFailed(f"{peer} over tcp took the transfer for late", peer=peer, path="tcp", errno=errno.ETIME)
     if status is Status.STALE:
         return StaleSegment(f"{peer} has withdrawn the segment, or was started anew")
     if status is Status.OUT_OF_RANGE:
@@ -48,10 +60,19 @@ def error_of(status: Status, peer: str) -> TransferError:
     return TransferError(f"{peer} failed to serve the transfer")
 
 
+def family_of(host: str) -> socket.AddressFamily:
+    """Of a host that is listened on or connected to."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 def tune(sock: socket.socket) -> None:
     """Low latency for small messages. Buffers small enough that what one end copies in the other copies out of its cache:
-    with megabytes in them loopback loses a third."""
+    with megabytes in them loopback loses a third. A host that vanishes without a word ends the connection in time."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_S * 1000)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
 

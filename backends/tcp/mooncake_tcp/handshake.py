@@ -2,7 +2,7 @@
 
 target → initiator: MAGIC, version, whether a secret is expected, nonce
 initiator → target: MAGIC, version, whether it has one, nonce, proof
-target → initiator: verdict, proof
+target → initiator: verdict, proof, the target's clock
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import hmac
 import secrets
 import socket
 import struct
+import time
 from typing import Final
 
 from mooncake_core.errors import AuthenticationFailed, VersionMismatch
 from mooncake_tcp.frames import receive_into
 
 MAGIC: Final = b"MNCK"
-VERSION: Final = 2
+VERSION: Final = 3
 NONCE_BYTES: Final = 16
 PROOF_BYTES: Final = 32
 TIMEOUT_S: Final = 5.0
 _GREETING: Final = struct.Struct(f"<4sBB{NONCE_BYTES}s")
 _ANSWER: Final = struct.Struct(f"<4sBB{NONCE_BYTES}s{PROOF_BYTES}s")
-_VERDICT: Final = struct.Struct(f"<B{PROOF_BYTES}s")
+_VERDICT: Final = struct.Struct(f"<B{PROOF_BYTES}sd")
 
 
 class Verdict(enum.IntEnum):
@@ -50,12 +51,12 @@ def welcome(sock: socket.socket, secret: bytes | None) -> bool:
     elif bool(has_secret) != (secret is not None) or not hmac.compare_digest(proof, expected):
         verdict = Verdict.WRONG_SECRET
     own_proof = _proof(secret, b"target", their_nonce, nonce) if verdict is Verdict.WELCOME else bytes(PROOF_BYTES)
-    sock.sendall(_VERDICT.pack(verdict, own_proof))
+    sock.sendall(_VERDICT.pack(verdict, own_proof, time.monotonic()))
     return verdict is Verdict.WELCOME
 
 
-def introduce(sock: socket.socket, secret: bytes | None, peer: str) -> None:
-    """The initiator's side.
+def introduce(sock: socket.socket, secret: bytes | None, peer: str) -> float:
+    """The initiator's side; what the target's clock showed.
 
     Raises:
         AuthenticationFailed: the ends do not share a secret.
@@ -67,13 +68,14 @@ def introduce(sock: socket.socket, secret: bytes | None, peer: str) -> None:
     nonce = secrets.token_bytes(NONCE_BYTES)
     proof = _proof(secret, b"initiator", their_nonce, nonce)
     sock.sendall(_ANSWER.pack(MAGIC, VERSION, secret is not None, nonce, proof))
-    verdict, their_proof = _VERDICT.unpack(_receive(sock, _VERDICT.size))
+    verdict, their_proof, clock_s = _VERDICT.unpack(_receive(sock, _VERDICT.size))
     if verdict == Verdict.WRONG_VERSION:
         raise VersionMismatch(f"{peer} does not speak version {VERSION} of the data protocol")
     if verdict != Verdict.WELCOME or not hmac.compare_digest(
         their_proof, _proof(secret, b"target", nonce, their_nonce)
     ):
         raise AuthenticationFailed(f"{peer} has another cluster key: check auth.key_file at both ends")
+    return float(clock_s)
 
 
 def _proof(secret: bytes | None, role: bytes, first: bytes, second: bytes) -> bytes:

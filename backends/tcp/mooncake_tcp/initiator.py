@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +15,14 @@ from typing import Final
 from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, PathFailed, TransferError, VersionMismatch
 from mooncake_core.transfer.contract import Completion, Kind, Operation, Range
 from mooncake_tcp import handshake
+from mooncake_tcp.clock import PeerClock
 from mooncake_tcp.frames import (
     RANGE,
     REQUEST,
     RESPONSE,
     Status,
     error_of,
+    family_of,
     receive_all,
     receive_into,
     send_all,
@@ -27,6 +32,9 @@ from mooncake_tcp.frames import (
 
 CONNECT_TIMEOUT_S: Final = 5.0
 INLINE_BYTES: Final = 64 << 10
+_log = logging.getLogger(__name__)
+_DROP_UNSENT: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER: closing resets the connection and forgets what the kernel has not sent yet."""
 
 
 class Connection:
@@ -47,7 +55,10 @@ class Connection:
         self._complete = complete
         self._on_end = on_end
         self._changed = threading.Condition()
-        self._outgoing: list[bytes | memoryview] = []
+        self._clock = PeerClock()
+        self._unsent: list[bytes | memoryview] = []
+        """What is left of a request whose beginning is on its way."""
+        self._queued: list[tuple[Operation, bytes]] = []
         self._open = False
         """Connected, and nothing is being sent by the thread: callers may send what is small."""
         self._pending: dict[int, Operation] = {}
@@ -65,11 +76,11 @@ class Connection:
             for operation, _ in operations:
                 self._pending[operation.operation_id] = operation
                 self.pending_bytes += operation.length
-            frames = _frames(operations)
-            if self._open and not self._outgoing and _num_bytes(frames) <= INLINE_BYTES:
-                frames = self._send_now(frames)
-            if frames:
-                self._outgoing += frames
+            if self._open and not self._unsent and not self._queued and _num_bytes(operations) <= INLINE_BYTES:
+                self._unsent = self._send_now(self._frames(operations))
+            else:
+                self._queued += operations
+            if self._unsent or self._queued:
                 self._changed.notify()
             return True
 
@@ -93,6 +104,8 @@ class Connection:
             self._broken = self._broken or reason
             if self._socket:
                 with contextlib.suppress(OSError):
+                    if any(operation.kind is Kind.WRITE for operation in self._pending.values()):
+                        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_UNSENT)
                     self._socket.shutdown(socket.SHUT_RDWR)
             self._changed.notify()
 
@@ -105,16 +118,20 @@ class Connection:
         receiver: threading.Thread | None = None
         try:
             with self._changed:
-                self._changed.wait_for(lambda: self._outgoing or self._broken)
+                self._changed.wait_for(lambda: self._queued or self._broken)
             sock = self._connect()
-            receiver = threading.Thread(target=self._receive, args=(sock,), name=f"tcp-from-{self.peer}", daemon=True)
-            receiver.start()
+            thread = threading.Thread(target=self._receive, args=(sock,), name=f"tcp-from-{self.peer}", daemon=True)
+            thread.start()
+            receiver = thread
             while frames := self._next_frames():
                 send_all(sock, frames)
         except (AuthenticationFailed, VersionMismatch) as error:
             self.end(PathFailed(f"{self.peer} over tcp: {error}"))
         except OSError as error:
             self.end(self._path_failed(error))
+        except Exception as error:  # out of threads, say: whatever it is, nobody may be left waiting
+            _log.exception("the connection to %s failed", self.peer)
+            self.end(PathFailed(f"{self.peer} over tcp: {error!r}"))
         self.end(PathFailed(f"{self.peer} over tcp ended"))  # shuts the socket down, if that was not done yet
         if receiver:
             receiver.join()
@@ -124,14 +141,16 @@ class Connection:
         self._fail_pending()
 
     def _connect(self) -> socket.socket:
-        deadline = self.earliest_deadline() or time.monotonic() + CONNECT_TIMEOUT_S
-        patience_s = min(CONNECT_TIMEOUT_S, max(0.001, deadline - time.monotonic()))
-        sock = socket.create_connection((self._host, self._port), timeout=patience_s)
+        sock = socket.socket(family_of(self._host), socket.SOCK_STREAM)
         with self._changed:
-            self._socket = sock
+            self._socket = sock  # from here on, `end` interrupts
+            if self._broken:
+                raise ConnectionAbortedError(errno.ECONNABORTED, "ended before it was connected")
+        sock.settimeout(CONNECT_TIMEOUT_S)
+        sock.connect((self._host, self._port))
         tune(sock)
         sock.settimeout(handshake.TIMEOUT_S)
-        handshake.introduce(sock, self._secret, self.peer)
+        self._clock.hear(handshake.introduce(sock, self._secret, self.peer))
         sock.settimeout(None)
         return sock
 
@@ -139,10 +158,19 @@ class Connection:
         """What is queued, all at once; empty at the end."""
         with self._changed:
             self._open = True
-            self._changed.wait_for(lambda: self._outgoing or self._broken)
+            self._changed.wait_for(lambda: self._unsent or self._queued or self._broken)
             self._open = False
-            frames, self._outgoing = self._outgoing, []
+            frames = [*self._unsent, *self._frames(self._queued)]
+            self._unsent, self._queued = [], []
             return [] if self._broken else frames
+
+    def _frames(self, operations: Sequence[tuple[Operation, bytes]]) -> list[bytes | memoryview]:
+        frames: list[bytes | memoryview] = []
+        for operation, key in operations:
+            frames.append(_header(operation, key, self._clock.at_peer(operation.deadline_s)))
+            if operation.kind is Kind.WRITE:
+                frames.extend(operation.pieces)
+        return frames
 
     def _send_now(self, frames: list[bytes | memoryview]) -> list[bytes | memoryview]:
         """Sends in the caller's thread, without waiting: a request is on its way before a thread could wake. Returns what
@@ -158,7 +186,8 @@ class Connection:
         try:
             while True:
                 receive_into(sock, header)
-                status, operation_id, length = RESPONSE.unpack(header)
+                status, operation_id, length, clock_s = RESPONSE.unpack(header)
+                self._clock.hear(clock_s)
                 self._receive_one(sock, Status(status), operation_id, length)
         except OSError as error:
             self.end(self._path_failed(error))
@@ -192,20 +221,14 @@ class Connection:
             self._complete(Completion(operation.operation_id, error))
 
 
-def _frames(batch: Sequence[tuple[Operation, bytes]]) -> list[bytes | memoryview]:
-    frames: list[bytes | memoryview] = []
-    for operation, key in batch:
-        frames.append(_header(operation, key))
-        if operation.kind is Kind.WRITE:
-            frames.extend(operation.pieces)
-    return frames
-
-
-def _header(operation: Operation, key: bytes) -> bytes:
+def _header(operation: Operation, key: bytes, deadline_s: float) -> bytes:
     first, *further = operation.ranges or (Range(0, 0),)
-    head = REQUEST.pack(operation.kind, len(further), operation.operation_id, key, first.offset, first.length)
+    head = REQUEST.pack(
+        operation.kind, len(further), operation.operation_id, key, deadline_s, first.offset, first.length
+    )
     return head + b"".join(RANGE.pack(part.offset, part.length) for part in further)
 
 
-def _num_bytes(frames: Sequence[bytes | memoryview]) -> int:
-    return sum(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)
+def _num_bytes(operations: Sequence[tuple[Operation, bytes]]) -> int:
+    """To be sent, but for further ranges."""
+    return sum(REQUEST.size + (operation.length if operation.kind is Kind.WRITE else 0) for operation, _ in operations)

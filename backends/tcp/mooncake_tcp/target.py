@@ -1,51 +1,37 @@
-"""The target's side: a data server that lets peers read and write exported memory.
-
-A thread per connection blocks in long socket calls, which run beside the interpreter lock.
-"""
+"""The target's side: a data server that lets peers read and write exported memory."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import threading
+import time
 from typing import Final
 
-from mooncake_core.errors import PathFailed, TransferError
-from mooncake_core.transfer.contract import Kind, Range
+from mooncake_core.errors import PathFailed
 from mooncake_core.transfer.exports import Exports
-from mooncake_core.transfer.slices import total_bytes
-from mooncake_tcp import handshake
-from mooncake_tcp.frames import (
-    MOST_RANGES,
-    RANGE,
-    REQUEST,
-    RESPONSE,
-    Status,
-    discard,
-    receive_all,
-    receive_into,
-    send_all,
-    status_of,
-    tune,
-)
+from mooncake_tcp.frames import family_of
+from mooncake_tcp.serving import Serving
 
-SCRATCH_BYTES: Final = 1 << 16
 BACKLOG: Final = 256
+ACCEPT_PAUSE_S: Final = 0.1
 
 _log = logging.getLogger(__name__)
 
 
 class Target:
-    """Listens, and serves each connection in a thread."""
+    """Listens, and serves each connection in a thread. A further one breaks off accesses that are late."""
 
     def __init__(self, host: str, port: int, exports: Exports, secret: bytes | None) -> None:
         self._exports = exports
         self._secret = secret
-        self._lock = threading.Lock()
-        self._connections: dict[socket.socket, threading.Thread] = {}
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.socket(family, socket.SOCK_STREAM)
+        self._changed = threading.Condition()
+        self._servings: dict[Serving, threading.Thread] = {}
+        self._earliest_s = math.inf
+        self._closing = False
+        self._listener = socket.socket(family_of(host), socket.SOCK_STREAM)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._listener.bind((host, port))
@@ -58,17 +44,24 @@ class Target:
         self._listener.listen(BACKLOG)
         self.port: int = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept, name="tcp-accept", daemon=True)
+        self._timer = threading.Thread(target=self._watch_deadlines, name="tcp-accesses", daemon=True)
         self._acceptor.start()
+        self._timer.start()
 
     def close(self) -> None:
         """Ends the listener and all connections. Idempotent."""
-        _shut_down(self._listener)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        with contextlib.suppress(OSError):  # it may be closed already
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._acceptor.join()
+        self._timer.join()
         self._listener.close()
-        with self._lock:
-            threads = list(self._connections.values())
-            for connection in self._connections:
-                _shut_down(connection)
+        with self._changed:
+            threads = list(self._servings.values())
+            for serving in self._servings:
+                serving.shut_down()
         for thread in threads:
             thread.join()
 
@@ -76,64 +69,54 @@ class Target:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return  # the listener was shut down
-            with self._lock:
-                thread = threading.Thread(target=self._serve, args=(connection,), name="tcp-serve", daemon=True)
-                self._connections[connection] = thread
-            thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        try:
-            tune(connection)
-            connection.settimeout(handshake.TIMEOUT_S)
-            if handshake.welcome(connection, self._secret):
-                connection.settimeout(None)
-                self._serve_requests(connection)
-        except OSError as error:
-            _log.debug("a data connection ended: %s", error)
-        finally:
-            with self._lock:
-                del self._connections[connection]
-            connection.close()
-
-    def _serve_requests(self, connection: socket.socket) -> None:
-        scratch = memoryview(bytearray(SCRATCH_BYTES))
-        header = memoryview(bytearray(REQUEST.size))
-        while True:
-            receive_into(connection, header)
-            kind, more, operation_id, key, offset, length = REQUEST.unpack(header)
-            ranges = [Range(offset, length), *(_further(connection, more) if more else ())]
+            except OSError as error:
+                if self._closing:
+                    return
+                self._pause(error)
+                continue
+            serving = Serving(connection, self._exports, self._note_deadline)
+            with self._changed:
+                thread = threading.Thread(target=self._serve, args=(serving,), name="tcp-serve", daemon=True)
+                self._servings[serving] = thread
             try:
-                self._serve_one(connection, Kind(kind), operation_id, key, ranges)
-            except TransferError as error:
-                if kind == Kind.WRITE:
-                    discard(connection, sum(part.length for part in ranges), scratch)
-                connection.sendall(RESPONSE.pack(status_of(error), operation_id, 0))
+                thread.start()
+            except RuntimeError as error:
+                self._forget(serving)
+                connection.close()
+                self._pause(error)
 
-    def _serve_one(
-        self, connection: socket.socket, kind: Kind, operation_id: int, key: bytes, ranges: list[Range]
-    ) -> None:
-        access = self._exports.enter(key, ranges, write=kind is Kind.WRITE, interrupt=lambda: _shut_down(connection))
+    def _serve(self, serving: Serving) -> None:
         try:
-            if kind is Kind.READ:
-                length = total_bytes(access.memories)
-                send_all(connection, [RESPONSE.pack(Status.OK, operation_id, length), *access.memories])
-                return
-            receive_all(connection, access.memories)
+            serving.run(self._secret)
         finally:
-            self._exports.leave(access)
-        connection.sendall(RESPONSE.pack(Status.OK, operation_id, 0))
+            self._forget(serving)
 
+    def _forget(self, serving: Serving) -> None:
+        with self._changed:
+            del self._servings[serving]
 
-def _further(connection: socket.socket, count: int) -> list[Range]:
-    if count > MOST_RANGES:
-        raise ConnectionAbortedError(f"a request with {count} ranges; at most {MOST_RANGES} are taken")
-    data = bytearray(count * RANGE.size)
-    receive_into(connection, memoryview(data))
-    return [Range(offset, length) for offset, length in RANGE.iter_unpack(data)]
+    def _pause(self, error: Exception) -> None:
+        """Out of descriptors or threads: who connected waits, or tries again."""
+        _log.warning("the data server cannot take a connection just now: %s", error)
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, ACCEPT_PAUSE_S)
 
+    def _note_deadline(self, deadline_s: float) -> None:
+        # Looked at without the lock, once per access: who sets a new earliest looks at all accesses after that.
+        if deadline_s < self._earliest_s:
+            with self._changed:
+                self._earliest_s = min(self._earliest_s, deadline_s)
+                self._changed.notify_all()
 
-def _shut_down(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it may be closed already
-        sock.shutdown(socket.SHUT_RDWR)
+    def _watch_deadlines(self) -> None:
+        """Breaks off late accesses. Wakes when the earliest deadline noted has come, mostly to find all done in time."""
+        with self._changed:
+            while not self._closing:
+                patience_s = self._earliest_s - time.monotonic()
+                if patience_s > 0:
+                    self._changed.wait(min(patience_s, threading.TIMEOUT_MAX))
+                    continue
+                self._earliest_s = math.inf
+                for serving in self._servings:
+                    serving.expire(time.monotonic())
+                    self._earliest_s = min(self._earliest_s, serving.deadline_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import msgspec
 from msgspec import Struct
@@ -15,6 +15,9 @@ from mooncake_core.transfer.contract import Capabilities, Completion, Operation,
 from mooncake_core.transfer.exporting import ExportingTransport
 from mooncake_tcp.initiator import Connection
 from mooncake_tcp.target import Target
+
+BUSY_BYTES: Final = 1 << 20
+"""A connection with so much under way is worth a further one beside it; small requests follow each other faster."""
 
 
 class TcpPath(Struct, frozen=True, array_like=True):
@@ -100,7 +103,11 @@ class TcpTransport(ExportingTransport):
             if self._closing:
                 return []
             pool = self._connections.setdefault(peer, [])
-            while len(pool) < min(self._settings.connections_per_peer, len(pairs)) or not pool:
+            most = self._settings.connections_per_peer
+            wanted = min(len(pairs), most)
+            if pool and min(connection.pending_bytes for connection in pool) >= BUSY_BYTES:
+                wanted = min(len(pool) + 1, most)
+            while len(pool) < max(wanted, 1):
                 pool.append(self._connect(peer))
             loads = [(connection.pending_bytes, index) for index, connection in enumerate(pool)]
             shares: list[list[tuple[Operation, bytes]]] = [[] for _ in pool]

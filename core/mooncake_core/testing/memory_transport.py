@@ -62,6 +62,9 @@ class MemoryTransport(ExportingTransport):
     def post(self, operations: Sequence[Operation]) -> None:
         with self._changed:
             for operation in operations:
+                if self._closing:
+                    self.completions.add(Completion(operation.operation_id, self._closed()))
+                    continue
                 delay = self.hub.random.uniform(0, LONGEST_DELAY_S)
                 self._due.append((time.monotonic() + delay, operation.operation_id, operation))
             self._due.sort()
@@ -86,7 +89,10 @@ class MemoryTransport(ExportingTransport):
             else:
                 self.completions.add(Completion(operation.operation_id))
         for _, number, _ in self._due:
-            self.completions.add(Completion(number, PathFailed(f"the transport of {self.owner} was closed")))
+            self.completions.add(Completion(number, self._closed()))
+
+    def _closed(self) -> PathFailed:
+        return PathFailed(f"the transport of {self.owner} was closed")
 
     def _next(self) -> Operation | None:
         """The next operation once it is due; None at the end."""

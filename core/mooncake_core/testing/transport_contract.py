@@ -26,12 +26,12 @@ PATIENCE_S = 20.0
 
 
 class Ends:
-    """An initiator and a target of one transport."""
+    """An initiator and a target of one transport; the same one where it only reaches its own process."""
 
     def __init__(self, transport: type[Transport]) -> None:
         self._transport = transport
         self.initiator = self.make("initiator", 1)
-        self.target = self.make("target", 2)
+        self.target = self.initiator if transport.capabilities.same_process_only else self.make("target", 2)
         self._shared: list[SharedMemory] = []
         self.memory, self.handle = self.register(1 << 20)
         self.memory[:] = os.urandom(1 << 20)
@@ -246,6 +246,8 @@ class TransportContract:
         assert select.select([ends.initiator.fileno()], [], [], 0) == ([], [], [])
 
     def test_a_target_that_is_gone_is_a_failed_path(self, ends: Ends) -> None:
+        if ends.target is ends.initiator:
+            pytest.skip("goes with its initiator")
         path = ends.export(writable=True)
         ends.target.close()
         error = ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0)
@@ -261,6 +263,13 @@ class TransportContract:
         done = ends.initiator.poll()
         assert len(done) == len(operations)
         assert all(completion.error is None or isinstance(completion.error, PathFailed) for completion in done)
+
+    def test_what_is_posted_after_closing_is_a_failed_path(self, ends: Ends) -> None:
+        path = ends.export(writable=True)
+        ends.initiator.close()
+        ends.initiator.post([ends.operation(Kind.WRITE, path, [memoryview(b"x")], 0)])
+        (completion,) = ends.initiator.poll()
+        assert isinstance(completion.error, PathFailed)
 
     def test_an_operation_posted_too_late_is_a_missed_deadline(self, ends: Ends) -> None:
         path = ends.export(writable=True)

@@ -30,6 +30,8 @@ class Capabilities:
 
     same_host_only: bool = False
     """Peers on other hosts cannot be reached."""
+    same_process_only: bool = False
+    """Only memory of the process itself can be reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,8 @@ class Transport(ABC):
     def post(self, operations: Sequence[Operation]) -> None:
         """Starts transfers. Errors are completions: a dead peer is PathFailed with peer and errno, a withdrawn or
         unknown key StaleSegment, a range outside of the export OutOfRange, a wrong secret AuthenticationFailed wrapped
-        in PathFailed. Every posted operation gets exactly one completion, by its deadline at the latest."""
+        in PathFailed. Every posted operation gets exactly one completion, by its deadline at the latest; after `close`
+        that is PathFailed too."""
 
     @abstractmethod
     def poll(self) -> list[Completion]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
+import dataclasses
 import itertools
+import logging
 import os
 import select
 import threading
@@ -17,6 +18,7 @@ from typing import Final
 
 from mooncake_core import registry
 from mooncake_core.errors import OutOfRange, PathFailed, TransferError
+from mooncake_core.transfer.batch import Batch, State, Transfer, TransferRequest
 from mooncake_core.transfer.contract import (
     Completion,
     Kind,
@@ -29,10 +31,13 @@ from mooncake_core.transfer.local import LocalTransport
 from mooncake_core.transfer.slices import cut, total_bytes
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
+PAUSE_S: Final = 0.1
 LOCAL: Final = LocalTransport.name
 Buffer = memoryview | bytearray | mmap
 Where = int | Sequence[Range]
 """Ranges of a segment, or the offset of a single one that is as long as the local pieces."""
+
+_log = logging.getLogger(__name__)
 
 
 class Region:
@@ -45,50 +50,6 @@ class Region:
         self.handles = handles
 
 
-class State(enum.Enum):
-    """Of one request of a batch."""
-
-    PENDING = "pending"
-    DONE = "done"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class TransferRequest:
-    """One transfer between local pieces and ranges of a segment, of the same total length."""
-
-    kind: Kind
-    pieces: tuple[memoryview, ...]
-    segment: SegmentDescriptor
-    ranges: tuple[Range, ...]
-
-
-class Transfer:
-    """A submitted request: what became of it."""
-
-    __slots__ = ("deadline_s", "error", "path", "remaining", "request", "state")
-
-    def __init__(self, request: TransferRequest, deadline_s: float) -> None:
-        self.request = request
-        self.deadline_s = deadline_s
-        self.state = State.PENDING
-        self.error: TransferError | TimeoutError | None = None
-        self.path = ""
-        """Name of the transport that carried it, or was tried last."""
-        self.remaining = 0
-        """Slices under way."""
-
-
-class Batch:
-    """Requests submitted together; made by allocate_batch, given back by free."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.transfers: list[Transfer] = []
-        self.pending = 0
-        self.on_done: Callable[[], None] | None = None
-
-
 @dataclass(slots=True)
 class _Slice:
     """One operation under way, and where it may go if its path fails."""
@@ -97,6 +58,7 @@ class _Slice:
     batch: Batch
     transfer: Transfer
     others: list[Transport]
+    """The last is the one that had it first: the path may have failed only because another transfer on it did."""
 
 
 class TransferEngine:
@@ -127,14 +89,19 @@ class TransferEngine:
         self._settings = settings
         self._timeout_s = timeout_s
         self._transports: dict[str, Transport] = {}
-        for choice in (LocalTransport, *transports):
-            kind: type[Transport] = registry.load("transport", choice) if isinstance(choice, str) else choice
-            self._transports[kind.name] = kind(settings)
+        with contextlib.ExitStack() as made:
+            for choice in (LocalTransport, *transports):
+                kind: type[Transport] = registry.load("transport", choice) if isinstance(choice, str) else choice
+                transport = kind(settings)
+                made.callback(transport.close)
+                self._transports[kind.name] = transport
+            self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            made.pop_all()
         self._operation_ids = itertools.count(1)
         self._slices: dict[int, _Slice] = {}
         self._changed = threading.Condition()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closing = False
+        self._closed = False
         self._pump_thread = threading.Thread(target=self._pump, name="transfer-completions", daemon=True)
         self._pump_thread.start()
 
@@ -196,7 +163,9 @@ class TransferEngine:
         for transfer in transfers:
             self._plan(batch, transfer, posts)
         for name, operations in posts.items():
-            self._transports[name].post(operations)
+            self._post(self._transports[name], operations)
+        if self._closed:  # nobody else collects any more
+            self._collect()
 
     def status(self, batch: Batch) -> list[tuple[State, TransferError | TimeoutError | None]]:
         """State and error of each request, in the order submitted."""
@@ -278,6 +247,7 @@ class TransferEngine:
             transport.close()
         os.eventfd_write(self._wake_fd, 1)
         self._pump_thread.join()
+        self._closed = True
         self._collect()
         os.close(self._wake_fd)
 
@@ -285,6 +255,9 @@ class TransferEngine:
         """Cuts a request into slices for the best path there is."""
         request = transfer.request
         candidates = self._candidates(request.segment)
+        if self._closing:
+            self._end(batch, transfer, PathFailed(f"the engine of {self._settings.owner} was closed"))
+            return
         if not candidates:
             self._end(batch, transfer, PathFailed(self._no_path(request.segment)))
             return
@@ -302,7 +275,7 @@ class TransferEngine:
             )
             transfer.path = best.name
             with self._changed:
-                self._slices[operation.operation_id] = _Slice(operation, batch, transfer, others)
+                self._slices[operation.operation_id] = _Slice(operation, batch, transfer, [*others, best])
             posts.setdefault(best.name, []).append(operation)
 
     def _candidates(self, segment: SegmentDescriptor) -> list[Transport]:
@@ -313,7 +286,7 @@ class TransferEngine:
             transport
             for name, transport in self._transports.items()
             if name in segment.paths
-            and (name != LOCAL or same_process)
+            and (same_process or not transport.capabilities.same_process_only)
             and (same_host or not transport.capabilities.same_host_only)
         ]
 
@@ -330,41 +303,55 @@ class TransferEngine:
         poller.register(self._wake_fd, select.POLLIN)
         while not self._closing:
             poller.poll()
-            self._collect()
+            try:
+                self._collect()
+            except Exception:  # of one transport; the others' completions must still come
+                _log.exception("completions could not be collected")
+                time.sleep(PAUSE_S)
 
     def _collect(self) -> None:
         for transport in self._transports.values():
             for completion in transport.poll():
                 self._complete(completion)
 
+    def _post(self, transport: Transport, operations: Sequence[Operation]) -> None:
+        try:
+            transport.post(operations)
+        except Exception as error:
+            _log.exception("transport %s could not post", transport.name)
+            reason = PathFailed(f"transport {transport.name} could not post: {error!r}", path=transport.name)
+            for operation in operations:
+                self._complete(Completion(operation.operation_id, reason))
+
     def _complete(self, completion: Completion) -> None:
         with self._changed:
-            piece = self._slices.pop(completion.operation_id)
-        if isinstance(completion.error, PathFailed) and piece.others and not self._closing:
+            piece = self._slices.pop(completion.operation_id, None)
+        if piece is None:
+            _log.warning("operation %d was completed twice", completion.operation_id)
+            return
+        if isinstance(completion.error, PathFailed) and self._may_retry(piece):
             self._retry(piece)
             return
         transfer = piece.transfer
-        transfer.error = transfer.error or completion.error
-        transfer.remaining -= 1
-        if transfer.remaining == 0:
+        with self._changed:
+            transfer.error = transfer.error or completion.error
+            transfer.remaining -= 1
+            is_last = transfer.remaining == 0
+        if is_last:
             self._end(piece.batch, transfer, transfer.error)
+
+    def _may_retry(self, piece: _Slice) -> bool:
+        return bool(piece.others) and not self._closing and time.monotonic() < piece.operation.deadline_s
 
     def _retry(self, piece: _Slice) -> None:
         """The path failed: the next one carries the slice."""
         transport, *others = piece.others
-        old = piece.operation
-        operation = Operation(
-            operation_id=old.operation_id,
-            kind=old.kind,
-            pieces=old.pieces,
-            path=piece.transfer.request.segment.paths[transport.name],
-            ranges=old.ranges,
-            deadline_s=old.deadline_s,
-        )
+        path = piece.transfer.request.segment.paths[transport.name]
+        operation = dataclasses.replace(piece.operation, path=path)
         piece.transfer.path = transport.name
         with self._changed:
             self._slices[operation.operation_id] = _Slice(operation, piece.batch, piece.transfer, others)
-        transport.post([operation])
+        self._post(transport, [operation])
 
     def _end(self, batch: Batch, transfer: Transfer, error: TransferError | TimeoutError | None) -> None:
         with self._changed:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from mooncake_core.errors import TransferError
+from mooncake_core.errors import DeadlineExceeded, PathFailed, TransferError
 from mooncake_core.transfer.contract import Capabilities, Completion, Kind, Operation, TransportSettings
 from mooncake_core.transfer.exporting import ExportingTransport, copy, uninterruptible
 
@@ -14,21 +16,31 @@ class LocalTransport(ExportingTransport):
     """Copies in the caller's thread; every operation is complete when `post` returns."""
 
     name: ClassVar[str] = "local"
-    capabilities: ClassVar[Capabilities] = Capabilities(same_host_only=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(same_host_only=True, same_process_only=True)
 
     def __init__(self, settings: TransportSettings) -> None:
         super().__init__()
+        self._owner = settings.owner
+        self._closing = False
 
     def post(self, operations: Sequence[Operation]) -> None:
         for operation in operations:
             try:
                 self._copy(operation)
-            except TransferError as error:
+            except (TransferError, DeadlineExceeded) as error:
                 self.completions.add(Completion(operation.operation_id, error))
             else:
                 self.completions.add(Completion(operation.operation_id))
 
+    def close(self) -> None:
+        self._closing = True
+        super().close()
+
     def _copy(self, operation: Operation) -> None:
+        if self._closing:
+            raise PathFailed(f"the transport of {self._owner} was closed", path=self.name, errno=errno.ESHUTDOWN)
+        if operation.deadline_s <= time.monotonic():
+            raise DeadlineExceeded("the deadline passed before the copy began")
         write = operation.kind is Kind.WRITE
         access = self.exports.enter(operation.path, operation.ranges, write=write, interrupt=uninterruptible)
         try:

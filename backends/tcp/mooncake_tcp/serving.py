@@ -1,0 +1,117 @@
+"""One connection of a peer, at the target: a thread that blocks in long socket calls, which run beside the interpreter
+lock."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from mooncake_core.errors import DeadlineExceeded, TransferError
+from mooncake_core.transfer.contract import Kind, Range
+from mooncake_core.transfer.exports import Exports
+from mooncake_core.transfer.slices import total_bytes
+from mooncake_tcp import handshake
+from mooncake_tcp.frames import (
+    MOST_RANGES,
+    RANGE,
+    REQUEST,
+    RESPONSE,
+    Status,
+    discard,
+    receive_all,
+    receive_into,
+    send_all,
+    status_of,
+    tune,
+)
+
+SCRATCH_BYTES: Final = 1 << 16
+
+_log = logging.getLogger(__name__)
+
+
+class Serving:
+    """Answers the requests of one connection."""
+
+    def __init__(self, connection: socket.socket, exports: Exports, note_deadline: Callable[[float], None]) -> None:
+        self._connection = connection
+        self._exports = exports
+        self._note_deadline = note_deadline
+        self._deadline_s = math.inf
+        """Of the access under way."""
+
+    @property
+    def deadline_s(self) -> float:
+        """When the access under way must have ended; infinity where there is none."""
+        return self._deadline_s
+
+    def run(self, secret: bytes | None) -> None:
+        """Serves until the peer ends the connection, or `shut_down` does; then closes it."""
+        with self._connection:
+            try:
+                tune(self._connection)
+                self._connection.settimeout(handshake.TIMEOUT_S)
+                if handshake.welcome(self._connection, secret):
+                    self._connection.settimeout(None)
+                    self._serve()
+            except (OSError, ValueError) as error:
+                _log.debug("a data connection ended: %s", error)
+
+    def shut_down(self) -> None:
+        """Breaks off, from another thread. What the kernel still receives is refused by a reset."""
+        with contextlib.suppress(OSError):  # it may be closed already
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def expire(self, now: float) -> None:
+        """Breaks off if the access under way is late: its memory may be somebody else's soon."""
+        if self._deadline_s <= now:
+            self._deadline_s = math.inf
+            self.shut_down()
+
+    def _serve(self) -> None:
+        scratch = memoryview(bytearray(SCRATCH_BYTES))
+        header = memoryview(bytearray(REQUEST.size))
+        while True:
+            receive_into(self._connection, header)
+            kind, more, operation_id, key, deadline_s, offset, length = REQUEST.unpack(header)
+            ranges = [Range(offset, length), *(_further(self._connection, more) if more else ())]
+            try:
+                self._serve_one(Kind(kind), operation_id, key, ranges, deadline_s)
+            except (TransferError, DeadlineExceeded) as error:
+                if kind == Kind.WRITE:
+                    discard(self._connection, sum(part.length for part in ranges), scratch)
+                self._connection.sendall(_response(status_of(error), operation_id))
+
+    def _serve_one(self, kind: Kind, operation_id: int, key: bytes, ranges: list[Range], deadline_s: float) -> None:
+        if deadline_s <= time.monotonic():
+            raise DeadlineExceeded("the request arrived after its deadline")
+        access = self._exports.enter(key, ranges, write=kind is Kind.WRITE, interrupt=self.shut_down)
+        self._deadline_s = deadline_s
+        self._note_deadline(deadline_s)
+        try:
+            if kind is Kind.READ:
+                response = _response(Status.OK, operation_id, total_bytes(access.memories))
+                send_all(self._connection, [response, *access.memories])
+                return
+            receive_all(self._connection, access.memories)
+        finally:
+            self._deadline_s = math.inf
+            self._exports.leave(access)
+        self._connection.sendall(_response(Status.OK, operation_id))
+
+
+def _response(status: Status, operation_id: int, length: int = 0) -> bytes:
+    return RESPONSE.pack(status, operation_id, length, time.monotonic())
+
+
+def _further(connection: socket.socket, count: int) -> list[Range]:
+    if count > MOST_RANGES:
+        raise ConnectionAbortedError(f"a request with {count} ranges; at most {MOST_RANGES} are taken")
+    data = bytearray(count * RANGE.size)
+    receive_into(connection, memoryview(data))
+    return [Range(offset, length) for offset, length in RANGE.iter_unpack(data)]

@@ -1,0 +1,55 @@
+"""What is submitted to the Transfer Engine, and what became of it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mooncake_core.errors import TransferError
+from mooncake_core.transfer.contract import Kind, Range
+from mooncake_core.wire.messages.memory import SegmentDescriptor
+
+
+class State(enum.Enum):
+    """Of one request of a batch."""
+
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRequest:
+    """One transfer between local pieces and ranges of a segment, of the same total length."""
+
+    kind: Kind
+    pieces: tuple[memoryview, ...]
+    segment: SegmentDescriptor
+    ranges: tuple[Range, ...]
+
+
+class Transfer:
+    """A submitted request: what became of it."""
+
+    __slots__ = ("deadline_s", "error", "path", "remaining", "request", "state")
+
+    def __init__(self, request: TransferRequest, deadline_s: float) -> None:
+        self.request = request
+        self.deadline_s = deadline_s
+        self.state = State.PENDING
+        self.error: TransferError | TimeoutError | None = None
+        self.path = ""
+        """Name of the transport that carried it, or was tried last."""
+        self.remaining = 0
+        """Slices under way."""
+
+
+class Batch:
+    """Requests submitted together; made by allocate_batch, given back by free."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.transfers: list[Transfer] = []
+        self.pending = 0
+        self.on_done: Callable[[], None] | None = None
