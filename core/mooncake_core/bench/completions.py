@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import aiohttp
 import httpx
 import msgspec
 from msgspec import Struct
@@ -61,8 +62,8 @@ class Sample(Struct, frozen=True, kw_only=True):
 class Server:
     """An OpenAI-compatible server, and what it understands."""
 
-    def __init__(self, http: httpx.AsyncClient, model: str, extensions: frozenset[str]) -> None:
-        self._http = http
+    def __init__(self, session: aiohttp.ClientSession, model: str, extensions: frozenset[str]) -> None:
+        self._session = session
         self.model = model
         self.extensions = extensions
 
@@ -73,10 +74,10 @@ class Server:
         answer = _Answer(index, due_s, keep=settings.keep_outputs)
         try:
             async with asyncio.timeout(settings.timeout_s):
-                return await _stream(self._http, body, headers, answer)
+                return await _stream(self._session, body, headers, answer)
         except TimeoutError:
             return answer.failed(0, f"timeout after {settings.timeout_s:g}s")
-        except httpx.HTTPError as error:
+        except (aiohttp.ClientError, OSError) as error:
             return answer.failed(0, type(error).__name__)
         except msgspec.MsgspecError as error:
             return answer.failed(200, f"malformed event: {type(error).__name__}")
@@ -92,15 +93,15 @@ async def connect(settings: ServeSettings, api_key: str) -> AsyncGenerator[Serve
         UsageError: it serves no model, or refuses the request whatever is left out.
     """
     url = base_url(settings.url)
-    limit = settings.concurrency + 1 if settings.rate is None else None
-    async with httpx.AsyncClient(
-        base_url=url,
-        timeout=settings.timeout_s,
-        limits=httpx.Limits(max_connections=limit, max_keepalive_connections=limit),
-        headers={"authorization": f"Bearer {api_key}"} if api_key else {},
-    ) as http:
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    async with httpx.AsyncClient(base_url=url, timeout=settings.timeout_s, headers=headers) as http:
         model = settings.model or await _first_model(http, url)
-        yield Server(http, model, await _accepted_extensions(http, url, model, settings))
+        extensions = await _accepted_extensions(http, url, model, settings)
+    # The load itself: a client that needs little of the cores that it shares with the server.
+    connector = aiohttp.TCPConnector(limit=0)
+    deadlines = aiohttp.ClientTimeout(total=None)  # each request has its own
+    async with aiohttp.ClientSession(url, headers=headers, connector=connector, timeout=deadlines) as session:
+        yield Server(session, model, extensions)
 
 
 def base_url(url: str) -> str:
@@ -200,22 +201,24 @@ def _error_of(content: bytes) -> tuple[str, str]:
         return "", ""
 
 
-async def _stream(http: httpx.AsyncClient, body: dict[str, Any], headers: Mapping[str, str], answer: _Answer) -> Sample:
+async def _stream(
+    session: aiohttp.ClientSession, body: dict[str, Any], headers: Mapping[str, str], answer: _Answer
+) -> Sample:
     answer.sent()
-    async with http.stream("POST", "/v1/completions", json=body, headers=headers) as response:
-        if response.status_code != 200:
-            code, _ = _error_of(await response.aread())
-            return answer.failed(response.status_code, f"HTTP {response.status_code} {code}".strip())
-        async for line in response.aiter_lines():
-            if not line.startswith("data:"):
+    async with session.post("/v1/completions", json=body, headers=headers) as response:
+        if response.status != 200:
+            code, _ = _error_of(await response.read())
+            return answer.failed(response.status, f"HTTP {response.status} {code}".strip())
+        async for line in response.content:
+            if not line.startswith(b"data:"):
                 continue
             data = line[5:].strip()
-            if data == "[DONE]":
+            if data == b"[DONE]":
                 answer.finished = True
                 continue
             event = msgspec.json.decode(data)
             if event.get("error"):
-                code, _ = _error_of(data.encode())
+                code, _ = _error_of(data)
                 return answer.failed(200, f"error event {code}".strip())
             answer.take(event)
     return answer.whole()
