@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,14 +98,14 @@ def test_withdrawing_waits_for_a_copy_of_another_process_under_way() -> None:
     with Target() as target:
         ends = Ends(ShmTransport)
         assert ends.transfer(Kind.WRITE, target.path, [memoryview(b"x")], 0) is None
-        peer = next(iter(ends.initiator._peers.values()))  # type: ignore[attr-defined]
+        peer = _peer(ends)
         slot = _slot(target.path)
         assert peer._page.enter(*slot)
         assert target.process.stdin is not None
         target.process.stdin.write("withdraw\n")
         target.process.stdin.flush()
         time.sleep(0.3)
-        assert not peer._page.enter(slot[0], slot[1] + 1), "withdrawn already, but not finished"
+        assert not peer._page.enter(*slot), "withdrawn already, but not finished"
         peer._page.leave(slot[0])
         assert float(target.line()) > 0.2
         ends.close()
@@ -158,7 +159,7 @@ def test_readers_get_memory_they_cannot_write() -> None:
     ends = Ends(ShmTransport)
     path = ends.export(writable=False)
     assert ends.transfer(Kind.READ, path, [memoryview(bytearray(1))], 0) is None
-    peer = next(iter(ends.initiator._peers.values()))  # type: ignore[attr-defined]
+    peer = _peer(ends)
     assert [memory.readonly for memory in peer._maps.values()] == [True]
     ends.close()
 
@@ -199,6 +200,12 @@ def _slot(path: bytes) -> tuple[int, int]:
 
     named = msgspec.msgpack.decode(path, type=ShmPath)
     return named.slot, named.generation
+
+
+def _peer(ends: Ends) -> Any:
+    """The initiator's only one."""
+    (known,) = ends.initiator._peers._known.values()  # type: ignore[attr-defined]
+    return known.peer
 
 
 def _mapped() -> int:

@@ -17,6 +17,8 @@ import threading
 import time
 from typing import Final
 
+from mooncake_core.transfer.shared_memory import SharedMemory
+
 SLOTS: Final = 1 << 16
 PAGE_BYTES: Final = SLOTS * 8
 _FLOCK: Final = struct.Struct("@hhqqi4x")
@@ -27,10 +29,9 @@ class ControlPage:
     """The owner's side."""
 
     def __init__(self) -> None:
-        self.fd = os.memfd_create("mooncake-shm-control", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, PAGE_BYTES)
-        self._map = mmap.mmap(self.fd, PAGE_BYTES)
-        self._generations = memoryview(self._map).cast("Q")
+        self._memory = SharedMemory("shm-control", PAGE_BYTES)
+        self.fd = self._memory.descriptor
+        self._generations = self._memory.view.cast("Q")
         self._lock = threading.Lock()
         self._free = list(reversed(range(SLOTS)))
         self._next_generation = 1
@@ -44,6 +45,10 @@ class ControlPage:
             self._next_generation += 1
             self._generations[slot] = generation
             return slot, generation
+
+    def open_for_reading(self) -> int:
+        """A descriptor for a peer, which closes it."""
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def is_live(self, slot: int, generation: int) -> bool:
         """Whether the export was not withdrawn."""
@@ -67,8 +72,7 @@ class ControlPage:
     def close(self) -> None:
         """Frees the page here; peers that mapped it keep theirs."""
         self._generations.release()
-        self._map.close()
-        os.close(self.fd)
+        self._memory.close()
 
 
 class PeerPage:

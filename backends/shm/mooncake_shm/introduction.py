@@ -1,13 +1,16 @@
-"""What is said on the Unix socket between two processes: which memory an initiator wants, and its descriptor.
+"""What is said on the Unix socket between two processes: which memory an initiator wants, its descriptor, and that it is
+gone. One wish at a time: an answer needs no name.
 
-The socket then stays open and silent; its end is how either side learns that the other has died.
+The socket stays open; its end is how either side learns that the other has died.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -15,7 +18,6 @@ from msgspec import Struct
 
 from mooncake_core.errors import AuthenticationFailed
 
-TIMEOUT_S: Final = 5.0
 LARGEST_BYTES: Final = 4096
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 
@@ -29,11 +31,19 @@ class Want(Struct, frozen=True, array_like=True):
     write: bool
 
 
-class Have(Struct, frozen=True, array_like=True):
+class Have(Struct, frozen=True, array_like=True, tag=True):
     """Target to initiator, with two descriptors, the control page and the region, when `found`."""
 
     found: bool
-    length: int
+    length: int = 0
+    errno: int = 0
+    """Why the target could not open what it has."""
+
+
+class Gone(Struct, frozen=True, array_like=True, tag=True):
+    """Target to initiator, unasked: the region was unregistered; nobody needs its map any more."""
+
+    region: int
 
 
 def check_user(connection: socket.socket) -> None:
@@ -48,17 +58,21 @@ def check_user(connection: socket.socket) -> None:
         raise AuthenticationFailed(f"the process at the other end runs as user {uid}, this one as {os.geteuid()}")
 
 
-def send(connection: socket.socket, message: Want | Have, descriptors: list[int]) -> None:
+def send(connection: socket.socket, message: Want | Have | Gone, descriptors: Sequence[int] = ()) -> None:
     """Sends one message with its descriptors."""
     socket.send_fds(connection, [msgspec.msgpack.encode(message)], descriptors)
 
 
-def receive_have(connection: socket.socket) -> tuple[Have, list[int]]:
-    """The answer and its descriptors, which the caller closes."""
+def receive_news(connection: socket.socket) -> tuple[Have | Gone, list[int]]:
+    """An answer, with descriptors that the caller closes, or what comes unasked.
+
+    Raises:
+        ConnectionResetError: the peer has ended.
+    """
     data, descriptors, _, _ = socket.recv_fds(connection, LARGEST_BYTES, 2)
     if not data:
-        raise ConnectionResetError("the peer closed the connection")
-    return msgspec.msgpack.decode(data, type=Have), list(descriptors)
+        raise ConnectionResetError(errno.ECONNRESET, "the peer closed the connection")
+    return msgspec.msgpack.decode(data, type=Have | Gone), list(descriptors)
 
 
 def receive_want(connection: socket.socket) -> Want | None:

@@ -8,14 +8,15 @@ import mmap
 import os
 import socket
 import threading
+from collections.abc import Sequence
 
 from mooncake_core.errors import AuthenticationFailed, PathFailed, StaleSegment
 from mooncake_shm.control import PeerPage
-from mooncake_shm.introduction import TIMEOUT_S, Want, check_user, receive_have, send
+from mooncake_shm.introduction import Gone, Have, Want, check_user, receive_news, send
 
 
 class Peer:
-    """One process whose memory is mapped. Made by the first transfer to it; ends with it."""
+    """One process whose memory is mapped. One thread, that of Peers, talks to it and ends it; many copy. Nothing blocks."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -24,18 +25,85 @@ class Peer:
         self._page: PeerPage | None = None
         self._users = 0
         self._ended = False
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.settimeout(TIMEOUT_S)
-        try:
-            self._socket.connect("\0" + name)
-            check_user(self._socket)
-        except (OSError, AuthenticationFailed) as error:
-            self._socket.close()
-            raise self._failed(error) from error
+        self._connected = False
+        self._socket: socket.socket | None = None
 
     def fileno(self) -> int:
-        """Readable once the peer has ended."""
-        return self._socket.fileno()
+        """Readable when the peer has answered, and once it has ended; -1 while there is no connection."""
+        return self._socket.fileno() if self._socket and self._connected else -1
+
+    def connect(self) -> bool:
+        """Whether there is a connection; if not, the peer has a long queue: try again later.
+
+        Raises:
+            PathFailed: the peer is gone (ECONNREFUSED), or the connection could not be made.
+        """
+        if self._connected:
+            return True
+        try:
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+            self._socket.connect("\0" + self.name)
+            check_user(self._socket)
+        except BlockingIOError:
+            return False
+        except (OSError, AuthenticationFailed) as error:
+            raise self.failed(error) from error
+        self._connected = True
+        return True
+
+    def ask(self, want: Want) -> None:
+        """Wishes for memory; the answer is among the news.
+
+        Raises:
+            PathFailed: the peer has ended.
+        """
+        assert self._socket is not None  # connected
+        try:
+            send(self._socket, want)
+        except OSError as error:
+            raise self.failed(error) from error
+
+    def news(self) -> tuple[Have | Gone, list[int]] | None:
+        """What the peer has said, with descriptors that the caller closes; None when there is nothing more.
+
+        Raises:
+            PathFailed: the peer has ended.
+        """
+        assert self._socket is not None  # connected
+        try:
+            return receive_news(self._socket)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise self.failed(error) from error
+
+    def map(self, want: Want, have: Have, descriptors: Sequence[int]) -> None:
+        """Takes what was wished for.
+
+        Raises:
+            PathFailed: it could not be opened there, or not be mapped here.
+        """
+        try:
+            if have.errno:
+                raise OSError(have.errno, os.strerror(have.errno))
+            if len(descriptors) < 2:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # here: the kernel dropped them
+            page, region = descriptors
+            access = mmap.ACCESS_WRITE if want.write else mmap.ACCESS_READ
+            memory = memoryview(mmap.mmap(region, have.length, access=access))
+            with self._lock:
+                if self._page is None:
+                    self._page = PeerPage(page)
+                self._maps[want.region, want.write] = memory
+        except (OSError, ValueError) as error:
+            raise self.failed(error) from error
+
+    def unmap(self, region: int) -> None:
+        """Forgets a region; its memory goes with the last copy under way."""
+        with self._lock:
+            self._maps.pop((region, False), None)
+            self._maps.pop((region, True), None)
 
     def is_mapped(self, region: int, *, write: bool) -> bool:
         """Whether a transfer can begin without asking the peer."""
@@ -46,15 +114,16 @@ class Peer:
 
         Raises:
             PathFailed: the peer has ended.
-            StaleSegment: the export was withdrawn.
+            StaleSegment: the export was withdrawn, or the region unregistered.
         """
         with self._lock:
             if self._ended:
                 raise self._gone()
-            memory = self._maps.get((want.region, want.write)) or self._map(want)
-            assert self._page is not None  # mapping brings it
+            memory = self._maps.get((want.region, want.write))
+            if memory is None or self._page is None:
+                raise stale()
             if not self._page.enter(want.slot, want.generation):
-                raise self._gone() if self._has_hung_up() else _stale()
+                raise self._gone() if self._has_hung_up() else stale()
             self._users += 1
             return memory
 
@@ -75,30 +144,16 @@ class Peer:
     def end(self) -> None:
         """Unmaps the peer's memory as soon as no copy is under way. Idempotent."""
         with self._lock:
-            if not self._ended:
-                self._ended = True
+            self._ended = True
+            if self._socket:
                 self._socket.close()
             self._unmap_unused()
 
-    def _map(self, want: Want) -> memoryview:
-        descriptors: list[int] = []
-        try:
-            send(self._socket, want, [])
-            have, descriptors = receive_have(self._socket)
-            if not have.found:
-                raise _stale()
-            page, region = descriptors
-            if self._page is None:
-                self._page = PeerPage(page)
-            access = mmap.ACCESS_WRITE if want.write else mmap.ACCESS_READ
-            memory = memoryview(mmap.mmap(region, have.length, access=access))
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from error
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        self._maps[want.region, want.write] = memory
-        return memory
+    def failed(self, error: Exception) -> PathFailed:
+        """An error in words that name the peer."""
+        reason = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None) or errno.ECONNABORTED
+        return PathFailed(f"{self.name} cannot be reached over shm: {reason}", path="shm", errno=number)
 
     def _unmap_unused(self) -> None:
         if self._users:
@@ -110,9 +165,10 @@ class Peer:
             page.close()
 
     def _has_hung_up(self) -> bool:
-        with contextlib.suppress(BlockingIOError, TimeoutError):
+        assert self._socket is not None  # it was mapped
+        with contextlib.suppress(BlockingIOError):
             try:
-                return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                return not self._socket.recv(1, socket.MSG_PEEK)
             except ConnectionError:
                 return True
         return False
@@ -120,11 +176,7 @@ class Peer:
     def _gone(self) -> PathFailed:
         return PathFailed(f"the process behind {self.name} has ended", path="shm", errno=errno.ECONNRESET)
 
-    def _failed(self, error: Exception) -> PathFailed:
-        reason = getattr(error, "strerror", None) or str(error)
-        number = getattr(error, "errno", None) or errno.ECONNABORTED
-        return PathFailed(f"{self.name} cannot be reached over shm: {reason}", path="shm", errno=number)
 
-
-def _stale() -> StaleSegment:
+def stale() -> StaleSegment:
+    """For a wish that the peer does not know."""
     return StaleSegment("the segment was withdrawn, or its process was started anew")

@@ -9,14 +9,17 @@ import secrets
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
 from mooncake_core.errors import AuthenticationFailed, PathFailed
-from mooncake_shm.introduction import Have, Want, check_user, receive_want, send
+from mooncake_shm.introduction import Gone, Have, Want, check_user, receive_want, send
 
-BACKLOG = 64
+BACKLOG: Final = 1024
+ACCEPT_PAUSE_S: Final = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ class Target:
             raise PathFailed(f"shm cannot listen: {error.strerror}", errno=error.errno) from error
         self._listener.listen(BACKLOG)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._thread = threading.Thread(target=self._work, name="shm-target", daemon=True)
         self._thread.start()
@@ -44,6 +48,13 @@ class Target:
         os.eventfd_write(self._wake_fd, 1)
         self._thread.join()
         os.close(self._wake_fd)
+
+    def tell(self, message: Gone) -> None:
+        """To all peers. Who is stopped and has not read what was told before misses it."""
+        with self._lock:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    send(connection, message)
 
     def _work(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -58,23 +69,33 @@ class Target:
                         self._accept(selector)
                     elif isinstance(item, socket.socket) and not self._serve(item):
                         selector.unregister(item)
-                        self._connections.discard(item)
-                        item.close()
-        for connection in (*self._connections, self._listener):
+                        self._close(item)
+        for connection in list(self._connections):
+            self._close(connection)
+        self._listener.close()
+
+    def _close(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._connections.discard(connection)
             connection.close()
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
-        with contextlib.suppress(OSError):
+        try:
             connection, _ = self._listener.accept()
-            try:
-                check_user(connection)
-            except AuthenticationFailed as error:
-                _log.warning("shm refused a connection: %s", error)
-                connection.close()
-                return
-            connection.setblocking(False)
+        except OSError as error:
+            _log.warning("shm cannot take a connection just now: %s", error)
+            time.sleep(ACCEPT_PAUSE_S)  # out of descriptors; who connected waits
+            return
+        try:
+            check_user(connection)
+        except AuthenticationFailed as error:
+            _log.warning("shm refused a connection: %s", error)
+            connection.close()
+            return
+        connection.setblocking(False)
+        with self._lock:
             self._connections.add(connection)
-            selector.register(connection, selectors.EVENT_READ)
+        selector.register(connection, selectors.EVENT_READ)
 
     def _serve(self, connection: socket.socket) -> bool:
         """Answers one message; whether the connection lives on."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
 import queue
-import select
 import threading
 import time
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
@@ -32,15 +31,14 @@ from mooncake_core.transfer.contract import (
 from mooncake_core.transfer.exports import check_ranges, merged
 from mooncake_shm.control import ControlPage
 from mooncake_shm.copying import copy
-from mooncake_shm.introduction import Have, Want
-from mooncake_shm.peer import Peer
+from mooncake_shm.introduction import Gone, Have, Want
+from mooncake_shm.peers import Peers
 from mooncake_shm.target import Target
 
 COPIER_THREADS: Final = 2
 INLINE_BYTES: Final = 1 << 20
 """So much is copied by the caller itself: sooner than a thread wakes up."""
 CLOSING_PATIENCE_S: Final = 2.0
-KNOWN_DEAD: Final = 1024
 
 _log = logging.getLogger(__name__)
 
@@ -86,15 +84,12 @@ class ShmTransport(Transport):
         self._page = ControlPage()
         self._target = Target(self._answer)
         self._completions = Completions()
-        self._peers: dict[str, Peer] = {}
-        self._dead: OrderedDict[str, None] = OrderedDict()
         self._closing = False
         self._work: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._peers = Peers(ready=self._work.put, failed=self._failed)
         self._threads = [
             threading.Thread(target=self._copy_queued, name="shm-copy", daemon=True) for _ in range(COPIER_THREADS)
         ]
-        self._threads.append(threading.Thread(target=self._watch_peers, name="shm-peers", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -109,6 +104,7 @@ class ShmTransport(Transport):
             region = self._regions.pop(handle)
         for slot in list(region.slots):
             self._withdraw_slot(region, slot)
+        self._target.tell(Gone(handle))
 
     def export(self, handle: int, *, writable: bool, ranges: Sequence[Range] | None = None) -> bytes | None:
         with self._lock:
@@ -145,10 +141,12 @@ class ShmTransport(Transport):
         room = INLINE_BYTES
         for operation in operations:
             room -= operation.length
-            if room >= 0 and self._is_mapped(operation):
+            if not self._is_mapped(operation):
+                self._introduce(operation)
+            elif room >= 0:
                 self._complete(operation)
-            elif not self._enqueue(operation):
-                self._completions.add(Completion(operation.operation_id, self._closed()))
+            else:
+                self._enqueue(operation)
 
     def poll(self) -> list[Completion]:
         return self._completions.take()
@@ -163,19 +161,16 @@ class ShmTransport(Transport):
             self._closing = True
             regions = list(self._regions.values())
         self._target.close()
+        self._peers.close()
         for _ in range(COPIER_THREADS):
             self._work.put(None)
-        os.eventfd_write(self._wake_fd, 1)
         for thread in self._threads:
             thread.join()
         for region in regions:
             for slot in list(region.slots):
                 self._page.close_slot(slot, CLOSING_PATIENCE_S)
-        for peer in self._peers.values():
-            peer.end()
         self._page.close()
         self._completions.close()
-        os.close(self._wake_fd)
 
     def _answer(self, want: Want) -> tuple[Have, list[int]]:
         """Descriptors for a peer: read-only ones for those who may only read."""
@@ -183,12 +178,23 @@ class ShmTransport(Transport):
             region = self._regions.get(want.region)
             known = region.slots.get(want.slot) if region else None
             if region is None or region.descriptor is None or known is None or known[0] != want.generation:
-                return Have(found=False, length=0), []
+                return Have(found=False), []
             if want.write and not known[1]:
-                return Have(found=False, length=0), []
-            mode = os.O_RDWR if want.write else os.O_RDONLY
-            memory = os.open(f"/proc/self/fd/{region.descriptor}", mode | os.O_CLOEXEC)
-            return Have(found=True, length=region.memory.nbytes), [os.dup(self._page.fd), memory]
+                return Have(found=False), []
+            try:
+                return Have(found=True, length=region.memory.nbytes), self._open(region.descriptor, write=want.write)
+            except OSError as error:  # out of descriptors
+                return Have(found=False, errno=error.errno or errno.EIO), []
+
+    def _open(self, region: int, *, write: bool) -> list[int]:
+        """New descriptors of the control page and a region."""
+        page = self._page.open_for_reading()
+        mode = os.O_RDWR if write else os.O_RDONLY
+        try:
+            return [page, os.open(f"/proc/self/fd/{region}", mode | os.O_CLOEXEC)]
+        except OSError:
+            os.close(page)
+            raise
 
     def _withdraw_slot(self, region: _Region, slot: int) -> None:
         """Waits for copies under way. Only a peer that is stopped in the middle of one makes that long; it is named."""
@@ -204,11 +210,28 @@ class ShmTransport(Transport):
     def _owner(self) -> str:
         return self._settings.owner
 
-    def _enqueue(self, operation: Operation) -> bool:
+    def _enqueue(self, operation: Operation) -> None:
         with self._lock:
             if not self._closing:
                 self._work.put(operation)
-            return not self._closing
+                return
+        self._failed(operation, self._closed())
+
+    def _introduce(self, operation: Operation) -> None:
+        """Gets the peer's memory mapped, without waiting; then it is as if enqueued."""
+        error: TransferError | TimeoutError = self._closed()
+        try:
+            path, want = _checked(operation)
+            with self._lock:
+                if not self._closing:
+                    self._peers.introduce(operation, path.socket, want)
+                    return
+        except (TransferError, TimeoutError) as reason:
+            error = reason
+        self._failed(operation, error)
+
+    def _failed(self, operation: Operation, error: TransferError | TimeoutError) -> None:
+        self._completions.add(Completion(operation.operation_id, error))
 
     def _is_mapped(self, operation: Operation) -> bool:
         path = _decode(operation.path)
@@ -218,7 +241,7 @@ class ShmTransport(Transport):
     def _copy_queued(self) -> None:
         while (operation := self._work.get()) is not None:
             if self._closing:
-                self._completions.add(Completion(operation.operation_id, self._closed()))
+                self._failed(operation, self._closed())
             else:
                 self._complete(operation)
 
@@ -228,70 +251,23 @@ class ShmTransport(Transport):
             self._copy(operation)
         except (TransferError, TimeoutError) as reason:
             error = reason
+        except Exception as reason:  # whatever it is, nobody may be left waiting
+            _log.exception("%s could not copy over shm", self._owner)
+            error = TransferError(f"{self._owner} could not copy over shm: {reason!r}")
         self._completions.add(Completion(operation.operation_id, error))
 
     def _copy(self, operation: Operation) -> None:
-        if operation.deadline_s <= time.monotonic():
-            raise DeadlineExceeded("the deadline passed before the copy began")
-        path = _decode(operation.path)
-        write = operation.kind is Kind.WRITE
-        if write and not path.writable:
-            raise OutOfRange("the segment is exported for reading only")
-        for part in operation.ranges:
-            if not path.allows(part.offset, part.length):
-                raise OutOfRange(f"bytes {part.offset} to {part.offset + part.length} are not exported")
-        peer = self._peer(path.socket)
-        want = Want(path.region, path.slot, path.generation, write)
+        path, want = _checked(operation)
+        peer = self._peers.get(path.socket)
+        if peer is None:
+            raise PathFailed(f"the process behind {path.socket} has ended", path="shm", errno=errno.ECONNRESET)
         memory = peer.enter(want)
         try:
             parts = [memory[part.offset : part.offset + part.length] for part in operation.ranges]
-            copy(operation.pieces, parts, write=write)
+            copy(operation.pieces, parts, write=want.write)
         finally:
             del memory
             peer.leave(want)
-
-    def _peer(self, name: str) -> Peer:
-        with self._lock:
-            peer = self._peers.get(name)
-            if peer is not None:
-                return peer
-            if name in self._dead:  # names are never used again
-                raise PathFailed(f"the process behind {name} has ended", path="shm", errno=111)
-        try:
-            peer = Peer(name)
-        except PathFailed:
-            self._bury(name)
-            raise
-        with self._lock:
-            first = self._peers.setdefault(name, peer)
-        if first is not peer:
-            peer.end()
-        else:
-            os.eventfd_write(self._wake_fd, 1)
-        return first
-
-    def _bury(self, name: str) -> None:
-        with self._lock:
-            self._peers.pop(name, None)
-            self._dead[name] = None
-            while len(self._dead) > KNOWN_DEAD:
-                self._dead.popitem(last=False)
-
-    def _watch_peers(self) -> None:
-        """Unmaps the memory of peers that have ended."""
-        while not self._closing:
-            with self._lock:
-                peers = {peer.fileno(): peer for peer in self._peers.values()}
-            poller = select.poll()
-            poller.register(self._wake_fd, select.POLLIN)
-            for fileno in peers:
-                poller.register(fileno, select.POLLRDHUP)
-            for fileno, _ in poller.poll():
-                if fileno == self._wake_fd:
-                    os.eventfd_read(self._wake_fd)
-                else:
-                    self._bury(peers[fileno].name)
-                    peers[fileno].end()
 
     def _closed(self) -> PathFailed:
         return PathFailed(f"the transport of {self._owner} was closed")
@@ -299,3 +275,22 @@ class ShmTransport(Transport):
 
 def _decode(path: bytes) -> ShmPath:
     return msgspec.msgpack.decode(path, type=ShmPath)
+
+
+def _checked(operation: Operation) -> tuple[ShmPath, Want]:
+    """Where an operation goes.
+
+    Raises:
+        DeadlineExceeded: it is late.
+        OutOfRange: the export does not allow it.
+    """
+    if operation.deadline_s <= time.monotonic():
+        raise DeadlineExceeded("the deadline passed before the copy began")
+    path = _decode(operation.path)
+    write = operation.kind is Kind.WRITE
+    if write and not path.writable:
+        raise OutOfRange("the segment is exported for reading only")
+    for part in operation.ranges:
+        if not path.allows(part.offset, part.length):
+            raise OutOfRange(f"bytes {part.offset} to {part.offset + part.length} are not exported")
+    return path, Want(path.region, path.slot, path.generation, write)
