@@ -20,7 +20,7 @@ from mooncake_core.testing.cluster import Cluster, wait_for
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1800)]
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 REQUESTS, CONCURRENCY = 1000, 8
-KILL_EVERY_S = 3.0
+KILL_EVERY_S = 5.0
 LOAD = ["--prompt-tokens", "300", "--output-tokens", "48", "--concurrency", str(CONCURRENCY), "--seed", "3"]
 
 

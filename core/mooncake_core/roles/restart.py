@@ -4,7 +4,7 @@ from __future__ import annotations
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 10.0
-HEALTHY_AFTER_S = 30.0
+HEALTHY_AFTER_S = 10.0
 
 
 class RestartPolicy:
