@@ -86,14 +86,14 @@ def find_running(config_path: Path | None, overrides: tuple[str, ...], cluster: 
     """The cluster a command is about: that of the YAML, of the name, or the only one that runs here.
 
     Raises:
-        UsageError: several run here, and none was named.
+        UsageError: several run here and none was named, or two different ones were.
         PeerUnreachable: none runs here.
     """
     from mooncake_core.address import HostPort
     from mooncake_core.errors import PeerUnreachable
     from mooncake_core.roles import run_directory
 
-    loaded = load(config_path, overrides) if config_path or os.environ.get("MOONCAKE_CONFIG") else None
+    loaded = _named_config(config_path, overrides, cluster)
     name = cluster or (loaded.config.cluster if loaded else None)
     states = run_directory.find(name)
     gateway_url = next((state.gateway_url for state in states if state.gateway_url), "")
@@ -106,12 +106,41 @@ def find_running(config_path: Path | None, overrides: tuple[str, ...], cluster: 
             "`mooncake start --role all -c configs/local.yaml`, or name one elsewhere with -c FILE"
         )
     config = loaded.config
+    if not config.master.port:
+        raise PeerUnreachable(
+            f"cluster {config.cluster} does not run on this host, and has no fixed port where it could be asked: start "
+            f"it with `mooncake start --role all -c {loaded.path}`, or set master.port"
+        )
     return Running(
         config.cluster,
         HostPort(config.master.host, config.master.port).url,
-        f"http://{HostPort(config.gateway.host, config.gateway.port)}",
+        f"http://{HostPort(config.gateway.host, config.gateway.port)}" if config.gateway.port else "",
         config.auth.key_file if config.auth else None,
     )
+
+
+def cluster_name(config_path: Path | None, overrides: tuple[str, ...], cluster: str | None) -> str | None:
+    """Name of the cluster that a command is about; None for the only one that runs here."""
+    loaded = _named_config(config_path, overrides, cluster)
+    return loaded.config.cluster if loaded else cluster
+
+
+def _named_config(config_path: Path | None, overrides: tuple[str, ...], cluster: str | None) -> Loaded | None:
+    """The configuration that was named: by -c; or by $MOONCAKE_CONFIG, where --cluster does not say otherwise.
+
+    Raises:
+        UsageError: -c is of another cluster than --cluster.
+    """
+    from mooncake_core.errors import UsageError
+
+    if not config_path and (cluster or not os.environ.get("MOONCAKE_CONFIG")):
+        return None
+    loaded = load(config_path, overrides)
+    if cluster and cluster != loaded.config.cluster:
+        raise UsageError(
+            f"{config_path} is of cluster {loaded.config.cluster}, --cluster says {cluster}: give one of them"
+        )
+    return loaded
 
 
 def _key(key_file: str) -> str | None:

@@ -58,6 +58,8 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         (["inspect", "cache", "-c", "ok.yaml"], 3, "nobody"),
         (["inspect", "cache", "--cluster", "nix"], 3, "no cluster called nix runs on this host"),
         (["stop"], 0, "nothing runs here"),
+        (["complete", "x", "-c", "ok.yaml", "--cluster", "zz"], 2, "is of cluster local, --cluster says zz"),
+        (["status", "-c", "free.yaml"], 3, "cluster free does not run on this host, and has no fixed port"),
     ],
 )
 def test_wrong_usage_is_one_clear_message_and_a_code(
@@ -65,6 +67,7 @@ def test_wrong_usage_is_one_clear_message_and_a_code(
 ) -> None:
     (tmp_path / "bad.yaml").write_text("modle: x")
     (tmp_path / "ok.yaml").write_text("master: {port: 1}\nstore: [{name: s}]")
+    (tmp_path / "free.yaml").write_text("cluster: free\nmaster: {port: 0}")
     result = mooncake(*arguments, cwd=tmp_path)
     assert result.returncode == code
     assert message in result.stderr
@@ -146,3 +149,9 @@ def test_a_bug_is_one_sentence_and_a_report(
 )
 def test_errors_have_exit_codes(error: errors.MooncakeError, code: int) -> None:
     assert exits.code_of(error) == code
+
+
+def test_stop_finds_the_cluster_as_the_others_do(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("modle: x")
+    result = mooncake("stop", cwd=tmp_path, MOONCAKE_CONFIG="bad.yaml")
+    assert (result.returncode, "did you mean model?" in result.stderr) == (2, True)

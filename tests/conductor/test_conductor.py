@@ -118,6 +118,23 @@ def test_removed_blocks_count_no_more() -> None:
     assert dispatched(conductor, arrival()).matched_tokens == 10
 
 
+def test_a_draining_instance_gets_nothing_more_and_keeps_what_it_has() -> None:
+    conductor = make(prefills=2, decodes=2)
+    conductor.handle(e.BlocksStored("n1", KEYS[:6]), 0)
+    first = dispatched(conductor, arrival("r0"))
+    for name in (first.prefill, first.decode):
+        conductor.handle(e.InstanceDraining(name), 0)
+    for number in range(1, 6):
+        later = dispatched(conductor, arrival(f"r{number}"))
+        assert (later.prefill, later.decode) == ("p0", "d1" if first.decode == "d0" else "d0")
+    assert conductor.num_requests == 6
+    conductor.handle(e.InstanceDraining("p0"), 0)
+    assert conductor.missing() == ["no prefill instance has joined"]
+    assert conductor.describe_models() == []
+    (refusal,) = conductor.handle(arrival("late"), 0)
+    assert isinstance(refusal, c.Unavailable)
+
+
 def test_requests_that_arrive_together_do_not_herd() -> None:
     conductor = make(prefills=4, decodes=4)
     chosen = [dispatched(conductor, arrival(f"r{number}")).prefill for number in range(8)]

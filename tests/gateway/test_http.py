@@ -207,3 +207,19 @@ def test_health_readiness_and_unknown_routes(gateway: RunningGateway) -> None:
         answer = gateway.http.request(method, route)
         assert answer.status_code == status
         assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_gateway_that_ends_tells_everybody_why(gateway: RunningGateway) -> None:
+    gateway.serving.wait_after = 2
+    with gateway.http.stream("POST", "/v1/completions", json=ask(stream=True, max_tokens=60)) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
+        assert gateway.serving.waiting.wait(5)
+        gateway.call(gateway.gateway.refuse_new)
+        refused = gateway.post(ask())
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+        assert "the gateway is stopping" in refused.json()["error"]["message"]
+        gateway.call(gateway.gateway.end_open)
+        last = [line for line in lines if line][-1]
+    assert '"type":"service_unavailable"' in last
+    gateway.wait_until_closed()

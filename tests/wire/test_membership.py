@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mooncake_core.errors import MemberUnknown, ProtocolError
-from mooncake_core.wire.membership import MemberJoined, MemberLeft, MemberReported, Membership
+from mooncake_core.wire.membership import MemberDraining, MemberJoined, MemberLeft, MemberReported, Membership
 from mooncake_core.wire.messages import decode, encode
 from mooncake_core.wire.messages.membership import Heartbeat, InstanceLoad, Join, Leave
 
@@ -59,3 +59,15 @@ def test_a_newer_peers_extra_fields_are_ignored_and_missing_ones_named() -> None
         decode(msgspec.msgpack.encode(known))
     with pytest.raises(ProtocolError):
         decode(b"\xff\x00garbage")
+
+
+def test_that_a_member_drains_is_told_once() -> None:
+    membership = Membership(5)
+    membership.join(join(), 0)
+    draining = Heartbeat(name="a", incarnation=1, term=1, draining=True)
+    assert membership.heartbeat(draining, 1) == [MemberDraining(join())]
+    assert membership.heartbeat(draining, 2) == []
+    membership.join(join(), 3)
+    assert membership.records["a"].draining
+    assert membership.join(join(incarnation=2), 4)
+    assert not membership.records["a"].draining

@@ -398,3 +398,10 @@ async def _until(attempt: Callable[[], object], seconds: float = 10) -> None:
         except PeerUnreachable:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
+
+
+async def test_a_client_of_a_closed_set_is_unreachable() -> None:
+    clients = Clients("c")
+    await clients.close()
+    with pytest.raises(PeerUnreachable, match="was closed"):
+        await clients.get("tcp://127.0.0.1:1").call(Ping(), Done, timeout_s=1)

@@ -89,6 +89,8 @@ class Conductor:
                     self._decode[name].report(load)
             case e.InstanceJoined():
                 self._joined(event)
+            case e.InstanceDraining(name):
+                self._drain(name)
             case e.InstanceLeft(name):
                 return self._left(name)
             case e.Tick():
@@ -101,7 +103,7 @@ class Conductor:
 
     def describe_models(self) -> list[ModelOffer]:
         """Models that at least one prefill and one decode instance serve alike."""
-        decoding = {(offer.name, offer.fingerprint) for offer in _models(self._decode.values())}
+        decoding = {_identity(offer) for offer in _models(self._decode.values())}
         found = {offer.name: offer for offer in _models(self._prefill.values()) if _identity(offer) in decoding}
         return [found[name] for name in sorted(found)]
 
@@ -110,7 +112,7 @@ class Conductor:
         missing = [
             f"no {role} instance has joined"
             for role, known in (("prefill", self._prefill), ("decode", self._decode))
-            if not known
+            if not _models(known.values())
         ]
         if not missing and not self.describe_models():
             missing = ["prefill and decode instances serve different models, dtypes or block sizes"]
@@ -139,7 +141,11 @@ class Conductor:
 
     def _arrived(self, arrival: e.RequestArrived, now: float) -> list[c.Command]:
         request_id = arrival.request_id
-        prefill = [instance for instance in self._prefill.values() if instance.offer.model.name == arrival.model]
+        prefill = [
+            instance
+            for instance in self._prefill.values()
+            if instance.offer.model.name == arrival.model and not instance.draining
+        ]
         if not prefill:
             return self._unavailable(arrival, f"no prefill instance serves model {arrival.model}", now)
         scores = self._scores(arrival, prefill, now)
@@ -193,7 +199,9 @@ class Conductor:
         alike = [
             instance
             for instance in self._decode.values()
-            if _identity(instance.offer.model) == _identity(model) and instance.name not in without
+            if _identity(instance.offer.model) == _identity(model)
+            and not instance.draining
+            and instance.name not in without
         ]
         if not alike:
             reason = f"no decode instance serves model {arrival.model}" + (" that has room" if without else "")
@@ -289,6 +297,13 @@ class Conductor:
         else:
             self._decode[event.name] = DecodeInstance(event.name, event.offer)
 
+    def _drain(self, name: str) -> None:
+        """What was placed there stays; nothing more goes there."""
+        if prefill := self._prefill.get(name):
+            prefill.draining = True
+        if decode := self._decode.get(name):
+            decode.draining = True
+
     def _left(self, name: str) -> list[c.Command]:
         """What was not dispatched yet cannot go there; what was, the gateway finds out about."""
         self._prefill.pop(name, None)
@@ -351,7 +366,8 @@ class Conductor:
 
 
 def _models(instances: Iterable[PrefillInstance | DecodeInstance]) -> list[ModelOffer]:
-    return [instance.offer.model for instance in instances]
+    """Of those that take requests."""
+    return [instance.offer.model for instance in instances if not instance.draining]
 
 
 def _identity(offer: ModelOffer) -> tuple[str, bytes]:

@@ -20,6 +20,13 @@ class InstanceJoined:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceDraining:
+    """An instance finishes what it has, and takes no more."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceLeft:
     """An instance is gone, with what ran on it."""
 
@@ -105,6 +112,7 @@ class Tick:
 
 Event = (
     InstanceJoined
+    | InstanceDraining
     | InstanceLeft
     | LoadReported
     | BlocksStored

@@ -24,6 +24,7 @@ class PrefillInstance:
         self.name = name
         self.offer = offer
         self.cost = CostModel(offer.cost)
+        self.draining = False
         self.work: dict[str, Work] = {}
 
     def queue_s(self, now: float) -> float:
@@ -42,6 +43,7 @@ class DecodeInstance:
         self.name = name
         self.offer = offer
         self.cost = CostModel(offer.cost)
+        self.draining = False
         self.blocks_of: dict[str, int] = {}
         self.tokens_of: dict[str, int] = {}
 

@@ -196,6 +196,7 @@ class ClusterConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     """The Conductor."""
     drain_timeout: Duration = 10.0
-    """How long a process that is told to stop finishes what it runs; what is left then goes on elsewhere, or ends."""
+    """How long a process that is told to stop (SIGTERM) finishes what it runs; what is left then goes on elsewhere, or
+    ends. Where all that one `mooncake start` runs is stopped together, 1.5s at most."""
     transfer: TransferConfig = field(default_factory=TransferConfig)
     """The Transfer Engine."""

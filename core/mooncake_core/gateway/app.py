@@ -22,6 +22,7 @@ from mooncake_core.gateway.answers import Answer
 from mooncake_core.gateway.choices import Choice
 from mooncake_core.gateway.completion import Completion
 from mooncake_core.gateway.deadlines import timeout_s
+from mooncake_core.gateway.ending import EndableServing, stopping
 from mooncake_core.gateway.generation import Generation
 from mooncake_core.gateway.http_errors import HTTPError, error_response
 from mooncake_core.gateway.metrics import GatewayMetrics
@@ -46,13 +47,14 @@ class Gateway:
         self, serving: Serving, settings: GatewayConfig, tokenizer: Callable[[], Tokenizer], log: RequestLog
     ) -> None:
         """Raises ConfigError where the API keys cannot be used."""
-        self._serving = serving
+        self._serving = EndableServing(serving)
         self._settings = settings
         self._tenants = Tenants(settings)
         self._tokenizer = tokenizer
         self._prompts = Prompts(tokenizer)
         self._log = log
         self._in_progress = 0
+        self._takes_requests = True
         self.metrics = GatewayMetrics()
 
     def app(self) -> Starlette:
@@ -69,12 +71,24 @@ class Gateway:
             exception_handlers={HTTPException: _no_route},
         )
 
+    def refuse_new(self) -> None:
+        """From now on new requests are answered with 503; those under way go on."""
+        self._takes_requests = False
+
+    def end_open(self) -> None:
+        """Ends what is under way: with 503, or an error event where a stream has begun."""
+        self._serving.end()
+
+    def is_busy(self) -> bool:
+        """Whether requests are under way."""
+        return self._in_progress > 0
+
     async def _health(self, request: Request) -> Response:
         return _json({"status": "ok"})
 
     async def _ready(self, request: Request) -> Response:
         try:
-            missing = await self._serving.missing()
+            missing = await self._serving.missing() if self._takes_requests else ["the gateway is stopping"]
         except MooncakeError as error:
             missing = [f"the master does not answer: {error}"]
         return _json({"ready": not missing, "missing": missing}, status=503 if missing else 200)
@@ -135,6 +149,8 @@ class Gateway:
         return self._tenants.of(request.headers.get("authorization", ""))
 
     def _enter(self, tenant: Tenant) -> None:
+        if not self._takes_requests:
+            raise stopping()
         if self._in_progress >= self._settings.max_concurrent:
             raise ServiceUnavailable(
                 f"{self._in_progress} requests are in progress, no more are taken", retry_after_s=1

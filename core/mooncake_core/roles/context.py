@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mooncake_core.config.processes import ProcessSpec
 from mooncake_core.errors import ConfigError
@@ -19,15 +21,35 @@ from mooncake_core.wire.member import Member
 if TYPE_CHECKING:
     from mooncake_core.transfer.engine import TransferEngine
 
+DRAIN_POLL_S: Final = 0.02
+
+
+class Orders:
+    """What the process was told by signals."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        """Take no new work, finish what runs, and end."""
+        self.hurry = asyncio.Event()
+        """End without finishing what runs."""
+
+    def end_now(self) -> None:
+        """Stop, and hurry."""
+        self.hurry.set()
+        self.stop.set()
+
 
 class RoleContext:
     """Made once per member; roles take from it what they need."""
 
-    def __init__(self, boot: Boot, spec: ProcessSpec, stop: asyncio.Event) -> None:
+    def __init__(self, boot: Boot, spec: ProcessSpec, orders: Orders) -> None:
         self.config = boot.config
         self.spec = spec
         self.name = spec.name
-        self.stop = stop
+        self.stop = orders.stop
+        self._hurry = orders.hurry
+        self.ready = False
+        """Whether it was announced."""
         self.incarnation = secrets.randbits(63)
         self.key = load_key(boot.config.auth.key_file if boot.config.auth else None)
         self.master_address = boot.master_address
@@ -43,6 +65,7 @@ class RoleContext:
 
     def announce(self, address: str) -> None:
         """Tells the supervisor that this member is ready."""
+        self.ready = True
         announce(self.name, address)
 
     def transfer_engine(self, host: str, data_port: int) -> TransferEngine:
@@ -62,18 +85,28 @@ class RoleContext:
             timeout_s=transfer.timeout,
         )
 
-    async def serve(self, member: Member) -> None:
-        """Stays a member of the cluster until told to stop, then leaves in good order."""
+    async def serve(self, member: Member, finish: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Stays a member of the cluster until told to stop, and while `finish` finishes what runs; then leaves in good
+        order."""
         membership = asyncio.create_task(member.run())
         stopped = asyncio.create_task(self.stop.wait())
         try:
             await asyncio.wait([membership, stopped], return_when=asyncio.FIRST_COMPLETED)
             if membership.done():
                 membership.result()  # it ends only by an error, such as a wrong key
+            if finish is not None:
+                member.drain()
+                await finish()
             await member.leave()
         finally:
             membership.cancel()
             stopped.cancel()
+
+    async def idle(self, is_busy: Callable[[], bool]) -> None:
+        """Waits until nothing runs any more: for drain_timeout at most, and not when there is no time."""
+        deadline = time.monotonic() + self.config.drain_timeout
+        while is_busy() and time.monotonic() < deadline and not self._hurry.is_set():  # noqa: ASYNC110 (many things)
+            await asyncio.sleep(DRAIN_POLL_S)
 
 
 def load_key(key_file: str | None) -> ClusterKey | None:

@@ -6,6 +6,8 @@ import asyncio
 import functools
 import os
 import socket
+import time
+from typing import Final
 
 import uvicorn
 
@@ -17,12 +19,15 @@ from mooncake_core.gateway.request_log import RequestLog
 from mooncake_core.gateway.serving import ClusterServing
 from mooncake_core.gateway.tokenizer import Tokenizer
 from mooncake_core.inference.models import resolve_model
-from mooncake_core.roles.context import RoleContext
+from mooncake_core.roles.context import DRAIN_POLL_S, RoleContext
 from mooncake_core.roles.timeline import timeline_handlers
 from mooncake_core.wire.member import Member
 from mooncake_core.wire.messages.membership import Join
 from mooncake_core.wire.messages.timeline import ListRequests, Requests
 from mooncake_core.wire.server import Call, Handler, Server
+
+ERRORS_SENT_S: Final = 0.5
+"""How long clients may take to read why their requests were ended."""
 
 
 class _Server(uvicorn.Server):
@@ -34,6 +39,11 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         await self.ending.wait()
+
+    def abort_connections(self) -> None:
+        """Hangs up on clients that do not read."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 async def run(context: RoleContext) -> None:
@@ -50,14 +60,15 @@ async def run(context: RoleContext) -> None:
     serving = ClusterServing(master, context.clients, context.spans, patience_s=section.patience)
     listener = _listen(HostPort(section.host, section.port))
     url = f"http://{HostPort(section.host, listener.getsockname()[1])}"
+    gateway = Gateway(serving, section, tokenizer, log)
     config = uvicorn.Config(
-        Gateway(serving, section, tokenizer, log).app(),
+        gateway.app(),
         log_config=None,
         log_level="warning",
         lifespan="off",
         date_header=False,
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(context.config.drain_timeout)),
+        timeout_graceful_shutdown=1,
     )
     server = _Server(config)
     serve = asyncio.create_task(server._serve([listener]))
@@ -68,13 +79,25 @@ async def run(context: RoleContext) -> None:
         on_joined=lambda _: context.announce(url),
     )
     try:
-        await context.serve(member)
+        await context.serve(member, lambda: _finish(context, gateway, server))
     finally:
         server.ending.set()
         await serve
         await serving.close()
         await control.close()
         await context.clients.close()
+
+
+async def _finish(context: RoleContext, gateway: Gateway, server: _Server) -> None:
+    """New requests are refused, those under way finish; what is left at the end is ended with an error."""
+    gateway.refuse_new()
+    await context.idle(gateway.is_busy)
+    gateway.end_open()
+    deadline = time.monotonic() + ERRORS_SENT_S
+    while gateway.is_busy() and time.monotonic() < deadline:  # noqa: ASYNC110 (clients read as they like)
+        await asyncio.sleep(DRAIN_POLL_S)
+    if gateway.is_busy():
+        server.abort_connections()
 
 
 def log_handlers(log: RequestLog) -> dict[type, Handler]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
 
 from mooncake_core import registry
 from mooncake_core.address import HostPort
@@ -25,8 +23,6 @@ from mooncake_core.wire.member import Member
 from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer, Join, ModelOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.server import Handler, Server
-
-DRAIN_POLL_S: Final = 0.02
 
 _log = logging.getLogger(__name__)
 
@@ -82,15 +78,9 @@ class Instance:
                 load=self._load,
                 on_joined=lambda joined: self.context.announce(address.url),
             )
-            await self.context.serve(member)
-            await self._drain(is_busy)
+            await self.context.serve(member, lambda: self.context.idle(is_busy))
         finally:
             await server.close()
-
-    async def _drain(self, is_busy: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + self.context.config.drain_timeout
-        while is_busy() and time.monotonic() < deadline:  # noqa: ASYNC110 (it depends on many things)
-            await asyncio.sleep(DRAIN_POLL_S)
 
     async def close(self) -> None:
         """Ends the steps, then the transfers, then frees the memory they used."""

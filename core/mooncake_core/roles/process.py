@@ -1,17 +1,22 @@
-"""`python -m mooncake_core.roles.process NAME`: one role process, started by a supervisor (see parent.py)."""
+"""`python -m mooncake_core.roles.process NAME`: one role process, started by a supervisor (see parent.py).
+
+SIGTERM: take no new work, finish what runs within drain_timeout, end. SIGINT: end at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
 import logging
+import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from mooncake_core.config.processes import processes
 from mooncake_core.errors import ConfigError, ModelError, MooncakeError, PluginUnavailable, PluginUnknown
-from mooncake_core.roles.context import RoleContext
+from mooncake_core.roles.context import Orders, RoleContext
 from mooncake_core.roles.parent import Boot, end_with_parent, read_boot
 from mooncake_core.telemetry import logs
 
@@ -41,18 +46,26 @@ def main() -> int:
 
 async def _run(boot: Boot) -> None:
     """Runs all members of this process; the first failure ends them all."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    orders = Orders()
     specs = [spec for spec in processes(boot.config) if spec.process == boot.process]
-    members = [asyncio.create_task(_run_member(RoleContext(boot, spec, stop))) for spec in specs]
+    contexts = [RoleContext(boot, spec, orders) for spec in specs]
+    loop = asyncio.get_running_loop()
+    for number, obey in ((signal.SIGTERM, orders.stop.set), (signal.SIGINT, orders.end_now)):
+        loop.add_signal_handler(number, _obey, obey, contexts)
+    members = [asyncio.create_task(_run_member(context)) for context in contexts]
     await asyncio.wait(members, return_when=asyncio.FIRST_EXCEPTION)
-    stop.set()
+    orders.end_now()
     outcomes = await asyncio.gather(*members, return_exceptions=True)
     for outcome in outcomes:
         if outcome is not None:
             raise outcome
+
+
+def _obey(order: Callable[[], None], contexts: Sequence[RoleContext]) -> None:
+    """A process in which nobody is ready yet has nothing to finish; a thread that loads a model cannot be stopped."""
+    if not any(context.ready for context in contexts):
+        os._exit(0)
+    order()
 
 
 async def _run_member(context: RoleContext) -> None:

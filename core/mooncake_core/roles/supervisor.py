@@ -23,8 +23,14 @@ from mooncake_core.roles.parent import Announcement, Boot
 from mooncake_core.roles.restart import RestartPolicy
 from mooncake_core.roles.run_directory import ProcessState, StartState, StateFile
 
-TERMINATE_S: Final = 3.5
-"""How long children may take to end before they are killed; the whole stop stays under five seconds."""
+DRAIN_S: Final = 1.5
+"""How long answers under way may go on: all stop together, so there is nowhere for them to move."""
+HURRY_S: Final = 0.5
+"""How long each group may take to end once it is told to hurry."""
+TERMINATE_S: Final = 4.0
+"""How long children may take in all before they are killed; the whole stop stays under five seconds."""
+STOP_ORDER: Final = (("gateway",), ("prefill", "decode"), ("store", "master"))
+"""Who is needed by others ends after them."""
 LOG_LINE_LIMIT: Final = 1 << 20
 
 
@@ -41,6 +47,7 @@ class Child:
         self.ended = asyncio.Event()
         """Set while no process of it runs."""
         self.ended.set()
+        self.was_ready = False
         self.process: asyncio.subprocess.Process | None = None
         self._log = log
 
@@ -79,6 +86,7 @@ class Child:
                 self.address = announcement.address
                 self._announced.add(announcement.name)
                 if self._announced == self._members:
+                    self.was_ready = True
                     self.ready.set()
             except msgspec.MsgspecError:
                 self._log(self.name, line.decode(errors="replace").rstrip())
@@ -116,6 +124,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._kill = asyncio.Event()
         self._exit_code = 0
 
     async def run(self) -> int:
@@ -135,21 +144,24 @@ class Supervisor:
         return self._exit_code
 
     def _told_to_stop(self) -> None:
-        (self._hurry if self._stop.is_set() else self._stop).set()
+        """The first signal stops in good order, a second one ends everything at once."""
+        if self._stop.is_set():
+            self._hurry.set()
+            self._kill.set()
+        self._stop.set()
 
     async def _keep(self, child: Child) -> None:
         """Starts one process again and again until the end."""
-        policy, was_ready = RestartPolicy(), False
+        policy = RestartPolicy()
         await self._wait_for_master(child)
         while not self._stop.is_set():
             started = time.monotonic()
             watch = asyncio.create_task(self._note_ready(child))
             code = await child.run_once(self._boot(child))
-            was_ready = was_ready or watch.done()
             watch.cancel()
             if self._stop.is_set():
                 return
-            if not was_ready and code > 0:
+            if not child.was_ready and code > 0:
                 self._log(child.name, f"could not start (exit code {code}); ending the others")
                 self._exit_code = code
                 self._stop.set()
@@ -173,24 +185,38 @@ class Supervisor:
         self._on_ready(self._write_state(ready=True))
 
     async def _end(self, keepers: Sequence[asyncio.Task[None]]) -> None:
-        """The gateway first, so that answers under way can finish; then SIGTERM to all, SIGKILL to what is left after
-        TERMINATE_S. A second signal ends the waiting for answers."""
-        gateways = [child for child in self._children if child.role == "gateway"]
-        for child in gateways:
-            child.signal(signal.SIGTERM)
-        drained = asyncio.gather(*(child.ended.wait() for child in gateways))
-        await _first_of(drained, self._hurry.wait(), timeout_s=self._config.drain_timeout + 1.0)
-        for child in self._children:
-            child.signal(signal.SIGTERM)
-        _, pending = await asyncio.wait(keepers, timeout=TERMINATE_S)
+        """Ends the groups one after another; what is left after TERMINATE_S, or at a second signal, is killed."""
+        patience = asyncio.get_running_loop().call_later(min(self._config.drain_timeout, DRAIN_S), self._hurry.set)
+        kill_at = time.monotonic() + TERMINATE_S
+        await _first_of(self._end_groups(), self._kill.wait(), timeout_s=TERMINATE_S)
+        patience.cancel()
+        patience_s = HURRY_S if self._kill.is_set() else max(HURRY_S, kill_at - time.monotonic())
+        self._signal(self._children, signal.SIGINT)
+        _, pending = await asyncio.wait(keepers, timeout=patience_s)
         if pending:
-            late = [child for child in self._children if child.process and child.process.returncode is None]
-            for child in late:
-                self._log(child.name, f"did not end within {TERMINATE_S:g}s: killed")
-                child.signal(signal.SIGKILL)
-            _, stuck = await asyncio.wait(pending, timeout=1.0)
+            self._kill_late()
+            _, stuck = await asyncio.wait(pending, timeout=HURRY_S)
             for task in stuck:
                 task.cancel()
+
+    async def _end_groups(self) -> None:
+        for roles in STOP_ORDER:
+            group = [child for child in self._children if child.role in roles]
+            self._signal(group, signal.SIGTERM)
+            await _first_of(_ended(group), self._hurry.wait())
+            self._signal(group, signal.SIGINT)
+            await _first_of(_ended(group), timeout_s=HURRY_S)
+
+    def _signal(self, children: Sequence[Child], number: signal.Signals) -> None:
+        for child in children:
+            child.signal(number)
+
+    def _kill_late(self) -> None:
+        for child in self._children:
+            if child.process and child.process.returncode is None:
+                if child.was_ready:  # a process that is still loading cannot listen, and nobody waits for it
+                    self._log(child.name, "did not end in time: killed")
+                child.signal(signal.SIGKILL)
 
     def _boot(self, child: Child) -> Boot:
         return Boot(
@@ -250,6 +276,11 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
         except asyncio.LimitOverrunError as error:
             line = await stream.readexactly(error.consumed)
         yield line
+
+
+async def _ended(children: Sequence[Child]) -> None:
+    for child in children:
+        await child.ended.wait()
 
 
 async def _first_of(*awaitables: Awaitable[object], timeout_s: float | None = None) -> None:

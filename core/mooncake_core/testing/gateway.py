@@ -7,7 +7,7 @@ import json
 import math
 import socket
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import httpx
@@ -85,12 +85,13 @@ class RunningGateway:
 
     def __init__(self, tokenizer: Tokenizer = TOKENIZER, **settings: Any) -> None:
         self.serving = FakeServing()
-        gateway = Gateway(self.serving, GatewayConfig(**settings), lambda: tokenizer, RequestLog(Spans("gateway")))
+        self.gateway = Gateway(self.serving, GatewayConfig(**settings), lambda: tokenizer, RequestLog(Spans("gateway")))
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(gateway.app(), log_config=None, lifespan="off"))
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
+        self._server = uvicorn.Server(uvicorn.Config(self.gateway.app(), log_config=None, lifespan="off"))
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(),))
         self._thread.start()
         self.http = httpx.Client(base_url=self.url, timeout=20)
 
@@ -100,6 +101,13 @@ class RunningGateway:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.http.post(route, content=content, headers=named)
 
+    def call(self, function: Callable[[], None]) -> None:
+        """Calls a function on the gateway's event loop."""
+        called = threading.Event()
+        self._loop.call_soon_threadsafe(function)
+        self._loop.call_soon_threadsafe(called.set)
+        assert called.wait(5)
+
     def wait_until_closed(self) -> None:
         """Waits until the cluster runs nothing any more."""
         for _ in range(400):
@@ -107,6 +115,10 @@ class RunningGateway:
                 return
             threading.Event().wait(0.01)
         raise AssertionError("the request was never closed")
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._server.serve([self._listener])
 
     def stop(self) -> None:
         self.http.close()

@@ -212,6 +212,8 @@ class Client:
     def _connect(self) -> None:
         if self._channel is not None:
             return
+        if self._context.closed:
+            raise PeerUnreachable(f"the connection to {self.address} was closed")
         socket = self._context.socket(zmq.DEALER)
         limit(socket)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a peer that is not there

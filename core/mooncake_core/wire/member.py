@@ -37,6 +37,7 @@ class Member:
         self._load = load
         self._on_joined = on_joined
         self._joined: Joined | None = None
+        self._draining = asyncio.Event()
 
     async def run(self) -> None:
         """Stays a member until cancelled.
@@ -47,6 +48,10 @@ class Member:
         while True:
             joined = await self._join_master()
             await self._beat(joined)
+
+    def drain(self) -> None:
+        """Tells the master, with the next heartbeat and at once, that this member is to get no new work."""
+        self._draining.set()
 
     async def leave(self) -> None:
         """Says good-bye; a master that does not listen finds out by itself."""
@@ -74,9 +79,13 @@ class Member:
     async def _beat(self, joined: Joined) -> None:
         """Heartbeats until the master does not know this member any more."""
         join = self._join()
+        drains = False
         while True:
-            await asyncio.sleep(joined.heartbeat_interval_s)
-            beat = Heartbeat(name=join.name, incarnation=join.incarnation, term=joined.term, load=self._load())
+            await self._next_beat(joined.heartbeat_interval_s, drains)
+            drains = self._draining.is_set()
+            beat = Heartbeat(
+                name=join.name, incarnation=join.incarnation, term=joined.term, load=self._load(), draining=drains
+            )
             try:
                 await self._client.call(beat, Done, timeout_s=CALL_TIMEOUT_S)
             except MemberUnknown:
@@ -84,3 +93,12 @@ class Member:
             except MooncakeError as error:
                 _log.warning("the master does not answer: %s", error)
                 return
+
+    async def _next_beat(self, interval_s: float, drains: bool) -> None:
+        """Waits for the interval; that this member drains is said without waiting, once."""
+        if drains:
+            await asyncio.sleep(interval_s)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval_s):
+                await self._draining.wait()

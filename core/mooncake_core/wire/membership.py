@@ -16,6 +16,7 @@ class Record:
     join: Join
     heard_at: float
     load: InstanceLoad | None = None
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,13 @@ class MemberReported:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberDraining:
+    """A member is about to leave: it finishes what it runs."""
+
+    join: Join
+
+
+@dataclass(frozen=True, slots=True)
 class MemberLeft:
     """A member said good-bye, was silent for too long, or was replaced by a new incarnation."""
 
@@ -41,7 +49,7 @@ class MemberLeft:
     reason: str
 
 
-Change = MemberJoined | MemberReported | MemberLeft
+Change = MemberJoined | MemberReported | MemberDraining | MemberLeft
 
 
 class Membership:
@@ -54,12 +62,13 @@ class Membership:
     def join(self, message: Join, now: float) -> list[Change]:
         """A process asks to be a member. Repeating it changes nothing."""
         known = self.records.get(message.name)
+        if known is not None and known.join.incarnation == message.incarnation:
+            known.join, known.heard_at = message, now
+            return []
         self.records[message.name] = Record(message, now)
         if known is None:
             return [MemberJoined(message)]
-        if known.join.incarnation != message.incarnation:
-            return [MemberLeft(known.join, "was started anew"), MemberJoined(message)]
-        return []
+        return [MemberLeft(known.join, "was started anew"), MemberJoined(message)]
 
     def heartbeat(self, message: Heartbeat, now: float) -> list[Change]:
         """A member lives.
@@ -71,10 +80,14 @@ class Membership:
         if record is None or record.join.incarnation != message.incarnation:
             raise MemberUnknown(f"{message.name} is not a member in this incarnation: join again")
         record.heard_at = now
-        if message.load is None:
-            return []
-        record.load = message.load
-        return [MemberReported(message.name, message.load)]
+        changes: list[Change] = []
+        if message.draining and not record.draining:
+            record.draining = True
+            changes.append(MemberDraining(record.join))
+        if message.load is not None:
+            record.load = message.load
+            changes.append(MemberReported(message.name, message.load))
+        return changes
 
     def leave(self, message: Leave) -> list[Change]:
         """A member goes in good order."""

@@ -69,7 +69,7 @@ class Inspection:
             host_id=join.host_id,
             control_address=join.control_address,
             pid=join.pid,
-            state=state if join.segment else "ready",
+            state=_state(record, state),
             last_heard_s=self._members.now() - record.heard_at,
             capacity_bytes=capacity,
             used_bytes=used,
@@ -78,3 +78,9 @@ class Inspection:
             model=join.instance.model.name if join.instance else "",
             load=record.load,
         )
+
+
+def _state(record: Record, segment_state: str) -> str:
+    if record.draining:
+        return "draining"
+    return segment_state if record.join.segment else "ready"

@@ -13,7 +13,15 @@ from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.store import events as p
 from mooncake_core.wire.client import Client, Clients
-from mooncake_core.wire.membership import Change, MemberJoined, MemberLeft, MemberReported, Membership, Record
+from mooncake_core.wire.membership import (
+    Change,
+    MemberDraining,
+    MemberJoined,
+    MemberLeft,
+    MemberReported,
+    Membership,
+    Record,
+)
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.membership import Heartbeat, Join, Joined, Leave
 from mooncake_core.wire.server import Call, Handler
@@ -83,6 +91,8 @@ class Members:
                     self._welcome(join)
                 case MemberLeft(join, reason):
                     self._part(join, reason)
+                case MemberDraining(join):
+                    self._drain(join)
                 case MemberReported(name, load):
                     if self._conductor:
                         self._conductor.feed(e.LoadReported(name, load))
@@ -94,6 +104,11 @@ class Members:
             self._pool.feed(p.NodeJoined(join.name, join.incarnation, join.segment))
         if join.instance and self._conductor and (join.role == "prefill" or join.role == "decode"):
             self._conductor.feed(e.InstanceJoined(join.name, join.role, join.instance))
+
+    def _drain(self, join: Join) -> None:
+        _log.info("%s %s gets no new work: it is about to leave", join.role, join.name)
+        if self._conductor:
+            self._conductor.feed(e.InstanceDraining(join.name))
 
     def _part(self, join: Join, reason: str) -> None:
         _log.info("%s %s is gone: it %s", join.role, join.name, reason)

@@ -20,7 +20,7 @@ class MemberStatus(Struct, frozen=True, kw_only=True):
     control_address: str
     pid: int
     state: str
-    """joining (block report under way) or ready."""
+    """joining (block report under way), ready, or draining (it finishes what it runs, and leaves)."""
     last_heard_s: float
     """Seconds since its last sign of life."""
     capacity_bytes: int = 0

@@ -113,6 +113,8 @@ class Heartbeat(Struct, frozen=True, tag=True, kw_only=True):
     incarnation: int
     term: int
     load: InstanceLoad | None = None
+    draining: bool = False
+    """It finishes what it runs, and is to get no new work."""
 
 
 class Leave(Struct, frozen=True, tag=True, kw_only=True):
