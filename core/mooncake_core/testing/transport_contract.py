@@ -13,7 +13,7 @@ import random
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import pytest
@@ -23,6 +23,12 @@ from mooncake_core.transfer.contract import Completion, Kind, Operation, Range, 
 from mooncake_core.transfer.shared_memory import SharedMemory
 
 PATIENCE_S = 20.0
+BIG_BYTES = 64 << 20
+"""Takes so long that it can be stopped in the middle."""
+OPERATION_BYTES = 16 << 20
+PART_BYTES = 64 << 10
+_PARTS = range(0, OPERATION_BYTES, PART_BYTES)
+_LAST_OF_PARTS = slice(PART_BYTES - 1, None, PART_BYTES)
 
 
 class Ends:
@@ -32,7 +38,7 @@ class Ends:
         self._transport = transport
         self.initiator = self.make("initiator", 1)
         self.target = self.initiator if transport.capabilities.same_process_only else self.make("target", 2)
-        self._shared: list[SharedMemory] = []
+        self._shared: dict[int, SharedMemory] = {}
         self.memory, self.handle = self.register(1 << 20)
         self.memory[:] = os.urandom(1 << 20)
         self.numbers = itertools.count(1)
@@ -45,8 +51,13 @@ class Ends:
     def register(self, num_bytes: int) -> tuple[memoryview, int]:
         """Memory of the target's process, and its handle there."""
         shared = SharedMemory("contract", num_bytes)
-        self._shared.append(shared)
-        return shared.view, self.target.register(shared.view, shared.descriptor)
+        handle = self.target.register(shared.view, shared.descriptor)
+        self._shared[handle] = shared
+        return shared.view, handle
+
+    def memory_of(self, handle: int) -> memoryview:
+        """What was registered under a handle."""
+        return self._shared[handle].view
 
     def export(self, *, writable: bool, ranges: list[Range] | None = None) -> bytes:
         """A path to the target's memory."""
@@ -89,7 +100,7 @@ class Ends:
     def close(self) -> None:
         self.initiator.close()
         self.target.close()
-        for shared in self._shared:
+        for shared in self._shared.values():
             shared.close()
 
 
@@ -231,15 +242,50 @@ class TransportContract:
         assert isinstance(ends.transfer(Kind.READ, path, [memoryview(bytearray(1))], 0), StaleSegment)
 
     def test_after_withdraw_returns_memory_does_not_change(self, ends: Ends) -> None:
-        for _ in range(10):
-            path = ends.export(writable=True)
-            source = os.urandom(64 << 10)
-            operations = [ends.operation(Kind.WRITE, path, [memoryview(source)], n << 16) for n in range(16)]
-            ends.initiator.post(operations)
-            ends.target.withdraw(path)
-            at_withdrawal = bytes(ends.memory)
-            ends.collect(len(operations))
-            assert ends.memory == at_withdrawal
+        big, handle = ends.register(BIG_BYTES)
+        source = memoryview(b"x" * BIG_BYTES)
+        for _ in range(3):
+            big[:] = bytes(BIG_BYTES)
+            errors, sample = self._withdraw_under_way(ends, Kind.WRITE, handle, source, lambda: any(big[::PART_BYTES]))
+            assert bytes(big[_LAST_OF_PARTS]) == sample
+            assert any(sample)
+            assert all(error is None or isinstance(error, (StaleSegment, PathFailed)) for error in errors)
+
+    def test_after_withdraw_returns_nobody_reads(self, ends: Ends) -> None:
+        big, handle = ends.register(BIG_BYTES)
+        sink = memoryview(bytearray(BIG_BYTES))
+        for _ in range(3):
+            big[:] = b"x" * BIG_BYTES
+            sink[:] = bytes(BIG_BYTES)
+            errors, _ = self._withdraw_under_way(ends, Kind.READ, handle, sink, lambda: any(sink[::PART_BYTES]))
+            assert b"y" not in bytes(sink)
+            assert all(error is None or isinstance(error, (StaleSegment, PathFailed)) for error in errors)
+
+    def _withdraw_under_way(
+        self, ends: Ends, kind: Kind, handle: int, here: memoryview, moving: Callable[[], bool]
+    ) -> tuple[list[TransferError | TimeoutError | None], bytes]:
+        """Large operations are under way, bytes have moved, and the export is withdrawn. How they ended, and a sample of
+        the memory when that returned; after which it is filled with y for a read."""
+        path = ends.target.export(handle, writable=True)
+        assert path is not None
+        assert ends.transfer(kind, path, [memoryview(bytearray(1))], 0) is None, "connected, and mapped"
+        operations = [
+            ends.operation(kind, path, [here[start + n : start + n + PART_BYTES] for n in _PARTS], start)
+            for start in range(0, BIG_BYTES, OPERATION_BYTES)
+        ]
+        poster = threading.Thread(target=ends.initiator.post, args=(operations,))
+        poster.start()
+        deadline = time.monotonic() + PATIENCE_S
+        while not moving():
+            assert time.monotonic() < deadline
+        ends.target.withdraw(path)
+        memory = ends.memory_of(handle)
+        sample = bytes(memory[_LAST_OF_PARTS])
+        if kind is Kind.READ:
+            memory[:] = b"y" * BIG_BYTES
+        errors = list(ends.collect(len(operations)).values())
+        poster.join()
+        return errors, sample
 
     def test_poll_never_blocks_and_is_empty_when_idle(self, ends: Ends) -> None:
         assert ends.initiator.poll() == []
