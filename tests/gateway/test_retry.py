@@ -38,6 +38,7 @@ def test_a_new_request_waits_for_its_patience_with_growing_pauses() -> None:
 
 def test_a_running_request_waits_until_its_deadline_even_where_new_ones_are_refused() -> None:
     found, now = retry(deadline=100), 0.0
+    found.placed()
     found.advanced()
     while (pause := found.after_refusal(RequestRejected("busy"), now)) is not None:
         now += pause
@@ -59,6 +60,13 @@ def test_an_instance_that_died_before_the_first_token_is_waited_for_as_if_it_wer
     while (pause := found.after_failure(PeerUnreachable("gone"), now)) is not None:
         now += pause
     assert 10 <= now <= 10 + LONGEST_DELAY_S
+
+
+def test_a_request_that_was_admitted_once_is_not_refused_when_its_instance_dies() -> None:
+    found = retry()
+    found.placed()
+    assert found.after_failure(PeerUnreachable("gone"), 0) is not None
+    assert found.after_refusal(RequestRejected("full"), 0.1) is not None
 
 
 def test_tokens_make_the_pauses_short_again() -> None:

@@ -355,3 +355,23 @@ async def test_models_are_asked_for_once_in_a_while() -> None:
         for _ in range(5):
             assert await serving.models() == [MODEL]
         assert cluster.asked_for_models == 1
+
+
+async def test_a_hang_up_while_it_is_placed_is_told_to_the_master() -> None:
+    async with running() as (cluster, serving):
+        cluster.hang_in = "place"
+        asking = asyncio.create_task(collect(serving))
+        await asyncio.wait_for(cluster.hanging.wait(), 5)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await serving.close()
+        assert cluster.ended().outcome == "cancelled"
+
+
+async def test_nothing_watches_a_prefill_instance_when_its_request_is_over() -> None:
+    async with running() as (cluster, serving):
+        for finish in ("stop", None):
+            cluster.first_finish = finish
+            await collect(serving)
+        await asyncio.sleep(0)  # callbacks of what was cancelled
+        assert all(not client._watchers for client in serving._clients._clients.values())

@@ -261,6 +261,37 @@ async def test_releasing_a_running_sequence_tells_whoever_waits() -> None:
     assert loop.check() == []
 
 
+async def test_blocks_that_a_step_gives_back_are_announced() -> None:
+    loop = loop_of(MockEngine)
+    freed = asyncio.Event()
+    loop.on_freed = freed.set
+    loop.reserve(1, 80)  # all there are
+    running = await begun(loop)
+    loop.release(1)
+    while loop.load().free_blocks == 0:
+        await asyncio.wait_for(freed.wait(), 5)
+    assert loop.load().free_blocks == 20
+    await asyncio.gather(running, return_exceptions=True)
+    await loop.close()
+
+
+class Miscounting(MockEngine):
+    """Gives one token too many."""
+
+    def step(self, slices: SequenceOf[Slice], watcher: LayerWatcher | None = None) -> list[int | None]:
+        return [*super().step(slices, watcher), 7]
+
+
+async def test_an_engine_that_breaks_its_contract_fails_its_sequences_and_nothing_hangs() -> None:
+    loop = loop_of(Miscounting)
+    loop.reserve(1, 8)
+    with pytest.raises(EngineError, match="ValueError"):
+        await asyncio.wait_for(loop.run(sequence(1), ignore), 5)
+    loop.release(1)
+    assert loop.check() == []
+    await loop.close()
+
+
 async def test_cancelling_stops_the_sequence_and_keeps_its_blocks() -> None:
     loop = loop_of(MockEngine)
     blocks = loop.reserve(1, 60)

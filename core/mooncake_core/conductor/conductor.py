@@ -144,7 +144,9 @@ class Conductor:
         prefill = [
             instance
             for instance in self._prefill.values()
-            if instance.offer.model.name == arrival.model and not instance.draining
+            if instance.offer.model.name == arrival.model
+            and arrival.fingerprint in (b"", instance.offer.model.fingerprint)
+            and not instance.draining
         ]
         if not prefill:
             return self._unavailable(arrival, f"no prefill instance serves model {arrival.model}", now)

@@ -71,6 +71,8 @@ class RequestArrived:
     deadline: float
     avoid: Sequence[str] = ()
     """Instances to be chosen only where there is no other."""
+    fingerprint: bytes = b""
+    """That the keys were made for; empty takes any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ class Attempt:
         space = namespace(generation.model.fingerprint, tenant=generation.tenant, cache_salt=generation.cache_salt)
         self._keys = block_keys(space, self._token_ids, generation.model.block_tokens)
         self._placed: Placed | None = None
+        self._lost: asyncio.Future[None] | None = None
         self.failed_at = ""
         """Name of the instance that an error came from."""
         self.failed_address = ""
@@ -74,6 +75,7 @@ class Attempt:
         message = Place(
             request_id=self.request_id,
             model=self._generation.model.name,
+            fingerprint=self._generation.model.fingerprint,
             prompt_tokens=len(self._token_ids),
             max_tokens=self._sampling.max_tokens,
             block_keys=self._keys[: reusable_blocks(len(self._token_ids), block_tokens)],
@@ -82,7 +84,11 @@ class Attempt:
             avoid=list(avoid),
             deadline_s=timeout_s,
         )
-        self._placed = await master.call(message, Placed, timeout_s=min(timeout_s, PLACE_TIMEOUT_S))
+        try:
+            self._placed = await master.call(message, Placed, timeout_s=min(timeout_s, PLACE_TIMEOUT_S))
+        except asyncio.CancelledError:  # the answer may be on its way, and memory held
+            self._notices.send(master, RequestEnded(request_id=self.request_id, outcome="cancelled"))
+            raise
         return self._placed
 
     async def run(self, master: Client, deadline: float) -> AsyncGenerator[Step, None]:
@@ -103,6 +109,8 @@ class Attempt:
             decode_lost = isinstance(error, PeerUnreachable) and self.failed_at == placed.decode
             raise
         finally:
+            if self._lost is not None:
+                self._lost.cancel()
             if not decode_lost:
                 self._notices.send(self._clients.get(placed.decode_address), Release(request_id=self.request_id))
             ended = RequestEnded(
@@ -115,7 +123,7 @@ class Attempt:
     async def _steps(self, placed: Placed, master: Client, deadline: float) -> AsyncGenerator[Step, None]:
         self.failed_at, self.failed_address = placed.prefill, placed.prefill_address
         prefill = self._clients.get(placed.prefill_address)
-        lost = prefill.lost()
+        lost = self._lost = prefill.lost()
         dispatched = time.monotonic()
         prefilled = await prefill.call(self._prefill(placed), Prefilled, timeout_s=deadline - time.monotonic())
         self._notices.send(
@@ -162,7 +170,6 @@ class Attempt:
             if first.done():
                 return first.result()
         finally:
-            lost.cancel()
             if not first.done():
                 first.cancel()
                 with contextlib.suppress(BaseException):

@@ -36,11 +36,11 @@ class Timings(Struct, frozen=True, kw_only=True):
     """Where the time of a request went, as the instances say; seconds."""
 
     queued_s: float = 0.0
-    """Waiting for KV memory in the prefill instance."""
+    """Waiting for KV memory, and for the engine, in the prefill instance."""
     fetched_s: float = 0.0
     """Until the prefix was there, as far as the computation needed it to begin."""
     computed_s: float = 0.0
-    """Waiting for the engine, and prefill."""
+    """Prefill."""
     exposed_s: float | None = None
     """Exposed transfer time: from the end of the last layer until the decode instance had all KV."""
     attempts: int = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mooncake_core.errors import (
+    AuthenticationFailed,
     DeadlineExceeded,
     EngineError,
     KVLost,
@@ -16,7 +17,10 @@ from mooncake_core.errors import (
     TransferError,
 )
 
+UNREACHABLE: Final = (PeerUnreachable, AuthenticationFailed)
+"""An instance that dies while one connects to it cannot be told from one that wants another key."""
 MOVABLE: Final = (
+    AuthenticationFailed,
     DeadlineExceeded,
     EngineError,
     KVLost,
@@ -41,11 +45,16 @@ class Retry:
     def __init__(self, *, deadline: float, patience_s: float) -> None:
         self._deadline = deadline
         self._patience_s = patience_s
+        self._placed = False
         self._advanced = False
         self._failures = 0
         self._engine_failures = 0
         self._waiting_since: float | None = None
         self._delay_s = FIRST_DELAY_S
+
+    def placed(self) -> None:
+        """Instances have taken the request: it was admitted."""
+        self._placed = True
 
     def advanced(self) -> None:
         """An attempt has brought tokens."""
@@ -55,7 +64,7 @@ class Retry:
 
     def after_failure(self, error: MooncakeError, now: float) -> float | None:
         """An instance that had taken it failed: seconds until the next attempt, None when there is to be none."""
-        if isinstance(error, PeerUnreachable):  # the master may still take a dead instance for a living one
+        if isinstance(error, UNREACHABLE):  # the master may still take a dead instance for a living one
             return self._wait(now)
         self._failures += 1
         self._engine_failures += isinstance(error, EngineError)
@@ -66,7 +75,7 @@ class Retry:
 
     def after_refusal(self, error: MooncakeError, now: float) -> float | None:
         """Nobody could take it: seconds until the next attempt, None when there is to be none."""
-        waits = MOVABLE + ((RequestRejected,) if self._advanced else ())
+        waits = MOVABLE + ((RequestRejected,) if self._placed else ())
         return self._wait(now) if isinstance(error, waits) else None
 
     def _wait(self, now: float) -> float | None:

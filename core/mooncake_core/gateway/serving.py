@@ -118,6 +118,7 @@ class ClusterServing:
                 raise
             await self._wait(attempt.request_id, delay_s, str(error))
             return False
+        retry.placed()
         return True
 
     async def _wait(self, request_id: str, delay_s: float, reason: str) -> None:

@@ -82,6 +82,11 @@ class Batching:
         """Nothing is to be computed."""
         return not self._running
 
+    @property
+    def num_free(self) -> int:
+        """Blocks that nobody holds."""
+        return len(self._free)
+
     def reserve(self, sequence_id: int, num_tokens: int) -> list[int]:
         """Blocks for a sequence of so many tokens.
 

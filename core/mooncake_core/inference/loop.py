@@ -76,6 +76,8 @@ class EngineLoop:
         self._runs: dict[int, _Run] = {}
         self._flows: dict[int, Flow] = {}
         self._step_s = 0.0
+        self.on_freed: Callable[[], None] = lambda: None
+        """Called on the event loop when a step has ended that used blocks of released sequences: they are free now."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -140,22 +142,26 @@ class EngineLoop:
                 self._changed.wait_for(lambda: self._closing or not self._batching.idle)
                 if self._closing:
                     return
+                num_free = self._batching.num_free
                 slices = self._batching.plan()
                 flows = [(flow, part) for part in slices if (flow := self._flows.get(part.sequence_id))]
             started = time.time()
             watcher = _Watcher(flows, self._from_thread) if flows else None
             try:
                 tokens = self._engine.step(slices, watcher)
-            except Exception as error:  # an engine's libraries may raise anything; the loop must go on
+                ended = time.time()
+                lost = watcher.finish(ended) if watcher else {}
+                with self._changed:
+                    self._step_s += STEP_WEIGHT * (ended - started - self._step_s)
+                    for sequence_id in lost:
+                        self._batching.stop(sequence_id)
+                    emitted = self._batching.complete(tokens, self._engine.logprobs)
+            except Exception as error:  # an engine and its libraries may do anything; the loop must go on
                 self._failed(error)
                 continue
-            ended = time.time()
-            lost = watcher.finish(ended) if watcher else {}
-            with self._changed:
-                self._step_s += STEP_WEIGHT * (ended - started - self._step_s)
-                for sequence_id in lost:
-                    self._batching.stop(sequence_id)
-                emitted = self._batching.complete(tokens, self._engine.logprobs)
+            finally:
+                if self._batching.num_free > num_free:
+                    self._from_thread(self.on_freed)
             for sequence_id, reason in lost.items():
                 self._from_thread(self._deliver_error, [sequence_id], KVLost(reason))
             if emitted:

@@ -56,15 +56,20 @@ class KVDeparture:
         self._puts: dict[int, _ChunkPut] = {}
         self._to_decode: list[asyncio.Task[None]] = []
         self._to_pool: list[asyncio.Task[None]] = []
+        self._ended = False
         self.failure = ""
         """Why the decode instance will not have all KV."""
 
     def prefix_arrived(self, first_layer: int, last_layer: int) -> None:
         """These layers of the cached prefix are here: they go on to the decode instance."""
+        if self._ended:
+            return
         self._send(0, self._cached_blocks, first_layer, last_layer)
 
     def computed(self, end: int, first_layer: int, last_layer: int) -> None:
         """These layers of all positions before `end` are here. Blocks go when they are full, or the prompt's last."""
+        if self._ended:  # a step under way tells its layers even when the blocks are somebody else's by then
+            return
         whole = end == len(self._message.token_ids)
         block_tokens = self._instance.block_tokens
         last = self._instance.info.layout.blocks_for(end) if whole else end // block_tokens
@@ -85,7 +90,8 @@ class KVDeparture:
         await asyncio.gather(*self._to_pool, return_exceptions=True)
 
     async def abort(self) -> None:
-        """Takes back what is not in the pool yet; returns when nothing reads the blocks any more."""
+        """Takes back what is not in the pool yet; returns when nothing reads the blocks any more, nor ever will."""
+        self._ended = True
         tasks = [*self._to_pool, *self._to_decode]
         for task in tasks:
             task.cancel()

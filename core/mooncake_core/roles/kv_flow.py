@@ -35,6 +35,8 @@ class KVFlow:
         self._arriving: asyncio.Task[None] | None = None
         self._departure: KVDeparture | None = None
         self.cached_blocks = 0
+        self.engine_s = 0.0
+        """How long the engine has computed its chunks."""
         self.computed_at_s = 0.0
         """When the last layer of the last chunk was computed."""
 
@@ -76,6 +78,7 @@ class KVFlow:
 
     def chunk_computed(self, start: int, end: int, layer_times_s: list[float]) -> str:
         self.computed_at_s = layer_times_s[-1]
+        self.engine_s += layer_times_s[-1] - layer_times_s[0]
         spans = self._instance.context.spans
         request_id = self._message.request_id
         spans.add(request_id, "compute chunk", layer_times_s[0], layer_times_s[-1], start=start, tokens=end - start)

@@ -9,7 +9,15 @@ import time
 from typing import Final
 
 from mooncake_core.config.processes import local_node_name
-from mooncake_core.errors import DeadlineExceeded, EngineError, InvalidRequest, KVLost, MooncakeError, NoSpace
+from mooncake_core.errors import (
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    KVLost,
+    MooncakeError,
+    NoSpace,
+    PeerUnreachable,
+)
 from mooncake_core.inference.batching import Sequence as TokenSequence
 from mooncake_core.inference.loop import Output
 from mooncake_core.kvcache.keys import pool_key
@@ -53,6 +61,7 @@ class PrefillRole:
         self._sequence_ids = itertools.count(1)
         self._turn = asyncio.Lock()
         self._freed = asyncio.Event()
+        instance.loop.on_freed = self._freed.set
         self._deliveries = Tasks()
         self._running = 0
 
@@ -100,9 +109,9 @@ class PrefillRole:
             token_id=output.token_id,
             finish_reason=None if more else output.finish_reason,
             cached_tokens=flow.cached_blocks * self._instance.block_tokens,
-            queued_s=reserved - arrived,
+            queued_s=reserved - arrived + max(0.0, time.time() - fetched - flow.engine_s),
             fetched_s=fetched - reserved,
-            computed_s=time.time() - fetched,
+            computed_s=flow.engine_s,
             logprobs=output.logprobs,
         )
 
@@ -198,4 +207,6 @@ class PrefillRole:
         try:
             await client.call(notice, Done, timeout_s=NOTICE_TIMEOUT_S)
         except MooncakeError as error:  # the request was cancelled or the instance died; the gateway learns it there
+            if isinstance(error, PeerUnreachable):  # what comes back has another address
+                await self._instance.context.clients.drop(message.decode_address)
             _log.info("decode did not take the KV of %s: %s", message.request_id, error)

@@ -94,6 +94,7 @@ class Client:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Replies] = {}
         self._welcome: asyncio.Future[None] | None = None
+        self._was_welcome = False
         self._watchers: set[asyncio.Future[None]] = set()
 
     async def call(self, message: Message, reply_type: type[M], *, timeout_s: float) -> M:
@@ -248,6 +249,7 @@ class Client:
         try:
             if envelope.kind is Kind.WELCOME:
                 agree(self._hello, decode_hello(envelope.head))
+                self._was_welcome = True
                 if self._welcome is not None and not self._welcome.done():
                     self._welcome.set_result(None)
                 return
@@ -280,6 +282,8 @@ class Client:
         return self._welcome is not None and self._welcome.done() and self._welcome.exception() is None
 
     def _handshake_error(self) -> MooncakeError:
+        if self._was_welcome:  # keys do not change: it is frozen, or ending
+            return PeerUnreachable(f"{self.address} broke the connection before it said hello")
         have = "the key given is not that of the cluster" if self._key else "no key was given"
         return AuthenticationFailed(
             f"{self.address} refused the connection before the first message: {have}, or it expects "

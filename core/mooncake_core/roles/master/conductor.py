@@ -222,4 +222,5 @@ def _arrival(message: Place, now: float) -> e.RequestArrived:
         tenant=message.tenant,
         deadline=now + message.deadline_s,
         avoid=message.avoid,
+        fingerprint=message.fingerprint,
     )

@@ -54,6 +54,8 @@ class Place(Struct, frozen=True, tag=True, kw_only=True):
 
     request_id: str
     model: str
+    fingerprint: bytes
+    """That the block keys were made for: KV of another one is of no use."""
     prompt_tokens: int
     max_tokens: int
     block_keys: list[bytes]
