@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,12 +19,13 @@ import pytest
 
 from mooncake_cli import exits, main
 from mooncake_core.bench import transfer
-from mooncake_core.bench.movers import CopyMover, Load, Measured, Mover, measure
+from mooncake_core.bench.movers import RAW_BUFFER_BYTES, CopyMover, Load, Measured, Mover, SocketMover, measure
 from mooncake_core.bench.transfer import TransferRun, TransferSettings, make_cell, region_bytes
-from mooncake_core.bench.transfer_target import Boot, Ready
+from mooncake_core.bench.transfer_target import Boot, Ready, serve_raw
 from mooncake_core.errors import PluginUnknown, TransferError, UsageError
 from mooncake_core.testing.cluster import alive, wait_for
 from mooncake_core.transfer.contract import Kind
+from mooncake_tcp.frames import SOCKET_BUFFER_BYTES
 
 SMALL: dict[str, Any] = {"sizes": [4096], "memory_bytes": 1 << 20, "seconds": 0.005, "pairs": 2}
 
@@ -79,6 +81,28 @@ def test_a_measurement_counts_what_all_threads_moved() -> None:
     assert found.bytes_per_s == pytest.approx(found.moved_bytes / found.duration_s)
 
 
+def test_a_measurement_of_no_time_makes_a_step_in_each_thread() -> None:
+    mover = Sleeper(load_of(), memoryview(bytearray(16)), 2)
+    assert measure(mover, 0.0).moved_bytes == 200
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_the_socket_baseline_has_a_batch_in_flight_and_the_buffers_of_the_transport(kind: Kind) -> None:
+    memory, other = memoryview(bytearray(b"a" * 16)), memoryview(bytearray(range(16)))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        mover = SocketMover(load_of(kind), memory, 1, host="127.0.0.1", port=listener.getsockname()[1], batch=4)
+        connection, _ = listener.accept()
+        server = threading.Thread(target=serve_raw, args=(connection, other))
+        server.start()
+        assert mover.step(0) == 16
+        (ours,) = mover._sockets
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * RAW_BUFFER_BYTES  # the kernel doubles it
+        mover.close()
+        server.join()
+    assert bytes(memory) == bytes(other) == (b"a" * 16 if kind is Kind.WRITE else bytes(range(16)))
+    assert RAW_BUFFER_BYTES == SOCKET_BUFFER_BYTES
+
+
 def test_a_failing_step_fails_the_measurement() -> None:
     with pytest.raises(TransferError, match="the step failed"):
         measure(Failing(load_of(), memoryview(bytearray(16)), 2), 0.1)
@@ -103,7 +127,9 @@ def test_a_cell_compares_pair_by_pair_with_the_like_baseline_and_the_raw_one() -
 def test_regions_hold_what_is_under_way_and_fit_in_the_machine() -> None:
     settings = TransferSettings(transports=["tcp"], sizes=[1 << 20], threads=3, batch=5)
     assert region_bytes(settings) >= 15 << 20
-    with pytest.raises(UsageError, match="expected room for threads x batch blocks of 1MiB, 15MiB, got 8MiB"):
+    with pytest.raises(
+        UsageError, match="expected room for threads .or connections. x batch blocks of 1MiB, 15MiB, got 8MiB"
+    ):
         region_bytes(msgspec.structs.replace(settings, memory_bytes=8 << 20))
     with pytest.raises(UsageError, match="lower --memory"):
         region_bytes(msgspec.structs.replace(settings, memory_bytes=1 << 50))
@@ -118,7 +144,10 @@ def test_regions_hold_what_is_under_way_and_fit_in_the_machine() -> None:
         (["--direction", "up"], "'up' is not one of 'read', 'write'"),
         (["--pairs", "9"], "9 is not in the range x>=10"),
         (["--transport", "no-such"], "no transport called 'no-such' is installed"),
-        (["--sizes", "64MiB", "--memory", "1MiB"], "raise --memory, or lower --batch, --threads or --sizes"),
+        (
+            ["--sizes", "64MiB", "--memory", "1MiB"],
+            "raise --memory, or lower --batch, --threads, --connections or --sizes",
+        ),
     ],
 )
 def test_wrong_usage_is_said_so(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,6 @@ from typing import Final
 import xxhash
 from msgspec import Struct
 
-from mooncake_core.errors import TransferError
 from mooncake_core.transfer.contract import Kind, Range
 from mooncake_core.transfer.engine import TransferEngine, TransferRequest, first_error
 from mooncake_core.wire.messages.memory import SegmentDescriptor
@@ -26,6 +25,7 @@ from mooncake_core.wire.messages.memory import SegmentDescriptor
 RAW_REQUEST: Final = struct.Struct("<BQQ")
 """Of the raw socket baseline: kind, offset, length."""
 RAW_DONE: Final = b"\1"
+RAW_BUFFER_BYTES: Final = 128 << 10
 
 
 class Load(Struct, frozen=True, kw_only=True):
@@ -116,27 +116,28 @@ class EngineMover(Mover):
 
 
 class SocketMover(Mover):
-    """The baseline of a network: a plain blocking socket per thread, one request and its answer at a time."""
+    """The baseline of a network: a plain blocking socket per thread, as many blocks in flight as in the engine's batch."""
 
-    def __init__(self, load: Load, memory: memoryview, threads: int, *, host: str, port: int) -> None:
+    def __init__(self, load: Load, memory: memoryview, threads: int, *, host: str, port: int, batch: int) -> None:
         super().__init__(load, memory, threads)
+        self._batch = batch
         self._sockets = [socket.create_connection((host, port)) for _ in range(threads)]
         for connection in self._sockets:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tune(connection)
 
     def step(self, thread: int) -> int:
         connection = self._sockets[thread]
-        offset, block = self._next_block(thread)
-        self._sum(block, Kind.WRITE)
-        connection.sendall(RAW_REQUEST.pack(self.load.kind, offset, block.nbytes))
-        if self.load.kind is Kind.WRITE:
-            connection.sendall(block)
-            if connection.recv(1) != RAW_DONE:
-                raise TransferError("the raw socket baseline ended")
-        else:
-            receive_into(connection, block)
-        self._sum(block, Kind.READ)
-        return block.nbytes
+        blocks = [self._next_block(thread) for _ in range(self._batch)]
+        for offset, block in blocks:
+            self._sum(block, Kind.WRITE)
+            connection.sendall(RAW_REQUEST.pack(self.load.kind, offset, block.nbytes))
+            if self.load.kind is Kind.WRITE:
+                connection.sendall(block)
+        done = memoryview(bytearray(len(RAW_DONE)))
+        for _, block in blocks:
+            receive_into(connection, done if self.load.kind is Kind.WRITE else block)
+            self._sum(block, Kind.READ)
+        return self._batch * self.load.block_bytes
 
     def close(self) -> None:
         """Ends the connections."""
@@ -165,7 +166,7 @@ class CopyMover(Mover):
 
 
 def measure(mover: Mover, seconds: float) -> Measured:
-    """Steps in all threads until the time is over; the clock runs until the last thread has ended.
+    """Steps in all threads, once at least, until the time is over; the clock runs until the last thread has ended.
 
     Raises: whatever a step raised.
     """
@@ -181,7 +182,7 @@ def measure(mover: Mover, seconds: float) -> Measured:
         try:
             barrier.wait()
             before = started = time.perf_counter()
-            while before - started < seconds and not stop.is_set():
+            while not stop.is_set() and (before - started < seconds or not moved[thread]):
                 moved[thread] += mover.step(thread)
                 now = time.perf_counter()
                 latencies[thread].append(now - before)
@@ -212,6 +213,13 @@ def measure(mover: Mover, seconds: float) -> Measured:
     return Measured(
         moved_bytes=sum(moved), duration_s=duration_s, latencies_s=list(itertools.chain.from_iterable(latencies))
     )
+
+
+def tune(connection: socket.socket) -> None:
+    """What the engine's transport over TCP sets too: the baseline is to be as fast as sockets can be."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        connection.setsockopt(socket.SOL_SOCKET, option, RAW_BUFFER_BYTES)
 
 
 def receive_into(connection: socket.socket, view: memoryview) -> None:

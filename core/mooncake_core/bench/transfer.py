@@ -78,7 +78,7 @@ class Cell(Struct, frozen=True, kw_only=True):
     baseline: str
     """socket or memcpy; it sums its blocks where the engine's are summed."""
     baseline_latency_s: Quantiles | None
-    """Of one block."""
+    """Of as many blocks for socket, of one for memcpy."""
     baseline_bytes_per_s: float
     of_baseline: Estimate | None
     of_raw: Estimate | None
@@ -222,8 +222,8 @@ class TransferRun:
     def _baseline_mover(self, setting: _Setting, load: Load, stack: ExitStack) -> Mover:
         if setting.raw_port is None:
             return CopyMover(load, setting.memory, self._settings.threads, other=setting.other)
-        connections = self._settings.connections
-        mover = SocketMover(load, setting.memory, connections, host=HOST, port=setting.raw_port)
+        connections, batch = self._settings.connections, self._settings.batch
+        mover = SocketMover(load, setting.memory, connections, host=HOST, port=setting.raw_port, batch=batch)
         stack.callback(mover.close)
         return mover
 
@@ -278,12 +278,13 @@ def region_bytes(settings: TransferSettings) -> int:
     Raises:
         UsageError: the blocks do not fit in, or the machine has not so much memory.
     """
-    needed = max(settings.sizes) * max(settings.threads * settings.batch, settings.connections)
+    needed = max(settings.sizes) * settings.batch * max(settings.threads, settings.connections)
     size = settings.memory_bytes or max(last_level_cache_bytes(), needed)
     if size < needed:
         raise UsageError(
-            f"expected room for threads x batch blocks of {format_size(max(settings.sizes))}, {format_size(needed)}, "
-            f"got {format_size(size)}: raise --memory, or lower --batch, --threads or --sizes"
+            f"expected room for threads (or connections) x batch blocks of {format_size(max(settings.sizes))}, "
+            f"{format_size(needed)}, got {format_size(size)}: "
+            "raise --memory, or lower --batch, --threads, --connections or --sizes"
         )
     available = available_memory_bytes()
     if NUM_REGIONS * size > available:

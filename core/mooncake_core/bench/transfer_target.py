@@ -16,7 +16,7 @@ import threading
 import msgspec
 from msgspec import Struct
 
-from mooncake_core.bench.movers import RAW_DONE, RAW_REQUEST, receive_into
+from mooncake_core.bench.movers import RAW_DONE, RAW_REQUEST, receive_into, tune
 from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.host import default_host_id
@@ -67,11 +67,12 @@ def serve(boot: Boot) -> None:
 def _accept(listener: socket.socket, memory: memoryview) -> None:
     while True:
         connection, _ = listener.accept()
-        threading.Thread(target=_serve_raw, args=(connection, memory), name="raw-serve", daemon=True).start()
+        threading.Thread(target=serve_raw, args=(connection, memory), name="raw-serve", daemon=True).start()
 
 
-def _serve_raw(connection: socket.socket, memory: memoryview) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def serve_raw(connection: socket.socket, memory: memoryview) -> None:
+    """The far end of the raw socket baseline; returns when the initiator is done."""
+    tune(connection)
     header = memoryview(bytearray(RAW_REQUEST.size))
     with connection, contextlib.suppress(ConnectionError):  # the initiator is done
         while True:
