@@ -114,6 +114,7 @@ def test_token_ids_are_returned_on_demand(gateway: RunningGateway) -> None:
         (ask(top_p=0), 400, "top_p", "Expected `float` > 0"),
         (ask(max_tokens=0), 400, "max_tokens", "expected max_tokens of 1 or more, or echo"),
         (ask(stop=[""]), 400, "stop", "none of them empty"),
+        (ask(prompt=["a"] * 65, n=2), 400, "prompt", "at most 128 choices in a request, got 65 prompts times n of 2"),
         (ask(prompt=[]), 400, "prompt", "the prompt is empty"),
         (ask(prompt=[1, "a"]), 400, "prompt", "none of them mixed"),
         (ask(prompt=[2048]), 400, "prompt", "token ids from 0 to 2047"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -28,7 +29,14 @@ from mooncake_core.gateway.http_errors import HTTPError, error_response
 from mooncake_core.gateway.metrics import GatewayMetrics
 from mooncake_core.gateway.prompts import Prompt, Prompts
 from mooncake_core.gateway.request_log import RequestLog
-from mooncake_core.gateway.requests import DEFAULT_MAX_TOKENS, ChatRequest, Common, CompletionRequest, parse
+from mooncake_core.gateway.requests import (
+    DEFAULT_CHAT_TOKENS,
+    DEFAULT_MAX_TOKENS,
+    ChatRequest,
+    Common,
+    CompletionRequest,
+    parse,
+)
 from mooncake_core.gateway.responses import Shape
 from mooncake_core.gateway.serving import Serving, check_length
 from mooncake_core.gateway.tenants import Tenant, Tenants
@@ -36,6 +44,8 @@ from mooncake_core.gateway.tokenizer import Tokenizer
 from mooncake_core.wire.messages.membership import ModelOffer
 
 CLOSED_REQUEST: Final = 499
+BODY_TIMEOUT_S: Final = 30.0
+"""A body that takes longer holds a place that others wait for."""
 
 _log = logging.getLogger(__name__)
 
@@ -171,10 +181,14 @@ class Gateway:
     async def _body(self, request: Request) -> bytes:
         limit = self._settings.max_body
         body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > limit:
-                raise HTTPError(413, "body_too_large", f"the body exceeds {limit} bytes")
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > limit:
+                        raise HTTPError(413, "body_too_large", f"the body exceeds {limit} bytes")
+        except TimeoutError as error:
+            raise HTTPError(408, "body_too_slow", f"the body was not there within {BODY_TIMEOUT_S:g}s") from error
         return bytes(body)
 
     async def _complete_text(self, asked: _Asked) -> Response:
@@ -188,7 +202,7 @@ class Gateway:
         wanted = parse(asked.body, ChatRequest)
         model = await self._model(wanted.model)
         prompt = await self._prompts.of_chat(wanted)
-        length = _answer_length(model, prompt, wanted.max_completion_tokens or wanted.max_tokens, None)
+        length = _answer_length(model, prompt, wanted.max_completion_tokens or wanted.max_tokens, DEFAULT_CHAT_TOKENS)
         return await self._respond(asked, wanted, model, [(prompt, length)], chat=True)
 
     async def _model(self, name: str) -> ModelOffer:
@@ -271,7 +285,7 @@ class _Asked:
         return time.monotonic() - self.arrived
 
 
-def _answer_length(model: ModelOffer, prompt: Prompt, max_tokens: int | None, default: int | None) -> int:
+def _answer_length(model: ModelOffer, prompt: Prompt, max_tokens: int | None, default: int) -> int:
     """Tokens to generate; none where only an echo is asked for."""
     length = check_length(model, prompt.token_ids, max_tokens or None, default)
     return 0 if max_tokens == 0 else length

@@ -15,7 +15,11 @@ from mooncake_core.errors import InvalidRequest
 from mooncake_core.wire.messages.serving import Sampling
 
 DEFAULT_MAX_TOKENS: Final = 16
+DEFAULT_CHAT_TOKENS: Final = 1024
+"""Memory for a whole answer is reserved before it begins: less than the rest of the context, which OpenAI's API gives."""
 MAX_STOPS: Final = 16
+MOST_CHOICES: Final = 128
+"""Prompts times n, of one request."""
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Probability = Annotated[float, Meta(gt=0, le=1)]
@@ -160,11 +164,17 @@ class CompletionRequest(Common, frozen=True, kw_only=True):
         """At least one.
 
         Raises:
-            InvalidRequest: texts, tokens and token lists are mixed.
+            InvalidRequest: texts, tokens and token lists are mixed, or there are too many.
         """
         if isinstance(self.prompt, str):
             return [self.prompt]
         kinds = {type(item) for item in self.prompt}
+        if kinds != {int} and len(self.prompt) * self.num_choices > MOST_CHOICES:
+            raise InvalidRequest(
+                f"expected at most {MOST_CHOICES} choices in a request, got {len(self.prompt)} prompts times n of "
+                f"{self.num_choices}: send several requests",
+                param="prompt",
+            )
         if kinds <= {int}:
             return [[item for item in self.prompt if isinstance(item, int)]]
         if len(kinds) != 1:
