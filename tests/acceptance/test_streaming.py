@@ -61,13 +61,13 @@ def test_a_layer_is_sent_while_later_ones_are_computed(cluster: Cluster, tmp_pat
     chunks = [event for event in events if event["name"] == "compute chunk"]
     sends = [event for event in events if event["name"] == "send to decode"]
     layers = [event for event in events if event["name"].startswith("layer ")]
-    last_end = max(end(event) for event in chunks)
-    beside = [send for send in sends if any(overlap(send, layer) for layer in layers if later(layer, send))]
-    print(f"\n{len(sends)} transfers of {len(chunks)} chunks; {len(beside)} beside the computation of a later layer")
-    assert len(sends) >= len(layers)
-    # The last layer of the last chunk has nothing to hide behind.
-    assert len(beside) >= len(sends) - len(chunks) - 1
-    assert sum(end(send) > last_end for send in sends) <= 2
+    beside = [send for send in sends if any(overlap(send, layer) for layer in layers)]
+    print(
+        f"\n{len(sends)} transfers of {len(layers)} layers in {len(chunks)} chunks, {len(beside)} beside the computation"
+    )
+    assert len(sends) == len(layers)
+    # A layer's KV leaves when it is written, under its own attention and what follows. Only the last one may come later.
+    assert len(beside) >= len(sends) - 1
 
 
 def end(event: dict[str, Any]) -> float:
@@ -76,8 +76,3 @@ def end(event: dict[str, Any]) -> float:
 
 def overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return bool(one["ts"] < end(other) and other["ts"] < end(one))
-
-
-def later(layer: dict[str, Any], send: dict[str, Any]) -> bool:
-    """Whether a computation is of another layer than the one that is sent, and not before it."""
-    return int(layer["name"].split()[1]) != send["args"]["first_layer"] and end(layer) > send["ts"]
