@@ -34,6 +34,7 @@ def code_of(error: BaseException) -> int:
         errors.PluginUnknown,
         errors.PluginUnavailable,
         errors.InvalidRequest,
+        errors.MemberExists,
         errors.AuthenticationFailed,
         errors.VersionMismatch,
     )

@@ -11,7 +11,8 @@
     │   ├── VersionMismatch     the peers speak no common protocol version
     │   ├── AuthenticationFailed  wrong or missing cluster key
     │   ├── ProtocolError       a message that cannot be understood
-    │   └── MemberUnknown       the master does not know this member or this incarnation: join again
+    │   ├── MemberUnknown       the master does not know this member or this incarnation: join again
+    │   └── MemberExists        another live process is the member of that name (exit code 2)
     ├── TransferError           data plane
     │   ├── PathFailed          no path to the peer is left; names peer, path and errno
     │   ├── StaleSegment        the segment or its key was withdrawn: ask for a new descriptor
@@ -121,6 +122,12 @@ class MemberUnknown(WireError):
     """The master does not know this member in this incarnation; it must join again."""
 
     code = "member_unknown"
+
+
+class MemberExists(WireError):
+    """Another process is the member of that name, and answers."""
+
+    code = "member_exists"
 
 
 class TransferError(MooncakeError):

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mooncake_cli import console, exits
-from mooncake_cli.options import config_options, load
+from mooncake_cli.options import config_options, json_option, load
 
 if TYPE_CHECKING:
     from mooncake_core.config.load import Loaded
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 ROLES = ("all", "master", "gateway", "store", "prefill", "decode")
 DETACH_PATIENCE_S = 120.0
+LOG_LINES_SHOWN = 10
 
 
 @click.command("start", help="Start a cluster (--role all), or one role of it, on this host.")
@@ -29,12 +31,18 @@ DETACH_PATIENCE_S = 120.0
 @click.option("--name", help="Which entry of the role, by its name in the YAML. Default: all of them.")
 @click.option("--detach", is_flag=True, help="Return once everything is ready; the log goes to the run directory.")
 @config_options
-def command(role: str, name: str | None, detach: bool, config_path: Path | None, overrides: tuple[str, ...]) -> int:
+@json_option
+def command(
+    role: str, name: str | None, detach: bool, config_path: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> int:
+    if as_json and not detach:
+        raise click.UsageError("--json tells what was started: give --detach as well")
     loaded = load(config_path, overrides)
     specs = _select(loaded, role, name)
+    _check(loaded, specs)
     selection = "-".join(part for part in (role, name) if part)
     if detach:
-        return _detach(loaded, selection)
+        return _detach(loaded, specs, selection, as_json)
     return _serve(loaded, specs, selection)
 
 
@@ -45,7 +53,7 @@ def _select(loaded: Loaded, role: str, name: str | None) -> list[ProcessSpec]:
 
     specs = processes(loaded.config)
     of_role = [spec for spec in specs if role in ("all", spec.role) and (role != "store" or not spec.local_to)]
-    chosen = [spec for spec in of_role if name is None or name in (spec.name, spec.local_to)]
+    chosen = [spec for spec in of_role if name is None or name in (spec.name, spec.entry, spec.local_to)]
     if not chosen:
         known = ", ".join(spec.name for spec in of_role) or "none"
         wanted = f"role {role}" + (f" called {name}" if name else "")
@@ -55,16 +63,25 @@ def _select(loaded: Loaded, role: str, name: str | None) -> list[ProcessSpec]:
     return [spec for spec in specs if spec.name in names or spec.local_to in names]
 
 
+def _check(loaded: Loaded, specs: Sequence[ProcessSpec]) -> None:
+    """Says what all processes would fail for, once and before any is started."""
+    from mooncake_core.inference.models import resolve_model
+    from mooncake_core.roles.context import load_key
+
+    config = loaded.config
+    load_key(config.auth.key_file if config.auth else None)
+    if any(spec.role in ("gateway", "prefill", "decode") for spec in specs):
+        resolve_model(config.model)
+
+
 def _serve(loaded: Loaded, specs: list[ProcessSpec], selection: str) -> int:
     import asyncio
 
-    from mooncake_core.roles.context import load_key
     from mooncake_core.roles.run_directory import RunDirectory
     from mooncake_core.roles.supervisor import Supervisor
 
     config = loaded.config
-    load_key(config.auth.key_file if config.auth else None)
-    state_file = RunDirectory(config.cluster).claim(selection)
+    state_file = RunDirectory(config.cluster).claim(selection, _process_names(specs))
     prefix = _Prefix(max(len(spec.process) for spec in specs))
 
     async def run() -> int:
@@ -84,7 +101,8 @@ def _serve(loaded: Loaded, specs: list[ProcessSpec], selection: str) -> int:
 
 def _announce(state: StartState) -> None:
     where = f"; the API is at {state.gateway_url}" if state.gateway_url else ""
-    console.note(f"cluster {state.cluster} is ready: {len(state.processes)} processes{where}")
+    count = len(state.processes)
+    console.note(f"cluster {state.cluster} is ready: {count} process{'es' if count > 1 else ''}{where}")
     if state.gateway_url:
         console.note(f'try: mooncake complete --cluster {state.cluster} "In the beginning"')
 
@@ -105,15 +123,16 @@ class _Prefix:
             console.note(f"{padded} | {line}")
 
 
-def _detach(loaded: Loaded, selection: str) -> int:
+def _detach(loaded: Loaded, specs: Sequence[ProcessSpec], selection: str, as_json: bool) -> int:
     """Starts the same command in a session of its own, and waits until it is ready or has failed."""
     from mooncake_core.errors import DeadlineExceeded
     from mooncake_core.roles.run_directory import RunDirectory
 
     directory = RunDirectory(loaded.config.cluster)
-    directory.claim(selection).close()  # says so now if it runs already
-    with open(directory.log_file, "wb") as log:
-        arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    directory.claim(selection, _process_names(specs)).close()  # says so now if it runs already
+    log_file = directory.log_file(selection)
+    with open(log_file, "wb") as log:
+        arguments = [argument for argument in sys.argv[1:] if argument not in ("--detach", "--json")]
         process = subprocess.Popen(
             [sys.executable, "-m", "mooncake_cli.main", *arguments],
             stdin=subprocess.DEVNULL,
@@ -121,17 +140,36 @@ def _detach(loaded: Loaded, selection: str) -> int:
             stderr=log,
             start_new_session=True,
         )
+    waiting: list[str] = []
     deadline = time.monotonic() + DETACH_PATIENCE_S
     while time.monotonic() < deadline:
         for state in directory.states():
-            if state.pid == process.pid and state.ready:
-                _announce(state)
-                console.note(f"the log is {directory.log_file}; `mooncake stop --cluster {state.cluster}` ends it")
-                return exits.DONE
+            if state.pid == process.pid:
+                waiting = [child.name for child in state.processes if not child.ready]
+                if state.ready:
+                    _report(state, log_file, as_json)
+                    return exits.DONE
         code = process.poll()
         if code is not None:
-            console.note(directory.log_file.read_text(errors="replace").rstrip())
+            console.note(log_file.read_text(errors="replace").rstrip())
             return code if code > 0 else exits.FAILED
         time.sleep(0.05)
     process.terminate()
-    raise DeadlineExceeded(f"the cluster was not ready within {DETACH_PATIENCE_S:g}s; its log is {directory.log_file}")
+    raise DeadlineExceeded(
+        f"not ready within {DETACH_PATIENCE_S:g}s: {', '.join(waiting) or selection}; the last lines of {log_file}:\n"
+        + "\n".join(log_file.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+    )
+
+
+def _process_names(specs: Sequence[ProcessSpec]) -> set[str]:
+    return {spec.process for spec in specs}
+
+
+def _report(state: StartState, log_file: Path, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        console.json({**msgspec.to_builtins(state), "log": str(log_file)})
+        return
+    _announce(state)
+    console.note(f"the log is {log_file}; `mooncake stop --cluster {state.cluster}` ends it")

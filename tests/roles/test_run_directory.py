@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mooncake_core.errors import UsageError
 from mooncake_core.roles import run_directory
 from mooncake_core.roles.restart import LONGEST_DELAY_S, RestartPolicy
-from mooncake_core.roles.run_directory import RunDirectory, StartState
+from mooncake_core.roles.run_directory import ProcessState, RunDirectory, StartState
 
 
 def state(cluster: str, pid: int = 7) -> StartState:
@@ -42,9 +43,21 @@ def test_a_claimed_state_is_found_and_released(tmp_path: Path) -> None:
 def test_a_second_claim_names_the_first(tmp_path: Path) -> None:
     first = RunDirectory("c", tmp_path).claim("all")
     first.write(state("c", pid=4711))
-    with pytest.raises(UsageError, match="already runs here as process 4711: `mooncake stop` ends it"):
+    with pytest.raises(UsageError, match="already runs here as process 4711: `mooncake stop --cluster c` ends it"):
         RunDirectory("c", tmp_path).claim("all")
     other = RunDirectory("c", tmp_path).claim("prefill")
+    other.close()
+    first.close()
+
+
+def test_a_process_is_not_claimed_twice(tmp_path: Path) -> None:
+    running = [ProcessState(name=name, role="prefill", pid=1) for name in ("prefill", "prefill-node")]
+    first = RunDirectory("c", tmp_path).claim("all", {"prefill"})
+    first.write(msgspec.structs.replace(state("c", pid=4711), processes=running))
+    with pytest.raises(UsageError, match="prefill of all\\) already runs here as process 4711"):
+        RunDirectory("c", tmp_path).claim("prefill", {"prefill"})
+    other = RunDirectory("c", tmp_path).claim("decode", {"decode"})
+    assert [found.pid for found in run_directory.find("c", tmp_path)] == [4711]
     other.close()
     first.close()
 

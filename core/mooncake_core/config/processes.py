@@ -25,6 +25,8 @@ class ProcessSpec:
     name: str
     process: str
     """Name of the process it runs in: its own, unless several share one."""
+    entry: str
+    """Name of its entry in the YAML; several processes share one with a count."""
     role: ProcessRole
     host: str
     section: MasterConfig | GatewayConfig | NodeConfig | InstanceConfig
@@ -36,12 +38,17 @@ def processes(config: ClusterConfig) -> list[ProcessSpec]:
     """All processes of the cluster, the master first."""
     master, gateway = config.master, config.gateway
     return [
-        ProcessSpec(name=master.name, process=master.name, role="master", host=master.host, section=master),
-        ProcessSpec(name=gateway.name, process=gateway.name, role="gateway", host=gateway.host, section=gateway),
+        _single("master", master),
+        _single("gateway", gateway),
         *_stores(config.store),
         *_instances("prefill", config.prefill),
         *_instances("decode", config.decode),
     ]
+
+
+def _single(role: ProcessRole, section: MasterConfig | GatewayConfig) -> ProcessSpec:
+    name = section.name
+    return ProcessSpec(name=name, process=name, entry=name, role=role, host=section.host, section=section)
 
 
 def local_node_name(instance: ProcessSpec) -> str:
@@ -54,7 +61,7 @@ def local_node_name(instance: ProcessSpec) -> str:
 def _stores(entries: Sequence[StoreConfig]) -> Iterator[ProcessSpec]:
     for entry in entries:
         for name in _numbered(entry.name, entry.count):
-            yield ProcessSpec(name=name, process=name, role="store", host=entry.host, section=entry)
+            yield ProcessSpec(name=name, process=name, entry=entry.name, role="store", host=entry.host, section=entry)
 
 
 def _instances(role: Literal["prefill", "decode"], entries: Sequence[InstanceConfig]) -> Iterator[ProcessSpec]:
@@ -62,12 +69,13 @@ def _instances(role: Literal["prefill", "decode"], entries: Sequence[InstanceCon
         base = entry.name or role
         for number, name in enumerate(_numbered(base, entry.count)):
             process = name if entry.per_process == 1 else f"{base}-group-{number // entry.per_process}"
-            instance = ProcessSpec(name=name, process=process, role=role, host=entry.host, section=entry)
+            instance = ProcessSpec(name=name, process=process, entry=base, role=role, host=entry.host, section=entry)
             yield instance
             if entry.local_node is not None:
                 yield ProcessSpec(
                     name=local_node_name(instance),
                     process=f"{process}-node",
+                    entry=base,
                     role="store",
                     host=entry.host,
                     section=entry.local_node,

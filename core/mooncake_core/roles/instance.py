@@ -141,10 +141,11 @@ def _batching(engine: Engine, section: InstanceConfig) -> Batching:
 def _load_engine(context: RoleContext) -> Engine:
     config, section = context.config, context.spec.section
     assert isinstance(section, InstanceConfig)
+    folder = resolve_model(config.model)  # before torch is imported for nothing
     engine_class = registry.load("engine", section.engine.kind)
     engine: Engine = engine_class(
         EngineSettings(
-            model_path=str(resolve_model(config.model)),
+            model_path=str(folder),
             device=section.engine.device,
             dtype=section.engine.dtype,
             block_tokens=config.block_tokens,

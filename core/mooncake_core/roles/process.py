@@ -15,14 +15,31 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from mooncake_core.config.processes import processes
-from mooncake_core.errors import ConfigError, ModelError, MooncakeError, PluginUnavailable, PluginUnknown
+from mooncake_core.errors import (
+    AuthenticationFailed,
+    ConfigError,
+    MemberExists,
+    ModelError,
+    MooncakeError,
+    PluginUnavailable,
+    PluginUnknown,
+    VersionMismatch,
+)
 from mooncake_core.roles.context import Orders, RoleContext
 from mooncake_core.roles.parent import Boot, end_with_parent, read_boot
 from mooncake_core.telemetry import logs
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIGURATION: Final = 2
-_CONFIGURATION_ERRORS: Final = (ConfigError, ModelError, PluginUnknown, PluginUnavailable)
+_CONFIGURATION_ERRORS: Final = (
+    AuthenticationFailed,
+    ConfigError,
+    MemberExists,
+    ModelError,
+    PluginUnavailable,
+    PluginUnknown,
+    VersionMismatch,
+)
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,7 @@ class ProcessState(Struct, frozen=True, kw_only=True):
     name: str
     role: str
     pid: int
+    ready: bool = False
 
 
 class StartState(Struct, frozen=True, kw_only=True):
@@ -54,14 +55,20 @@ class RunDirectory:
     def __init__(self, cluster: str, root: Path | None = None) -> None:
         self.path = (root or runtime_root()) / cluster
 
-    def claim(self, selection: str) -> StateFile:
-        """Takes the state file of one selection for this process.
+    def claim(self, selection: str, processes: Collection[str] = ()) -> StateFile:
+        """Takes the state file of one selection, which is of these processes.
 
         Raises:
-            UsageError: another live supervisor has it; says its pid and what to do.
+            UsageError: another live supervisor has it, or runs one of them; says its pid and what to do.
         """
         _make_private(self.path)
-        return StateFile(self.path / f"{selection}.json")
+        file = StateFile(self.path / f"{selection}.json")
+        for state in self.states():
+            twice = [process.name for process in state.processes if process.name in processes]
+            if twice and state.selection != selection:
+                file.close()
+                raise UsageError(_runs_here(state.cluster, f"{', '.join(twice)} of {state.selection}", state.pid))
+        return file
 
     def states(self) -> list[StartState]:
         """What runs here, leftovers of dead supervisors removed."""
@@ -73,10 +80,9 @@ class RunDirectory:
             if state is not None:
                 yield state
 
-    @property
-    def log_file(self) -> Path:
-        """Where a detached cluster writes its log."""
-        return self.path / "mooncake.log"
+    def log_file(self, selection: str) -> Path:
+        """Where a detached start writes its log."""
+        return self.path / f"{selection}.log"
 
 
 class StateFile:
@@ -143,10 +149,12 @@ def _lock(path: Path) -> IO[bytes]:
         file.close()
         state = _decode(path)
         pid = state.pid if state else "unknown"
-        raise UsageError(
-            f"cluster {path.parent.name} ({path.stem}) already runs here as process {pid}: `mooncake stop` ends it"
-        ) from None
+        raise UsageError(_runs_here(path.parent.name, path.stem, pid)) from None
     return file
+
+
+def _runs_here(cluster: str, part: str, pid: int | str) -> str:
+    return f"cluster {cluster} ({part}) already runs here as process {pid}: `mooncake stop --cluster {cluster}` ends it"
 
 
 def _live_state(path: Path) -> StartState | None:

@@ -116,7 +116,9 @@ class Supervisor:
     ) -> None:
         self._config = config
         names = dict.fromkeys(spec.process for spec in specs)
-        self._children = [Child(name, [spec for spec in specs if spec.process == name], log) for name in names]
+        self._children = [
+            Child(name, [spec for spec in specs if spec.process == name], self._pass_on) for name in names
+        ]
         self._state_file = state_file
         self._selection = selection
         self._config_path = config_path
@@ -126,6 +128,7 @@ class Supervisor:
         self._hurry = asyncio.Event()
         self._kill = asyncio.Event()
         self._exit_code = 0
+        self._start_errors: set[str] = set()
 
     async def run(self) -> int:
         """Starts everything, serves until SIGINT or SIGTERM, ends everything; returns the exit code."""
@@ -150,6 +153,17 @@ class Supervisor:
             self._kill.set()
         self._stop.set()
 
+    def _pass_on(self, name: str, line: str) -> None:
+        """Logs a child's line. A start that fails in several processes for one reason says it once."""
+        if not self._child(name).was_ready and line.startswith("error: "):
+            if line in self._start_errors:
+                return
+            self._start_errors.add(line)
+        self._log(name, line)
+
+    def _child(self, name: str) -> Child:
+        return next(child for child in self._children if child.name == name)
+
     async def _keep(self, child: Child) -> None:
         """Starts one process again and again until the end."""
         policy = RestartPolicy()
@@ -162,9 +176,11 @@ class Supervisor:
             if self._stop.is_set():
                 return
             if not child.was_ready and code > 0:
-                self._log(child.name, f"could not start (exit code {code}); ending the others")
+                others = "; ending the others" if len(self._children) > 1 else ""
+                self._log(child.name, f"could not start (exit code {code}){others}")
                 self._exit_code = code
-                self._stop.set()
+                self._told_to_stop()
+                self._told_to_stop()  # at once: nobody is served yet
                 return
             delay = policy.delay_after(time.monotonic() - started)
             self._log(child.name, f"died ({_describe(code)}); starting it again in {delay:.1f}s")
@@ -255,7 +271,12 @@ class Supervisor:
             gateway_url=gateway.address if gateway else "",
             key_file=self._config.auth.key_file if self._config.auth else "",
             processes=[
-                ProcessState(name=child.name, role=child.role, pid=child.process.pid if child.process else 0)
+                ProcessState(
+                    name=child.name,
+                    role=child.role,
+                    pid=child.process.pid if child.process else 0,
+                    ready=child.ready.is_set(),
+                )
                 for child in self._children
             ],
             ready=ready,

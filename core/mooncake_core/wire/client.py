@@ -284,10 +284,14 @@ class Client:
     def _handshake_error(self) -> MooncakeError:
         if self._was_welcome:  # keys do not change: it is frozen, or ending
             return PeerUnreachable(f"{self.address} broke the connection before it said hello")
-        have = "the key given is not that of the cluster" if self._key else "no key was given"
+        why = (
+            "the key given is not that of the cluster, or the cluster has none"
+            if self._key
+            else "no key was given, and the cluster expects one"
+        )
         return AuthenticationFailed(
-            f"{self.address} refused the connection before the first message: {have}, or it expects "
-            f"{'none' if self._key else 'one'}; check auth.key_file in the YAML or $MOONCAKE_KEY_FILE"
+            f"{self.address} refused the connection before the first message: {why}; check auth.key_file in the YAML or "
+            "$MOONCAKE_KEY_FILE"
         )
 
     def _break(self, error: MooncakeError) -> None:

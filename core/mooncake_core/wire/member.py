@@ -8,7 +8,14 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from mooncake_core.errors import AuthenticationFailed, ConfigError, MemberUnknown, MooncakeError, VersionMismatch
+from mooncake_core.errors import (
+    AuthenticationFailed,
+    ConfigError,
+    MemberExists,
+    MemberUnknown,
+    MooncakeError,
+    VersionMismatch,
+)
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.membership import Heartbeat, InstanceLoad, Join, Joined, Leave
@@ -16,7 +23,7 @@ from mooncake_core.wire.messages.membership import Heartbeat, InstanceLoad, Join
 FIRST_DELAY_S: Final = 0.1
 LONGEST_DELAY_S: Final = 2.0
 CALL_TIMEOUT_S: Final = 3.0
-HOPELESS: Final = (AuthenticationFailed, VersionMismatch, ConfigError)
+HOPELESS: Final = (AuthenticationFailed, VersionMismatch, ConfigError, MemberExists)
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +50,7 @@ class Member:
         """Stays a member until cancelled.
 
         Raises:
-            AuthenticationFailed, VersionMismatch, ConfigError: it can never become one; says why.
+            AuthenticationFailed, VersionMismatch, ConfigError, MemberExists: it can never become one; says why.
         """
         while True:
             joined = await self._join_master()

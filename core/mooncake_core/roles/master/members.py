@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Final
 
 from mooncake_core.conductor import events as e
+from mooncake_core.errors import MemberExists, MooncakeError
 from mooncake_core.roles.drive import SHORTEST_WAIT_S
 from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.pool import PoolDriver
@@ -22,9 +24,11 @@ from mooncake_core.wire.membership import (
     Membership,
     Record,
 )
-from mooncake_core.wire.messages.envelope import Done
+from mooncake_core.wire.messages.envelope import Done, Ping
 from mooncake_core.wire.messages.membership import Heartbeat, Join, Joined, Leave
 from mooncake_core.wire.server import Call, Handler
+
+ANSWER_S: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +77,7 @@ class Members:
             self._timer.cancel()
 
     async def _join(self, message: Join, call: Call) -> Joined:
+        await self._check_name(message)
         self._apply(self._membership.join(message, self.now()))
         return self._joined
 
@@ -83,6 +88,27 @@ class Members:
     async def _leave(self, message: Leave, call: Call) -> Done:
         self._apply(self._membership.leave(message))
         return Done()
+
+    async def _check_name(self, join: Join) -> None:
+        """Refuses a second process of the same name; one that does not answer is taken for dead, and replaced.
+
+        Raises:
+            MemberExists: the first one answers.
+        """
+        record = self._membership.records.get(join.name)
+        if record is None or record.join.incarnation == join.incarnation:
+            return
+        known = record.join
+        if not known.control_address or known.control_address == join.control_address:
+            return
+        try:
+            await self._clients.get(known.control_address).call(Ping(), Done, timeout_s=ANSWER_S)
+        except MooncakeError:
+            return
+        raise MemberExists(
+            f"{join.name} is a member of the cluster already: process {known.pid}, which answers at "
+            f"{known.control_address}; stop it first, or start this one under another name"
+        )
 
     def _apply(self, changes: Sequence[Change]) -> None:
         for change in changes:
