@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from mooncake_core.errors import MooncakeError
 from mooncake_core.kvcache.keys import pool_key
@@ -17,7 +18,9 @@ from mooncake_core.transfer.contract import Kind, Range
 from mooncake_core.wire.messages.pool import NewObject
 from mooncake_core.wire.messages.serving import Prefill
 
-POOL_TIMEOUT_S = 10.0
+POOL_TIMEOUT_S: Final = 10.0
+LEAST_BYTES: Final = 1 << 20
+"""Fewer wait for the next layer's: a transfer costs both ends the same work however little it carries."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +55,8 @@ class KVDeparture:
         self._cached_blocks = cached_blocks
         self._pool = pool
         self._layers = instance.info.layout.num_layers
-        self._sent_blocks = [cached_blocks] * self._layers
+        self._sent_blocks = cached_blocks
+        self._first_unsent_layer = 0
         self._puts: dict[int, _ChunkPut] = {}
         self._to_decode: list[asyncio.Task[None]] = []
         self._to_pool: list[asyncio.Task[None]] = []
@@ -66,19 +70,23 @@ class KVDeparture:
             return
         self._send(0, self._cached_blocks, first_layer, last_layer)
 
-    def computed(self, end: int, first_layer: int, last_layer: int) -> None:
-        """These layers of all positions before `end` are here. Blocks go when they are full, or the prompt's last."""
+    def computed(self, end: int, last_layer: int) -> None:
+        """Layers before `last_layer` of all positions before `end` are here. Blocks go when they are full, or the prompt's
+        last; layers when they are worth a transfer, or the last."""
         if self._ended:  # a step under way tells its layers even when the blocks are somebody else's by then
             return
         whole = end == len(self._message.token_ids)
         block_tokens = self._instance.block_tokens
         last = self._instance.info.layout.blocks_for(end) if whole else end // block_tokens
-        first = self._sent_blocks[first_layer]
-        if last <= first:
+        first = self._sent_blocks
+        num_bytes = (last - first) * (last_layer - self._first_unsent_layer) * self._instance.layer_bytes
+        if last <= first or (num_bytes < LEAST_BYTES and last_layer < self._layers):
             return
-        self._sent_blocks[first_layer:last_layer] = [last] * (last_layer - first_layer)
-        self._send(first, last, first_layer, last_layer)
-        self._put(first, min(last, len(self._message.block_keys)), first_layer, last_layer)
+        self._send(first, last, self._first_unsent_layer, last_layer)
+        self._put(first, min(last, len(self._message.block_keys)), self._first_unsent_layer, last_layer)
+        self._first_unsent_layer = last_layer
+        if last_layer == self._layers:
+            self._first_unsent_layer, self._sent_blocks = 0, last
 
     async def delivered(self) -> None:
         """Waits until the decode instance has everything that was sent so far."""

@@ -74,7 +74,7 @@ class KVFlow:
 
     def layer_written(self, layer: int, end: int) -> None:
         if self._message.by_layer and self._departure is not None:
-            self._departure.computed(end, layer, layer + 1)
+            self._departure.computed(end, layer + 1)
 
     def chunk_computed(self, start: int, end: int, layer_times_s: list[float]) -> str:
         self.computed_at_s = layer_times_s[-1]
@@ -92,7 +92,7 @@ class KVFlow:
         if not self._message.by_layer:
             self._instance.engine.stage_out(self._blocks)
             self._departure.prefix_arrived(0, self._layers)
-            self._departure.computed(len(self._message.token_ids), 0, self._layers)
+            self._departure.computed(len(self._message.token_ids), self._layers)
         await self._departure.delivered()
 
     async def pooled(self) -> None:
