@@ -36,6 +36,14 @@ def parse_host_port(text: str) -> HostPort:
     return HostPort(host.strip("[]"), int(port))
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether the host means every address of the machine: one can listen there, and nobody can be sent there."""
+    try:
+        return host == "*" or ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return False
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the host. Names other than localhost count as reachable."""
     if host == "localhost":

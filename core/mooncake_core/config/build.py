@@ -62,7 +62,7 @@ class Builder:
         if not isinstance(value.content, list):
             return self._wrong(value, path, "a list")
         built = [self.build(item, kind, f"{path}.{index}") for index, item in enumerate(value.content)]
-        return [item for item in built if item is not INVALID]
+        return [_stand_in(kind) if item is INVALID else item for item in built]
 
     def _mapping(self, value: Value, kind: Any, path: str) -> Any:
         content = {} if value.content is None else value.content
@@ -75,7 +75,7 @@ class Builder:
         built = {}
         for key, inner in content.items():
             inner_path = f"{path}.{key}" if path else key
-            self._bounded(Value(key, inner.place), key, key_meta, inner_path)
+            self._bounded(Value(key, inner.key or inner.place), key, key_meta, inner_path)
             built[key] = self.build(inner, inner_kind, inner_path)
         return {key: item for key, item in built.items() if item is not INVALID}
 
@@ -121,7 +121,7 @@ class Builder:
     def _unknown(self, value: Value, path: str, key: str, known: list[str]) -> None:
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
-        self._note(value.place, path, f"unknown key; {hint}")
+        self._note(value.key or value.place, path, f"unknown key; {hint}")
 
     def _wrong(self, value: Value, path: str, expected: str) -> Any:
         return self._note(value.place, path, f"expected {expected}, got {_show(value.content)}")
@@ -176,6 +176,11 @@ def _unwrap(kind: Any) -> tuple[Any, Meta | None]:
         inner, *metas = get_args(kind)
         return inner, next((meta for meta in metas if isinstance(meta, Meta)), None)
     return kind, None
+
+
+def _stand_in(kind: Any) -> Any:
+    """In a list, for an item that is wrong: those behind it keep their numbers, by which problems name them."""
+    return _unwrap(kind)[0]()
 
 
 def _is_optional(kind: Any) -> bool:

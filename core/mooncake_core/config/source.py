@@ -38,6 +38,8 @@ class Value:
     """A scalar as it was written."""
     variables: tuple[str, ...] = ()
     """Environment variables it was made of."""
+    key: Place | None = None
+    """Where its key stands, in a mapping of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Source:
         _stamp(value, place)
         error = _set(root, path.split("."), value)
         if error:
-            self.problems.append(Problem(place, "", error))
+            self.problems.append(Problem(place, path, error))
 
     def _value(self, node: yaml.Node, name: str, path: str) -> Value:
         place = Place(name, node.start_mark.line + 1, node.start_mark.column + 1)
@@ -98,14 +100,17 @@ class Source:
     def _mapping(self, node: yaml.MappingNode, name: str, path: str) -> dict[str, Value]:
         content: dict[str, Value] = {}
         for key_node, value_node in node.value:
+            place = Place(name, key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(Problem(place, path, "expected a name before the colon, got a list or a mapping"))
+                continue
             key = str(key_node.value)
             inner = _join(path, key)
-            if key in content:
-                place = Place(name, key_node.start_mark.line + 1, key_node.start_mark.column + 1)
-                self.problems.append(
-                    Problem(place, inner, f"expected each key once, got it again after {content[key].place}")
-                )
+            first = content[key].key if key in content else None
+            if first:
+                self.problems.append(Problem(place, inner, f"expected each key once, got it again after {first}"))
             content[key] = self._value(value_node, name, inner)
+            content[key].key = first or place
         return content
 
     def _expand(self, text: str, place: Place, path: str) -> tuple[str, tuple[str, ...]]:
@@ -167,7 +172,7 @@ def _set(root: Value, path: Sequence[str], value: Value) -> str:
 
 
 def _stamp(value: Value, place: Place) -> None:
-    value.place = place
+    value.place, value.key = place, None
     children = value.content.values() if isinstance(value.content, dict) else value.content
     for child in children if isinstance(value.content, dict | list) else ():
         _stamp(child, place)
