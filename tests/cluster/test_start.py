@@ -215,6 +215,18 @@ def test_a_cluster_with_a_key_serves_and_refuses_other_keys(tmp_path: Path) -> N
         cluster.stop()
 
 
+def test_a_gateway_that_listens_everywhere_is_found_by_master_and_commands(tmp_path: Path) -> None:
+    cluster = Cluster(MOCK, tmp_path, "gateway.host=0.0.0.0", "insecure=true")
+    try:
+        assert cluster.state.gateway_url.startswith("http://127.0.0.1:")
+        assert cluster.command("complete", "hello", "--max-tokens", "4").returncode == 0
+        (gateway,) = [member for member in cluster.status().members if member.role == "gateway"]
+        assert gateway.control_address.startswith("tcp://127.0.0.1:")
+        assert len(as_json(cluster.command("inspect", "requests", "--json"))["requests"]) == 1
+    finally:
+        cluster.stop()
+
+
 def test_a_pool_that_is_used_up_only_means_less_cache(tmp_path: Path) -> None:
     cluster = Cluster(MOCK, tmp_path, "prefill.0.local_node.capacity=64KiB")
     try:

@@ -120,6 +120,27 @@ def test_what_follows_from_a_wrong_value_is_not_said(tmp_path: Path, text: str, 
     assert problem.split(": ")[1] == path
 
 
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("master: {host: 0.0.0.0}", "master.host"),
+        ('store: [{host: "::"}]', "store.0.host"),
+        ('prefill: [{}, {name: p, host: "[::]"}]', "prefill.1.host"),
+        ('decode: [{host: "*"}]', "decode.0.host"),
+    ],
+)
+def test_a_wildcard_is_no_address_to_be_reached_at(tmp_path: Path, text: str, path: str) -> None:
+    (problem,) = problems(tmp_path, f"{text}\ninsecure: true")
+    assert f": {path}: expected the address at which the others reach it, got " in problem
+    assert "give this host's own address or name" in problem
+
+
+def test_the_gateway_may_listen_everywhere(tmp_path: Path) -> None:
+    assert load(tmp_path, "gateway: {host: 0.0.0.0}\ninsecure: true").config.gateway.host == "0.0.0.0"
+    (problem,) = problems(tmp_path, "gateway: {host: 0.0.0.0}")
+    assert "gateway.host: expected a loopback address" in problem
+
+
 def test_a_wrong_item_leaves_the_numbers_of_the_others(tmp_path: Path) -> None:
     found = problems(tmp_path, "store: [x, {name: b, data_port: 7801}]")
     assert [problem.split(": ")[:2] for problem in found] == [
