@@ -152,7 +152,7 @@ def test_a_wrong_item_leaves_the_numbers_of_the_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a: [", "c.yaml:2:1: expected YAML"),
+        ("a: [", "c.yaml:1:5: not valid YAML: expected a value, got the end of the file"),
         ("master: {}\nmaster: {}", "c.yaml:2:1: master: expected each key once, got it again after c.yaml:1:1"),
         ("- a", "c.yaml:1:1: expected a mapping, got a list"),
         ("master: 5", "c.yaml:1:9: master: expected a mapping, got 5"),
@@ -169,6 +169,49 @@ def test_a_wrong_item_leaves_the_numbers_of_the_others(tmp_path: Path) -> None:
 def test_each_kind_of_problem_is_located(tmp_path: Path, text: str, expected: str) -> None:
     (problem,) = problems(tmp_path, text)
     assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "expected"),
+    [
+        (
+            "a: b: c",
+            1,
+            5,
+            "got a colon where no key can stand; check the indentation, and put a text with a colon in quotes",
+        ),
+        ("master:\n\tport: 1", 2, 1, "got a tab as indentation; use spaces"),
+        ("a: @x", 1, 4, "got `@`, with which no value begins; put the value in quotes"),
+        (
+            "a: 1\nb: 'x",
+            2,
+            6,
+            "got the end of the file, within the quoted text that begins at line 2, column 4; close it",
+        ),
+        ("- a\nb: 1", 2, 1, "expected another list item, got a key, within the list that begins at line 1, column 1"),
+        (
+            "a: {x: 1",
+            1,
+            9,
+            "expected ',' or '}', got the end of the file, within the mapping that begins at line 1, column 4",
+        ),
+        (
+            "m: {host: ${H}}",
+            1,
+            12,
+            "expected ',' or '}', got `{`, within the mapping that begins at line 1, column 4; within {}",
+        ),
+        ("a: [1, 2\nb: 3", 2, 2, "expected ',' or ']', got `:`, within the list that begins at line 1, column 4"),
+        ("a: 1\n---\nb: 2", 2, 1, "expected one document, got a second one"),
+        ("a: &x 1\nb: &x 2", 2, 4, "got a duplicate anchor 'x', which line 1 has already"),
+        ("a: *x", 1, 4, "got undefined alias 'x'"),
+        ('a: "\\q"', 1, 6, "got unknown escape character 'q', within the quoted text that begins at line 1, column 4"),
+        ("a: é\nb: \x01", 2, 4, "expected text, got the control character 0x01; remove it"),
+    ],
+)
+def test_what_is_no_yaml_is_explained(tmp_path: Path, text: str, line: int, column: int, expected: str) -> None:
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith(f"c.yaml:{line}:{column}: not valid YAML: {expected}")
 
 
 def test_environment_variables_are_filled_in_and_typed(tmp_path: Path) -> None:
@@ -203,6 +246,8 @@ def test_overrides_lie_on_top(tmp_path: Path) -> None:
         ("gateway.port=x", '--set gateway.port=x: gateway.port: expected a whole number, got "x"'),
         ("prefill.4.name=x", "--set prefill.4.name=x: prefill.4.name: there is no element 4 of prefill"),
         ("model.x=1", "--set model.x=1: model.x: model is no mapping"),
+        ("model=${NOPE}", "--set model=${NOPE}: model: expected the environment variable NOPE to be set"),
+        ("store=[", "--set store=[: store: not valid YAML: expected a value, got the end of the file"),
         ("gatway.port=1", "--set gatway.port=1: gatway: unknown key; did you mean gateway?"),
     ],
 )

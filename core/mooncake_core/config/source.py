@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import yaml
+
+from mooncake_core.config.syntax import explain
 
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -61,16 +63,17 @@ class Source:
         self._environ = environ
         self.problems: list[Problem] = []
 
-    def read(self, text: str, name: str) -> Value:
-        """The tree of a document; an empty one is an empty mapping."""
+    def read(self, text: str, name: str, path: str = "") -> Value:
+        """The tree of a document, which is to stand at `path`; an empty one is an empty mapping."""
         try:
             node = yaml.compose(text, Loader=_LOADER)
         except yaml.YAMLError as error:
-            self.problems.append(_syntax_problem(error, name))
+            line, column, message = explain(error, text)
+            self.problems.append(Problem(Place(name, line, column), path, f"not valid YAML: {message}"))
             return Value({}, Place(name))
         if node is None:
             return Value({}, Place(name, 1, 1))
-        return self._value(node, name, "")
+        return self._value(node, name, path)
 
     def override(self, root: Value, setting: str) -> None:
         """Lays `a.b=c` over a tree; list elements are named by their number."""
@@ -79,7 +82,9 @@ class Source:
         if not equals or not all(path.split(".")):
             self.problems.append(Problem(place, "", "expected PATH=VALUE, such as decode.0.engine.device=cpu"))
             return
-        value = self.read(text, place.name) if text.strip() else Value("", place)
+        known = len(self.problems)
+        value = self.read(text, place.name, path) if text.strip() else Value("", place)
+        self.problems[known:] = [replace(problem, place=place) for problem in self.problems[known:]]
         _stamp(value, place)
         error = _set(root, path.split("."), value)
         if error:
@@ -136,13 +141,6 @@ def _scalar(text: str) -> Any:
     if _DECIMAL.fullmatch(text):
         return int(text)
     return float(text) if _FRACTION.fullmatch(text) and any(map(str.isdigit, text)) else text
-
-
-def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
-    mark = getattr(error, "problem_mark", None)
-    place = Place(name, mark.line + 1, mark.column + 1) if mark else Place(name)
-    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return Problem(place, "", f"expected YAML, got {reason}")
 
 
 def _set(root: Value, path: Sequence[str], value: Value) -> str:
