@@ -45,12 +45,22 @@ def load(config_path: Path | None, overrides: tuple[str, ...] = ()) -> Loaded:
         UsageError: neither was given.
     """
     from mooncake_core.config.load import load_config
+
+    return load_config(config_file(config_path), overrides=overrides, environ=os.environ)
+
+
+def config_file(config_path: Path | None) -> Path:
+    """The file of the configuration: -c, else $MOONCAKE_CONFIG.
+
+    Raises:
+        UsageError: neither was given.
+    """
     from mooncake_core.errors import UsageError
 
     path = config_path or (Path(found) if (found := os.environ.get("MOONCAKE_CONFIG")) else None)
     if path is None:
         raise UsageError("no configuration: give -c FILE or set MOONCAKE_CONFIG (`mooncake config init` writes one)")
-    return load_config(path, overrides=overrides, environ=os.environ)
+    return path
 
 
 @dataclass(frozen=True, slots=True)
