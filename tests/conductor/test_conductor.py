@@ -275,6 +275,8 @@ def test_decisions_say_why() -> None:
     for number in range(5):
         conductor.handle(arrival(f"x{number}"), 5)
     assert [found.request_id for found in conductor.decisions(10, "", 6)] == ["x4", "x3", "x2"]
+    assert [found.request_id for found in conductor.decisions(2, "x", 6)] == ["x4", "x3"]
+    assert conductor.decisions(10, "x5", 6) == []
 
 
 def test_least_loaded_does_not_look_at_the_cache() -> None:

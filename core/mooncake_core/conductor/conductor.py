@@ -118,12 +118,12 @@ class Conductor:
             missing = ["prefill and decode instances serve different models, dtypes or block sizes"]
         return missing
 
-    def decisions(self, limit: int, request_id: str, now: float) -> list[Decision]:
-        """The latest decisions, newest first, or those of one request."""
+    def decisions(self, limit: int, prefix: str, now: float) -> list[Decision]:
+        """The latest decisions, newest first, of requests whose id begins so."""
         found = [
             msgspec.structs.replace(decision, age_s=now - at)
             for at, decision in reversed(self._decisions)
-            if not request_id or decision.request_id == request_id
+            if decision.request_id.startswith(prefix)
         ]
         return found[:limit]
 
