@@ -143,6 +143,7 @@ def test_detach_status_and_stop(tmp_path: Path) -> None:
     outputs = str(tmp_path / "outputs.jsonl")
     bench = as_json(command("bench", "serve", "--requests", "12", "--save-outputs", outputs, "--json"))
     assert bench["succeeded"] == 12
+    assert bench["prompt_tokens"] == pytest.approx(12 * 256, rel=0.05)
     assert bench["breakdown"]["exposed_s"]["count"] == 12
     assert bench["extensions"] == ["cache_salt", "ignore_eos", "return_token_ids"]
     again = command("bench", "serve", "--requests", "12", "--rate", "50", "--warm", "--expect-outputs", outputs)
