@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -177,6 +178,41 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["plugins"], ["--help"], ["config", "--help"], ["exit-codes", "--json"], ["config", "init"]],
+    ids=" ".join,
+)
+def test_a_reader_that_has_gone_is_no_error(tmp_path: Path, arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mooncake_cli.main", *arguments]
+    with os.fdopen(writing, "wb") as gone:
+        result = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, cwd=tmp_path, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_a_failure_is_one_also_where_nobody_reads_why(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("modle: x")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mooncake_cli.main", "config", "validate", "bad.yaml"]
+    with os.fdopen(writing, "wb") as gone:
+        result = subprocess.run(command, stdout=gone, stderr=gone, cwd=tmp_path, timeout=60)
+    assert result.returncode == exits.USAGE
+
+
+def test_another_pipe_that_breaks_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(kind: str) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("mooncake_core.registry.installed", broken)
+    assert main.run(["plugins"]) == exits.FAILED
+    assert capfd.readouterr().err == "error: Broken pipe\n"
 
 
 def test_a_bug_is_one_sentence_and_a_report(
