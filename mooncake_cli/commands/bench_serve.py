@@ -11,7 +11,7 @@ import click
 
 from mooncake_cli import console, exits, progress
 from mooncake_cli.options import cluster_options, find_running, json_option
-from mooncake_cli.quantities import DURATION
+from mooncake_cli.quantities import DURATION, URL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Run(Protocol):
 
 
 @click.command("serve", help=HELP, short_help="Send streaming requests to an OpenAI-compatible server.")
-@click.option("--url", help="The server. Default: the cluster that runs here.")
+@click.option("--url", type=URL, help="The server. Default: the cluster that runs here.")
 @click.option("--api-key", envvar="OPENAI_API_KEY", show_envvar=True, default="", help="Sent as a bearer token.")
 @click.option("--model", default="", help="Default: the first one the server lists.")
 @click.option("--requests", default=100, show_default=True, type=click.IntRange(1), help="How many.")
@@ -87,7 +87,7 @@ class Run(Protocol):
 @click.option("--timeout", "timeout_s", default="120s", show_default=True, type=DURATION, help="Of a request.")
 @click.option("--slo-ttft", "slo_ttft_s", type=DURATION, help="Goodput: longest time to first token.")
 @click.option("--slo-tbt", "slo_tbt_s", type=DURATION, help="Goodput: longest time between tokens.")
-@click.option("--against", metavar="URL", help="Compare with this server, in alternating pairs of runs.")
+@click.option("--against", type=URL, help="Compare with this server, in alternating pairs of runs.")
 @click.option(
     "--against-whole",
     is_flag=True,

@@ -13,6 +13,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
+from mooncake_core.address import http_base
 from mooncake_core.bench.workload import TOKENS_PER_WORD, WORDS, ServeSettings
 from mooncake_core.errors import AuthenticationFailed, PeerUnreachable, UsageError
 from mooncake_core.gateway.headers import KV_TRANSFER, TIMINGS
@@ -96,9 +97,12 @@ async def connect(settings: ServeSettings, api_key: str) -> AsyncGenerator[Serve
     Raises:
         PeerUnreachable: nobody answers like an OpenAI-compatible server.
         AuthenticationFailed: the server wants another API key.
-        UsageError: it serves no model, or refuses the request whatever is left out.
+        UsageError: the URL is none, or it serves no model, or refuses the request whatever is left out.
     """
-    url = base_url(settings.url)
+    try:
+        url = http_base(settings.url)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     async with httpx.AsyncClient(base_url=url, timeout=settings.timeout_s, headers=headers) as http:
         model = settings.model or await _first_model(http, url)
@@ -108,21 +112,6 @@ async def connect(settings: ServeSettings, api_key: str) -> AsyncGenerator[Serve
     deadlines = aiohttp.ClientTimeout(total=None)  # each request has its own
     async with aiohttp.ClientSession(url, headers=headers, connector=connector, timeout=deadlines) as session:
         yield Server(session, model, extensions, tokens_per_word)
-
-
-def base_url(url: str) -> str:
-    """A server's URL without the /v1 that OpenAI's clients want.
-
-    Raises:
-        UsageError: it is none.
-    """
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise UsageError(f"expected a URL like http://127.0.0.1:8000, got {url!r}: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(f"expected a URL like http://127.0.0.1:8000, got {url!r}")
-    return str(parsed).rstrip("/").removesuffix("/v1")
 
 
 def request_body(
