@@ -113,6 +113,7 @@ def test_a_key_is_written_once_and_can_be_loaded(tmp_path: Path) -> None:
     path = tmp_path / "mooncake" / "cluster.key"
     assert first.stdout == f"auth:\n  key_file: {path}\n"
     assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
     again = mooncake("auth", "init", cwd=tmp_path)
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
 
