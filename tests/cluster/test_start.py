@@ -119,7 +119,7 @@ def test_an_objective_that_cannot_be_met_is_429(tmp_path: Path) -> None:
     try:
         answer = cluster.http.post("/v1/completions", json=cluster.body("hello"))
         assert answer.status_code == 429
-        assert "exceeds the objective of 1e-06s" in answer.json()["error"]["message"]
+        assert "exceeds the objective of 1us" in answer.json()["error"]["message"]
         assert int(answer.headers["retry-after"]) >= 1
         assert as_json(cluster.command("inspect", "decisions", "--json"))["decisions"][0]["outcome"] == "rejected"
     finally:
