@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mooncake_core.config.build import readable
 from mooncake_core.config.documents import commented_yaml, descriptions, json_schema
 from mooncake_core.config.load import Loaded, load_config
 from mooncake_core.config.processes import local_node_name, processes
@@ -298,6 +299,15 @@ def test_the_written_defaults_load_back(tmp_path: Path) -> None:
     text = commented_yaml(ClusterConfig())
     assert load(tmp_path, text).config == ClusterConfig()
     assert "# Copies of each block, on different nodes." in text
+
+
+@pytest.mark.parametrize(
+    ("duration", "shown"), [("1us", "1us"), ("0.25", "250ms"), ("90s", "90s"), ("10m", "10m"), ("1234567s", 1234567.0)]
+)
+def test_durations_are_shown_so_that_they_can_be_read_again(tmp_path: Path, duration: str, shown: object) -> None:
+    config = load(tmp_path, f"drain_timeout: {duration}").config
+    assert readable(config)["drain_timeout"] == shown
+    assert load(tmp_path, commented_yaml(config)).config == config
 
 
 def test_every_key_is_described() -> None:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from mooncake_core.config.source import Place, Problem, Value
-from mooncake_core.units import format_size, parse_duration, parse_size
+from mooncake_core.units import format_duration, format_size, parse_duration, parse_size
 
 INVALID: Any = object()
 
@@ -141,7 +141,7 @@ def plain(value: Value) -> Any:
 
 
 def readable(config: Struct) -> dict[str, Any]:
-    """A record as people write it: sizes with units where that is exact."""
+    """A record as people write it: sizes and durations with units where that is exact."""
     hints = get_type_hints(type(config), include_extras=True)
     return {name: _readable(getattr(config, name), hints[name]) for name in config.__struct_fields__}
 
@@ -162,13 +162,12 @@ def _readable(value: Any, kind: Any) -> Any:
 def _with_unit(value: Any, unit: str) -> Any:
     if value is None:
         return None
-    if unit == "seconds":
-        return f"{value:g}s"
-    text = format_size(value)
+    text = format_duration(value) if unit == "seconds" else format_size(value)
     try:
-        return text if parse_size(text) == value else value
+        same = (parse_duration(text) if unit == "seconds" else parse_size(text)) == value
     except ValueError:
-        return value
+        same = False
+    return text if same else value
 
 
 def _unwrap(kind: Any) -> tuple[Any, Meta | None]:
