@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as _json
+import os
+import select
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -46,8 +48,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def note(text: str) -> None:
-    """Progress and remarks."""
-    print(text, file=sys.stderr, flush=True)
+    """Progress and remarks; where nobody reads them the command goes on, and ends with the code it would end with."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        nobody_reads()
 
 
 def error(text: str, hint: str = "") -> None:
@@ -56,6 +61,20 @@ def error(text: str, hint: str = "") -> None:
         note(f"error: {line}")
     if hint:
         note(f"hint: {hint}")
+
+
+def nobody_reads() -> bool:
+    """Whether a reader has gone (`mooncake plugins | head -1`); what is printed from then on is lost without complaint."""
+    gone = [stream for stream in (sys.stdout, sys.stderr) if _is_broken(stream.fileno())]
+    for stream in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter flushes at its end
+    return bool(gone)
+
+
+def _is_broken(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _rendered(value: Any) -> str:

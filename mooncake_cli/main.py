@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
 from typing import Any, Final
 
@@ -34,6 +33,14 @@ Examples:
 """
 
 
+class _PipeBroke(Exception):
+    """A BrokenPipeError that click must not see: it would end any of them silently with code 1."""
+
+    def __init__(self, error: BrokenPipeError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class LazyGroup(click.Group):
     """Knows its commands' names and short helps; imports a command's module when it is called."""
 
@@ -46,6 +53,12 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"mooncake_cli.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _PipeBroke(error) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -87,10 +100,9 @@ def run(arguments: list[str]) -> int:
         return exits.USAGE
     except click.exceptions.Exit as error:
         return error.exit_code
-    except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # nobody reads: the interpreter must not complain
+    except _PipeBroke as broke:
+        return exits.DONE if console.nobody_reads() else _failed(broke.error, "--debug" in arguments)
+    except SystemExit:  # how click ends when nobody reads the help
         return exits.DONE
     except Exception as error:
         return _failed(error, "--debug" in arguments)

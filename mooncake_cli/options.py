@@ -45,12 +45,22 @@ def load(config_path: Path | None, overrides: tuple[str, ...] = ()) -> Loaded:
         UsageError: neither was given.
     """
     from mooncake_core.config.load import load_config
+
+    return load_config(config_file(config_path), overrides=overrides, environ=os.environ)
+
+
+def config_file(config_path: Path | None) -> Path:
+    """The file of the configuration: -c, else $MOONCAKE_CONFIG.
+
+    Raises:
+        UsageError: neither was given.
+    """
     from mooncake_core.errors import UsageError
 
     path = config_path or (Path(found) if (found := os.environ.get("MOONCAKE_CONFIG")) else None)
     if path is None:
         raise UsageError("no configuration: give -c FILE or set MOONCAKE_CONFIG (`mooncake config init` writes one)")
-    return load_config(path, overrides=overrides, environ=os.environ)
+    return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +81,7 @@ class Running:
         from mooncake_core.errors import PeerUnreachable
 
         if not self.gateway_url:
-            raise PeerUnreachable(f"cluster {self.name} has no gateway on this host: name one with --url")
+            raise PeerUnreachable(f"no address of a gateway of cluster {self.name} is known here: name one with --url")
         return self.gateway_url
 
     def client(self) -> SyncClient:
@@ -89,7 +99,7 @@ def find_running(config_path: Path | None, overrides: tuple[str, ...], cluster: 
         UsageError: several run here and none was named, or two different ones were.
         PeerUnreachable: none runs here.
     """
-    from mooncake_core.address import HostPort
+    from mooncake_core.address import HostPort, is_wildcard
     from mooncake_core.errors import PeerUnreachable
     from mooncake_core.roles import run_directory
 
@@ -111,10 +121,11 @@ def find_running(config_path: Path | None, overrides: tuple[str, ...], cluster: 
             f"cluster {config.cluster} does not run on this host, and has no fixed port where it could be asked: start "
             f"it with `mooncake start --role all -c {loaded.path}`, or set master.port"
         )
+    gateway = HostPort(config.gateway.host, config.gateway.port)
     return Running(
         config.cluster,
         HostPort(config.master.host, config.master.port).url,
-        f"http://{HostPort(config.gateway.host, config.gateway.port)}" if config.gateway.port else "",
+        f"http://{gateway}" if gateway.port and not is_wildcard(gateway.host) else "",
         config.auth.key_file if config.auth else None,
     )
 

@@ -1,4 +1,4 @@
-"""Option types for sizes and durations, as people write them."""
+"""Option types for sizes, durations and URLs, as people write them."""
 
 from __future__ import annotations
 
@@ -43,6 +43,20 @@ class SizeType(Quantity):
         return parse_size(value)
 
 
+class UrlType(click.ParamType):  # type: ignore[type-arg]
+    """Of an HTTP server."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from mooncake_core.address import http_base
+
+        try:
+            return http_base(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 class ListType(click.ParamType):  # type: ignore[type-arg]
     """Several values of another type, separated by commas, none of them twice."""
 
@@ -61,4 +75,5 @@ class ListType(click.ParamType):  # type: ignore[type-arg]
 
 
 DURATION = DurationType()
+URL = UrlType()
 SIZE = SizeType()

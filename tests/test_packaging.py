@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -41,6 +42,11 @@ def test_the_wheel_has_every_tracked_module_and_nothing_else(wheel: zipfile.ZipF
     assert "mooncake_core/demo_model/model.safetensors" in found
 
 
+def test_type_checkers_of_others_may_use_our_types(wheel: zipfile.ZipFile) -> None:
+    packages = {name.partition("/")[0] for name in wheel.namelist() if name.endswith("/__init__.py")}
+    assert {f"{package}/py.typed" for package in packages} <= set(wheel.namelist())
+
+
 def test_the_top_level_is_ours_alone(wheel: zipfile.ZipFile) -> None:
     top = {name.partition("/")[0] for name in wheel.namelist()}
     assert {name for name in top if not name.endswith(".dist-info")} == {
@@ -66,16 +72,12 @@ def test_every_backend_with_a_package_is_named_everywhere() -> None:
 
 
 def test_the_dropin_is_a_distribution_of_its_own(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(tmp_path),
-        str(ROOT / "dropin"),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert [name for name in names if ".dist-info/" not in name] == ["mooncake/__init__.py"]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT / "dropin")]
+    subprocess.run(command, check=True, capture_output=True)  # an sdist, and a wheel from it
+    wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    names = wheel.namelist()
+    assert [name for name in names if ".dist-info/" not in name] == ["mooncake/__init__.py", "mooncake/py.typed"]
+    (license_name,) = [name for name in names if name.endswith("/LICENSE")]
+    assert wheel.read(license_name) == (ROOT / "LICENSE").read_bytes()
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as sdist:
+        assert [name for name in sdist.getnames() if name.endswith("/LICENSE")]

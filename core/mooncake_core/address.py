@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 
 class HostPort(NamedTuple):
@@ -34,6 +35,31 @@ def parse_host_port(text: str) -> HostPort:
     if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
         raise ValueError(f"expected an IPv6 address in brackets, like [::1]:{port}, got {text!r}")
     return HostPort(host.strip("[]"), int(port))
+
+
+def http_base(text: str) -> str:
+    """A server's URL without the /v1 that OpenAI's clients want.
+
+    Raises:
+        ValueError: the text is no such URL; the message says what was expected.
+    """
+    expected = f"expected a URL like http://127.0.0.1:8000, got {text!r}"
+    try:
+        parsed = urlsplit(text)
+        parsed.port  # noqa: B018  what is no port must show here
+    except ValueError as error:
+        raise ValueError(f"{expected}: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.hostname:
+        raise ValueError(expected)
+    return text.rstrip("/").removesuffix("/v1")
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether the host means every address of the machine: one can listen there, and nobody can be sent there."""
+    try:
+        return host == "*" or ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return False
 
 
 def is_loopback(host: str) -> bool:

@@ -11,7 +11,7 @@ import click
 
 from mooncake_cli import console, exits, progress
 from mooncake_cli.options import cluster_options, find_running, json_option
-from mooncake_cli.quantities import DURATION
+from mooncake_cli.quantities import DURATION, URL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Run(Protocol):
 
 
 @click.command("serve", help=HELP, short_help="Send streaming requests to an OpenAI-compatible server.")
-@click.option("--url", help="The server. Default: the cluster that runs here.")
+@click.option("--url", type=URL, help="The server. Default: the cluster that runs here.")
 @click.option("--api-key", envvar="OPENAI_API_KEY", show_envvar=True, default="", help="Sent as a bearer token.")
 @click.option("--model", default="", help="Default: the first one the server lists.")
 @click.option("--requests", default=100, show_default=True, type=click.IntRange(1), help="How many.")
@@ -60,7 +60,13 @@ class Run(Protocol):
 @click.option(
     "--arrivals", default="poisson", show_default=True, type=click.Choice(["poisson", "constant"]), help="With --rate."
 )
-@click.option("--prompt-tokens", default=256, show_default=True, type=click.IntRange(1), help="About so many each.")
+@click.option(
+    "--prompt-tokens",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    help="So many each, as the server counts.",
+)
 @click.option(
     "--output-tokens",
     default=32,
@@ -81,7 +87,7 @@ class Run(Protocol):
 @click.option("--timeout", "timeout_s", default="120s", show_default=True, type=DURATION, help="Of a request.")
 @click.option("--slo-ttft", "slo_ttft_s", type=DURATION, help="Goodput: longest time to first token.")
 @click.option("--slo-tbt", "slo_tbt_s", type=DURATION, help="Goodput: longest time between tokens.")
-@click.option("--against", metavar="URL", help="Compare with this server, in alternating pairs of runs.")
+@click.option("--against", type=URL, help="Compare with this server, in alternating pairs of runs.")
 @click.option(
     "--against-whole",
     is_flag=True,
@@ -170,13 +176,15 @@ def _measure(
 ) -> int:
     from mooncake_core.bench import outputs
     from mooncake_core.bench.serve import ServeRun
-    from mooncake_core.bench.workload import make_prompts
 
-    prompts = make_prompts(settings)
     expected = outputs.load(expect_outputs) if expect_outputs else []
-    if expect_outputs:
-        outputs.check_prompts(expect_outputs, expected, prompts)
-    run = ServeRun(settings, api_key=api_key, on_progress=progress.counter(settings.requests, "requests"))
+
+    def check(prompts: Sequence[str]) -> None:
+        if expect_outputs:
+            outputs.check_prompts(expect_outputs, expected, prompts)
+
+    counter = progress.counter(settings.requests, "requests")
+    run = ServeRun(settings, api_key=api_key, check_prompts=check, on_progress=counter)
     finished = _execute(run)
     report = run.report()
     _show(report, _print_serve, as_json)
@@ -185,7 +193,7 @@ def _measure(
         console.note(
             f"this server takes no cache_salt: another run with --seed {settings.seed} may find its prompts cached"
         )
-    got = outputs.outputs_of(run.samples, prompts)
+    got = outputs.outputs_of(run.samples, run.prompts)
     if save_outputs:
         outputs.save(save_outputs, got)
     if not finished:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from mooncake_cli import console, exits
 from mooncake_cli.commands import inspect_requests
 from mooncake_cli.options import ask, cluster_options, json_option
+from mooncake_cli.request_ids import belongs, resolve
 
 if TYPE_CHECKING:
     from mooncake_core.wire.messages.inspection import CacheReport, Decision
+
+
+ALL_KEPT: Final = 1 << 31
+"""More than any master keeps."""
 
 
 @click.group("inspect", help="Look into the cache, the nodes, requests, and the scheduler's decisions.")
@@ -36,9 +41,13 @@ def cache(prefix: str, limit: int, check: bool, as_json: bool, **where: Any) -> 
     if as_json:
         import msgspec
 
-        console.json(msgspec.to_builtins(report))
+        passed = {"check_passed": not report.problems} if check else {}
+        console.json({**msgspec.to_builtins(report), **passed})
         return exits.FAILED if report.problems else exits.DONE
-    console.table(["pool", "value"], _cache_rows(report))
+    rows = _cache_rows(report)
+    if check:
+        rows.append(["check", "failed" if report.problems else "passed: every byte is accounted for"])
+    console.table(["pool", "value"], rows)
     if report.entries:
         from mooncake_core.units import format_duration, format_size
 
@@ -50,7 +59,7 @@ def cache(prefix: str, limit: int, check: bool, as_json: bool, **where: Any) -> 
                     entry.key,
                     format_size(entry.size_bytes),
                     ",".join(entry.nodes),
-                    entry.leased,
+                    "yes" if entry.leased else "no",
                     format_duration(entry.idle_s),
                 ]
                 for entry in report.entries
@@ -89,20 +98,30 @@ def nodes(as_json: bool, **where: Any) -> None:
     console.table(["node", "state", "local to", "objects", "used", "capacity", "full"], rows)
 
 
-@command.command("decisions", help="Why requests went where they went, the newest first.")
-@click.option("--limit", default=20, show_default=True, help="So many decisions.")
-@click.option("--request", "request_id", default="", help="Only of this request, with all candidates.")
+@command.command(
+    "decisions",
+    help="Why requests went where they went, the newest first; or of one, named by its id or the beginning of it.",
+)
+@click.argument("request_id", required=False)
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="So many decisions.")
+@click.option(
+    "--why", is_flag=True, help="With all candidates and what was expected of them; so it is for one request."
+)
 @cluster_options
 @json_option
-def decisions(limit: int, request_id: str, as_json: bool, **where: Any) -> None:
-    from mooncake_core.wire.messages.inspection import Decisions, InspectDecisions
-
-    found = ask(InspectDecisions(limit=limit, request_id=request_id), Decisions, **where).decisions
+def decisions(request_id: str | None, limit: int, why: bool, as_json: bool, **where: Any) -> int:
+    found = _decisions_of(request_id, where) if request_id else _latest_decisions(limit, where)
+    if request_id and not found:
+        console.error(
+            f"no decision about a request {request_id} is kept", "`mooncake inspect decisions` lists the latest"
+        )
+        return exits.FAILED
+    found = found[:limit]
     if as_json:
         import msgspec
 
         console.json({"decisions": msgspec.to_builtins(found)})
-        return
+        return exits.DONE
     columns = [
         "request",
         "age",
@@ -110,17 +129,32 @@ def decisions(limit: int, request_id: str, as_json: bool, **where: Any) -> None:
         "outcome",
         "prefill",
         "decode",
-        "matched",
+        "matched local+fetched/blocks",
         "best match",
         "ttft",
         "tbt",
         "reason",
     ]
     console.table(columns, [_decision_row(decision) for decision in found])
-    if request_id:
+    if request_id or why:
         for decision in found:
             console.data("")
             _candidates(decision)
+    return exits.DONE
+
+
+def _latest_decisions(limit: int, where: dict[str, Any]) -> list[Decision]:
+    from mooncake_core.wire.messages.inspection import Decisions, InspectDecisions
+
+    return ask(InspectDecisions(limit=limit), Decisions, **where).decisions
+
+
+def _decisions_of(request_id: str, where: dict[str, Any]) -> list[Decision]:
+    from mooncake_core.wire.messages.inspection import Decisions, InspectDecisions
+
+    found = ask(InspectDecisions(limit=ALL_KEPT, request_id=request_id), Decisions, **where).decisions
+    request = resolve(request_id, (decision.request_id for decision in found))
+    return [decision for decision in found if request and belongs(decision.request_id, request)]
 
 
 def _cache_rows(report: CacheReport) -> list[list[object]]:
@@ -175,4 +209,5 @@ def _candidates(decision: Decision) -> None:
         ]
         for score in decision.candidates
     ]
+    console.data(f"{decision.request_id}: {decision.outcome} by policy {decision.policy}")
     console.table(["candidate", "local", "fetched", "queue", "transfer", "prefill", "ttft"], rows)

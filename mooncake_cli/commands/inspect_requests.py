@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from mooncake_cli import console, exits
 from mooncake_cli.options import ask, cluster_options, json_option
+from mooncake_cli.request_ids import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
     from mooncake_core.wire.messages.timeline import RequestSummary, SpansOf
 
 
-@click.command("requests", help="The latest requests, or where the time of one went.")
+ALL_KEPT: Final = 1 << 31
+"""More than any gateway keeps."""
+
+
+@click.command(
+    "requests",
+    help="The latest requests, or where the time of one went, named by its id or the beginning of it.",
+)
 @click.argument("request_id", required=False)
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="So many requests.")
 @click.option("--every", is_flag=True, help="Of one request: every span, not one line per kind.")
@@ -43,6 +51,9 @@ def command(
             console.error("no request has come yet", "send one: mooncake complete 'In the beginning'")
             return exits.FAILED
         request_id = found[0].request_id
+    else:
+        known = (request.request_id for request in ask(ListRequests(limit=ALL_KEPT), Requests, **where).requests)
+        request_id = resolve(request_id, known) or request_id  # others may know what its gateway has forgotten
     timeline = ask(GetSpans(request_id=request_id), SpansOf, **where)
     if not timeline.spans:
         console.error(

@@ -29,6 +29,8 @@ class FakeServer:
         """Request number (from 1, the probe included) → status instead of an answer."""
         self.api_key = ""
         self.gap_s = 0.0
+        self.tokens_per_word: float | None = 1.0
+        """By which prompts are counted; None: they are not."""
         self.cut_off = False
         self.changed_word = ""
         self.mooncake: dict[str, Any] | None = None
@@ -74,11 +76,9 @@ class FakeServer:
                 yield f"data: {json.dumps({'choices': [choice]})}\n\n"
             if self.cut_off:
                 return
-            usage = {
-                "prompt_tokens": len(body["prompt"].split()),
-                "completion_tokens": len(words),
-                "prompt_tokens_details": {"cached_tokens": 2},
-            }
+            usage = {"completion_tokens": len(words), "prompt_tokens_details": {"cached_tokens": 2}}
+            if self.tokens_per_word:
+                usage["prompt_tokens"] = round(len(body["prompt"].split()) * self.tokens_per_word)
             last = {"choices": [], "usage": usage} | ({"mooncake": self.mooncake} if self.mooncake else {})
             yield f"data: {json.dumps(last)}\n\n"
             yield "data: [DONE]\n\n"

@@ -11,7 +11,7 @@ import pytest
 from mooncake_core.bench.compare import CompareRun
 from mooncake_core.bench.completions import Sample, Timings
 from mooncake_core.bench.serve import ServeReport, ServeRun, make_report
-from mooncake_core.bench.workload import ServeSettings
+from mooncake_core.bench.workload import WORDS, ServeSettings
 from mooncake_core.errors import AuthenticationFailed, PeerUnreachable, UsageError
 from mooncake_core.gateway.generation import Timings as GatewayTimings
 
@@ -48,8 +48,8 @@ async def test_a_closed_loop_keeps_so_many_under_way(server: Running) -> None:
     assert report.gap_s.count == 6 * 3
     assert report.total_s is not None
     assert report.total_s.p50 >= 0.04
-    assert report.prompt_tokens == 6 * 10
-    assert report.cached_share == pytest.approx(0.2)
+    assert report.prompt_tokens == 6 * 14
+    assert report.cached_share == pytest.approx(2 / 14)
     assert report.output_tokens_per_s == pytest.approx(24 / report.duration_s)
     assert report.breakdown is None
     assert report.goodput is None
@@ -86,6 +86,29 @@ async def test_extensions_that_a_server_refuses_are_left_out(server: Running) ->
     server.fake.refused = {"max_tokens"}
     with pytest.raises(UsageError, match="refuses the request: unknown parameter max_tokens"):
         await measure(server.url)
+
+
+@pytest.mark.parametrize(("tokens_per_word", "words"), [(2.0, 50), (4.0, 25), (None, 71)])
+async def test_prompts_are_as_long_as_the_server_counts(
+    server: Running, tokens_per_word: float | None, words: int
+) -> None:
+    server.fake.tokens_per_word = tokens_per_word
+    report = await measure(server.url, prompt_tokens=100)
+    probe, *sent = [body["prompt"].split() for body in server.fake.bodies]
+    assert set(probe) == set(WORDS)
+    assert {len(prompt) for prompt in sent} == {words}
+    assert report.prompt_tokens == (6 * 100 if tokens_per_word else 0)
+
+
+async def test_both_sides_of_a_comparison_get_prompts_as_the_first_counts(
+    server: Running, other_server: Running
+) -> None:
+    server.fake.tokens_per_word, other_server.fake.tokens_per_word = 2.0, 0.5
+    settings = ServeSettings(url=server.url, **SMALL)
+    await CompareRun(settings, other_server.url, pairs=2, on_progress=lambda done: None).execute()
+    for each in (server, other_server):
+        sent = [body["prompt"].split() for body in each.fake.bodies if body["max_tokens"] == 4]
+        assert {len(prompt) for prompt in sent} == {7}
 
 
 async def test_a_warm_run_sends_all_before_unmeasured(server: Running) -> None:

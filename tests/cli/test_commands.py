@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from mooncake_cli import exits, main
@@ -49,11 +52,18 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         (["start", "--role", "all"], 2, "no configuration: give -c FILE or set MOONCAKE_CONFIG"),
         (["start", "--role", "all", "-c", "no.yaml"], 2, "no.yaml: cannot be read: No such file"),
         (["start", "--role", "store", "--name", "x", "-c", "ok.yaml"], 2, "no role store called x (it has: s)"),
-        (["start", "--role", "all", "-c", "bad.yaml"], 2, "bad.yaml:1:8: modle: unknown key; did you mean model?"),
+        (["start", "--role", "all", "-c", "bad.yaml"], 2, "bad.yaml:1:1: modle: unknown key; did you mean model?"),
         (["config", "validate", "bad.yaml", "ok.yaml"], 2, "did you mean model?"),
+        (["config", "validate", "-c", "bad.yaml"], 2, "bad.yaml:1:1: modle: unknown key"),
+        (["config", "validate"], 2, "no configuration: give -c FILE or set MOONCAKE_CONFIG"),
+        (["config", "validate", "ok.yaml", "--set", "pool.x=1"], 2, "--set pool.x=1: pool.x: unknown key"),
         (["status"], 3, "no cluster runs on this host"),
         (["complete", "x"], 3, "no cluster runs on this host"),
         (["complete", "x", "--url", "http://127.0.0.1:1"], 3, "http://127.0.0.1:1 cannot be reached"),
+        (["complete", "x", "--url", "foo"], 2, "expected a URL like http://127.0.0.1:8000, got 'foo'"),
+        (["complete", "x", "--url", "http://h:x"], 2, "expected a URL like http://127.0.0.1:8000, got 'http://h:x'"),
+        (["complete", "x", "--url", "http://127.0.0.1:1/v1/"], 3, "http://127.0.0.1:1 cannot be reached"),
+        (["bench", "serve", "--url", "127.0.0.1:8000"], 2, "expected a URL like"),
         (["bench", "serve", "--url", "http://127.0.0.1:1"], 3, "does not answer like an OpenAI-compatible server"),
         (["inspect", "cache", "-c", "ok.yaml"], 3, "nobody"),
         (["inspect", "cache", "--cluster", "nix"], 3, "no cluster called nix runs on this host"),
@@ -83,6 +93,10 @@ def test_wrong_usage_is_one_clear_message_and_a_code(
         ["config", "show", "-c", "ok.yaml"],
         ["config", "show", "--origin", "-c", "ok.yaml"],
         ["config", "validate", "ok.yaml"],
+        ["config", "validate", "-c", "ok.yaml"],
+        ["config", "schema"],
+        ["config", "init"],
+        ["config", "init", "new.yaml"],
         ["auth", "init", "--file", "key"],
         ["stop"],
     ],
@@ -99,6 +113,7 @@ def test_a_key_is_written_once_and_can_be_loaded(tmp_path: Path) -> None:
     path = tmp_path / "mooncake" / "cluster.key"
     assert first.stdout == f"auth:\n  key_file: {path}\n"
     assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
     again = mooncake("auth", "init", cwd=tmp_path)
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
 
@@ -111,7 +126,56 @@ def test_a_configuration_can_be_made_shown_and_checked(tmp_path: Path) -> None:
     rows = dict(line.split("\t")[::2] for line in shown.stdout.splitlines())
     assert rows["model"] == "--set model=m"
     assert rows["pool.replicas"].startswith("c.yaml:")
-    assert json.loads(mooncake("config", "schema", cwd=tmp_path).stdout)["$defs"]
+    schema = json.loads(mooncake("config", "schema", cwd=tmp_path).stdout)
+    assert schema["$defs"]
+    assert json.loads(mooncake("config", "schema", "--json", cwd=tmp_path).stdout)["schema"] == schema
+
+
+def test_origins_are_shown_with_values_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("insecure: true\nserved_name: 'on: 1'\nprefill: [{local_node: null}]\nstore: []")
+    lines = mooncake("config", "show", "--origin", "-c", "c.yaml", cwd=tmp_path).stdout.splitlines()
+    values = dict(line.split("\t")[:2] for line in lines)
+    assert values["insecure"] == "true"
+    assert values["auth"] == values["prefill.0.local_node"] == "null"
+    assert values["served_name"] == "'on: 1'"
+    assert values["store"] == "[]"
+    assert values["gateway.api_keys"] == "{}"
+    assert values["pool.read_lease"] == "5s"
+    assert values["transfer.host_id"] == "''"
+
+
+def test_a_missing_model_is_a_problem_among_the_others(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("model: /no/such\npool: {evict: lru}")
+    result = mooncake("config", "validate", "c.yaml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "error: c.yaml:1:8: model: expected `demo` or a Hugging Face folder, got '/no/such', which is no folder",
+        "error: c.yaml:2:8: pool.evict: unknown key; did you mean eviction?",
+    ]
+    (tmp_path / "c.yaml").write_text("model: .\nprefill: []")
+    result = mooncake("config", "validate", "c.yaml", cwd=tmp_path)
+    assert "c.yaml:1:8: model: expected a Hugging Face folder, got '.', which has no config.json" in result.stderr
+    mocked = "model: /no/such\nprefill: [{engine: {kind: mock}}]\ndecode: []"
+    (tmp_path / "c.yaml").write_text(mocked)
+    assert mooncake("config", "validate", "c.yaml", cwd=tmp_path).returncode == 0
+
+
+def test_every_command_prints_json() -> None:
+    def leaves(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command is not None
+            if isinstance(command, click.Group):
+                yield from leaves(command, f"{path} {name}")
+            else:
+                yield f"{path} {name}", command
+
+    found = dict(leaves(main.cli, "mooncake"))
+    assert len(found) > len(COMMANDS)
+    assert [
+        path for path, command in found.items() if not any("--json" in option.opts for option in command.params)
+    ] == []
 
 
 def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
@@ -119,6 +183,41 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["plugins"], ["--help"], ["config", "--help"], ["exit-codes", "--json"], ["config", "init"]],
+    ids=" ".join,
+)
+def test_a_reader_that_has_gone_is_no_error(tmp_path: Path, arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mooncake_cli.main", *arguments]
+    with os.fdopen(writing, "wb") as gone:
+        result = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, cwd=tmp_path, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_a_failure_is_one_also_where_nobody_reads_why(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("modle: x")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mooncake_cli.main", "config", "validate", "bad.yaml"]
+    with os.fdopen(writing, "wb") as gone:
+        result = subprocess.run(command, stdout=gone, stderr=gone, cwd=tmp_path, timeout=60)
+    assert result.returncode == exits.USAGE
+
+
+def test_another_pipe_that_breaks_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(kind: str) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("mooncake_core.registry.installed", broken)
+    assert main.run(["plugins"]) == exits.FAILED
+    assert capfd.readouterr().err == "error: Broken pipe\n"
 
 
 def test_a_bug_is_one_sentence_and_a_report(

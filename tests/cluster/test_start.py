@@ -119,7 +119,7 @@ def test_an_objective_that_cannot_be_met_is_429(tmp_path: Path) -> None:
     try:
         answer = cluster.http.post("/v1/completions", json=cluster.body("hello"))
         assert answer.status_code == 429
-        assert "exceeds the objective of 1e-06s" in answer.json()["error"]["message"]
+        assert "exceeds the objective of 1us" in answer.json()["error"]["message"]
         assert int(answer.headers["retry-after"]) >= 1
         assert as_json(cluster.command("inspect", "decisions", "--json"))["decisions"][0]["outcome"] == "rejected"
     finally:
@@ -143,6 +143,7 @@ def test_detach_status_and_stop(tmp_path: Path) -> None:
     outputs = str(tmp_path / "outputs.jsonl")
     bench = as_json(command("bench", "serve", "--requests", "12", "--save-outputs", outputs, "--json"))
     assert bench["succeeded"] == 12
+    assert bench["prompt_tokens"] == pytest.approx(12 * 256, rel=0.05)
     assert bench["breakdown"]["exposed_s"]["count"] == 12
     assert bench["extensions"] == ["cache_salt", "ignore_eos", "return_token_ids"]
     again = command("bench", "serve", "--requests", "12", "--rate", "50", "--warm", "--expect-outputs", outputs)
@@ -211,6 +212,18 @@ def test_a_cluster_with_a_key_serves_and_refuses_other_keys(tmp_path: Path) -> N
             result = subprocess.run(run, env=other, capture_output=True, text=True, timeout=30)
             assert result.returncode == 2
             assert message in result.stderr
+    finally:
+        cluster.stop()
+
+
+def test_a_gateway_that_listens_everywhere_is_found_by_master_and_commands(tmp_path: Path) -> None:
+    cluster = Cluster(MOCK, tmp_path, "gateway.host=0.0.0.0", "insecure=true")
+    try:
+        assert cluster.state.gateway_url.startswith("http://127.0.0.1:")
+        assert cluster.command("complete", "hello", "--max-tokens", "4").returncode == 0
+        (gateway,) = [member for member in cluster.status().members if member.role == "gateway"]
+        assert gateway.control_address.startswith("tcp://127.0.0.1:")
+        assert len(as_json(cluster.command("inspect", "requests", "--json"))["requests"]) == 1
     finally:
         cluster.stop()
 

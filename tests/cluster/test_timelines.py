@@ -81,6 +81,39 @@ def test_requests_are_listed_and_unknown_ones_are_said_to_be(cluster: Cluster) -
     assert listed[0]["outcome"] == "length"
     result = cluster.command("inspect", "requests", request_id)
     assert "decode step" in result.stdout
+    assert cluster.command("inspect", "requests", request_id[:12]).stdout == result.stdout
     missing = cluster.command("inspect", "requests", "nobody")
     assert missing.returncode == 1
     assert "nobody knows a request nobody" in missing.stderr
+
+
+def test_decisions_are_found_by_the_beginning_of_an_id(cluster: Cluster) -> None:
+    for _ in range(17):  # of so many hexadecimal ids, two begin alike
+        request_id, _ = send(cluster)
+    listed = cluster.command("inspect", "decisions").stdout.splitlines()
+    assert "matched local+fetched/blocks" in listed[0].split("\t")
+    assert listed[1].split("\t")[0] == request_id[:12]
+    found = as_json(cluster.command("inspect", "decisions", request_id[:12], "--json"))["decisions"]
+    assert [decision["request_id"] for decision in found] == [request_id]
+    shown = cluster.command("inspect", "decisions", request_id[:12]).stdout
+    assert f"{request_id}: dispatched by policy kvcache-centric\ncandidate\tlocal" in shown
+    assert cluster.command("inspect", "decisions", "--why").stdout.count("candidate\tlocal") >= 17
+    digits = [line[0] for line in listed[1:]]
+    digit = max(digits, key=digits.count)
+    for kind in ("decisions", "requests"):
+        ambiguous = cluster.command("inspect", kind, digit)
+        assert ambiguous.returncode == 2
+        assert f"requests begin with {digit}: give more of the id" in ambiguous.stderr
+    unknown = cluster.command("inspect", "decisions", "nobody")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "no decision about a request nobody is kept" in unknown.stderr
+
+
+def test_a_check_of_the_cache_says_that_it_passed(cluster: Cluster) -> None:
+    send(cluster)
+    assert "check\tpassed: every byte is accounted for" in cluster.command("inspect", "cache", "--check").stdout
+    assert as_json(cluster.command("inspect", "cache", "--check", "--json"))["check_passed"] is True
+    assert "check_passed" not in as_json(cluster.command("inspect", "cache", "--json"))
+    entries = cluster.command("inspect", "cache", "--limit", "5").stdout.partition("key\t")[2].splitlines()[1:]
+    assert {entry.split("\t")[3] for entry in entries} <= {"yes", "no"}
+    assert entries

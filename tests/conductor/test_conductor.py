@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 from hypothesis import settings
@@ -239,7 +240,13 @@ def test_objectives_reject_with_a_reason() -> None:
     dispatched(conductor, arrival("a"))
     (reject,) = conductor.handle(arrival("b"), 0)
     assert isinstance(reject, c.Reject)
-    assert "time between tokens" in reject.reason
+    assert re.fullmatch(r"expected time between tokens \d+ms exceeds the objective of 15ms", reject.reason)
+
+
+def test_an_objective_that_is_missed_by_little_says_by_how_much() -> None:
+    (reject,) = make(ttft_slo_s=1.009).handle(arrival(), 0)
+    assert isinstance(reject, c.Reject)
+    assert reject.reason == "expected time to first token 1.01s exceeds the objective of 1.01s by 1ms"
 
 
 def test_a_forgotten_request_ends_at_its_deadline() -> None:
@@ -275,6 +282,8 @@ def test_decisions_say_why() -> None:
     for number in range(5):
         conductor.handle(arrival(f"x{number}"), 5)
     assert [found.request_id for found in conductor.decisions(10, "", 6)] == ["x4", "x3", "x2"]
+    assert [found.request_id for found in conductor.decisions(2, "x", 6)] == ["x4", "x3"]
+    assert conductor.decisions(10, "x5", 6) == []
 
 
 def test_least_loaded_does_not_look_at_the_cache() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mooncake_core.config.build import readable
 from mooncake_core.config.documents import commented_yaml, descriptions, json_schema
 from mooncake_core.config.load import Loaded, load_config
 from mooncake_core.config.processes import local_node_name, processes
@@ -65,11 +66,11 @@ decode:
 """
     assert problems(tmp_path, text) == [
         'c.yaml:1:10: cluster: expected a name of lower-case letters, digits, dots and hyphens, got "Local"',
-        "c.yaml:2:8: modle: unknown key; did you mean model?",
+        "c.yaml:2:1: modle: unknown key; did you mean model?",
         "c.yaml:4:15: store.0.capacity: expected a size like 4GiB, 512MB or 65536, got '12 potatoes'",
         "c.yaml:5:10: prefill: expected a list, got a mapping",
         "c.yaml:6:16: master.port: expected 65535 or less, got 99999",
-        "c.yaml:6:29: master.hots: unknown key; did you mean host?",
+        "c.yaml:6:23: master.hots: unknown key; did you mean host?",
         "c.yaml:7:18: pool.checksum: expected one of auto, on, off, got 1",
         "c.yaml:7:37: pool.high_watermark: expected 1 or less, got 2",
         'c.yaml:9:21: decode.0.engine.dtype: expected one of auto, float32, float16, bfloat16, got "float8"',
@@ -77,24 +78,141 @@ decode:
     ]
 
 
+def test_wrong_types_and_wrong_names_come_at_once(tmp_path: Path) -> None:
+    text = """prefill:
+  - count: none
+  - engine: {kind: trch}
+transfer: {transports: [5.5, tpc], conections: 4}
+master: {host: 10.0.0.1}
+pool: {eviction: lruu}
+"""
+    assert problems(tmp_path, text, "scheduler.policy=x", "scheduler.seed=y") == [
+        'c.yaml:2:12: prefill.0.count: expected a whole number, got "none"',
+        "c.yaml:3:20: prefill.1.engine.kind: expected an installed engine (mock, torch), got trch; did you mean torch?",
+        "c.yaml:4:25: transfer.transports.0: expected an installed transport (shm, tcp), got 5.5",
+        "c.yaml:4:30: transfer.transports.1: expected an installed transport (shm, tcp), got tpc; did you mean tcp?",
+        "c.yaml:4:36: transfer.conections: unknown key; did you mean connections?",
+        "c.yaml:5:16: master.host: expected a loopback address, got 10.0.0.1: others can reach it, so give auth.key_file "
+        "(`mooncake auth init` writes a key), or say insecure: true",
+        "c.yaml:6:18: pool.eviction: expected an installed eviction (lru), got lruu; did you mean lru?",
+        '--set scheduler.seed=y: scheduler.seed: expected a whole number, got "y"',
+        "--set scheduler.policy=x: scheduler.policy: expected an installed policy (kvcache-centric, least-loaded), got x",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("insecure: 1\nmaster: {host: 10.0.0.1}", "insecure"),
+        ("auth: x\nmaster: {host: 10.0.0.1}", "auth"),
+        ("gateway: {port: 70000}\nmaster: {port: 8000}", "gateway.port"),
+        ("store: [{name: B}, {}]", "store.0.name"),
+        ("store: [x, {name: b, data_port: 5}]\nmaster: {port: 6}", "store.0"),
+        ("transfer: {transports: [{}]}", "transfer.transports.0"),
+        ("gateway: {api_keys: {a: {}}, tenants: {a: {}}}", "gateway.api_keys.a"),
+        ("gateway: {api_keys: {a: [{}]}}", "gateway.api_keys.a.0"),
+        ("prefill: [{per_process: 2, count: 2, engine: {kind: []}}]", "prefill.0.engine.kind"),
+        ("pool: {low_watermark: 0.96, high_watermark: x}", "pool.high_watermark"),
+        ("cluster: ${NOPE}", "cluster"),
+    ],
+)
+def test_what_follows_from_a_wrong_value_is_not_said(tmp_path: Path, text: str, path: str) -> None:
+    (problem,) = problems(tmp_path, text)
+    assert problem.split(": ")[1] == path
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("master: {host: 0.0.0.0}", "master.host"),
+        ('store: [{host: "::"}]', "store.0.host"),
+        ('prefill: [{}, {name: p, host: "[::]"}]', "prefill.1.host"),
+        ('decode: [{host: "*"}]', "decode.0.host"),
+    ],
+)
+def test_a_wildcard_is_no_address_to_be_reached_at(tmp_path: Path, text: str, path: str) -> None:
+    (problem,) = problems(tmp_path, f"{text}\ninsecure: true")
+    assert f": {path}: expected the address at which the others reach it, got " in problem
+    assert "give this host's own address or name" in problem
+
+
+def test_the_gateway_may_listen_everywhere(tmp_path: Path) -> None:
+    assert load(tmp_path, "gateway: {host: 0.0.0.0}\ninsecure: true").config.gateway.host == "0.0.0.0"
+    (problem,) = problems(tmp_path, "gateway: {host: 0.0.0.0}")
+    assert "gateway.host: expected a loopback address" in problem
+
+
+def test_a_wrong_item_leaves_the_numbers_of_the_others(tmp_path: Path) -> None:
+    found = problems(tmp_path, "store: [x, {name: b, data_port: 7801}]")
+    assert [problem.split(": ")[:2] for problem in found] == [
+        ["c.yaml:1:9", "store.0"],
+        ["c.yaml:1:33", "store.1.data_port"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a: [", "c.yaml:2:1: expected YAML"),
-        ("master: {}\nmaster: {}", "c.yaml:2:1: master: expected each key once, got it again after c.yaml:1:9"),
+        ("a: [", "c.yaml:1:5: not valid YAML: expected a value, got the end of the file"),
+        ("master: {}\nmaster: {}", "c.yaml:2:1: master: expected each key once, got it again after c.yaml:1:1"),
         ("- a", "c.yaml:1:1: expected a mapping, got a list"),
         ("master: 5", "c.yaml:1:9: master: expected a mapping, got 5"),
         ("model: ${NOPE}", "c.yaml:1:8: model: expected the environment variable NOPE to be set"),
         ("pool: {low_watermark: 0.99}", "c.yaml:1:23: pool.low_watermark: expected less than high_watermark (0.95)"),
         ("master: {host: 10.0.0.1}", "c.yaml:1:16: master.host: expected a loopback address, got 10.0.0.1"),
         ("scheduler: {policy: kvcache}", "c.yaml:1:21: scheduler.policy: expected an installed policy"),
-        ("gateway: {port: 7801}", "c.yaml:1:10: gateway: expected ports to be used once per host, got 7801"),
-        ("store: [{}, {}]", "c.yaml:1:8: store: expected each process to have a name of its own, got store twice"),
+        ("gateway: {port: 7801}", "c.yaml:1:17: gateway.port: expected ports to be used once per host, got 7801"),
+        ("master: {port: 8000}", "c.yaml:1:16: gateway.port: expected ports to be used once per host, got 8000"),
+        ("? [a]\n: b", "c.yaml:1:3: expected a name before the colon, got a list or a mapping"),
+        ("store: [{}, {}]", "c.yaml:1:13: store.1: expected each process to have a name of its own, got store twice"),
     ],
 )
 def test_each_kind_of_problem_is_located(tmp_path: Path, text: str, expected: str) -> None:
     (problem,) = problems(tmp_path, text)
     assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "expected"),
+    [
+        (
+            "a: b: c",
+            1,
+            5,
+            "got a colon where no key can stand; check the indentation, and put a text with a colon in quotes",
+        ),
+        ("master:\n\tport: 1", 2, 1, "got a tab as indentation; use spaces"),
+        ("a: @x", 1, 4, "got `@`, with which no value begins; put the value in quotes"),
+        (
+            "a: 1\nb: 'x",
+            2,
+            6,
+            "got the end of the file, within the quoted text that begins at line 2, column 4; close it",
+        ),
+        ("- a\nb: 1", 2, 1, "expected another list item, got a key, within the list that begins at line 1, column 1"),
+        (
+            "a: {x: 1",
+            1,
+            9,
+            "expected ',' or '}', got the end of the file, within the mapping that begins at line 1, column 4",
+        ),
+        (
+            "m: {host: ${H}}",
+            1,
+            12,
+            "expected ',' or '}', got `{`, within the mapping that begins at line 1, column 4; within {}",
+        ),
+        ("a: [1, 2\nb: 3", 2, 2, "expected ',' or ']', got `:`, within the list that begins at line 1, column 4"),
+        ("a: 1\n---\nb: 2", 2, 1, "expected one document, got a second one"),
+        ("a: &x 1\nb: &x 2", 2, 4, "got a duplicate anchor 'x', which line 1 has already"),
+        ("a: *x", 1, 4, "got undefined alias 'x'"),
+        ('a: "\\q"', 1, 6, "got unknown escape character 'q', within the quoted text that begins at line 1, column 4"),
+        ("a: é\nb: \x01", 2, 4, "expected text, got the control character 0x01; remove it"),
+    ],
+)
+def test_what_is_no_yaml_is_explained(tmp_path: Path, text: str, line: int, column: int, expected: str) -> None:
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith(f"c.yaml:{line}:{column}: not valid YAML: {expected}")
 
 
 def test_environment_variables_are_filled_in_and_typed(tmp_path: Path) -> None:
@@ -127,8 +245,10 @@ def test_overrides_lie_on_top(tmp_path: Path) -> None:
     [
         ("a", "--set a: expected PATH=VALUE"),
         ("gateway.port=x", '--set gateway.port=x: gateway.port: expected a whole number, got "x"'),
-        ("prefill.4.name=x", "--set prefill.4.name=x: there is no element 4 of prefill"),
-        ("model.x=1", "--set model.x=1: model is no mapping"),
+        ("prefill.4.name=x", "--set prefill.4.name=x: prefill.4.name: there is no element 4 of prefill"),
+        ("model.x=1", "--set model.x=1: model.x: model is no mapping"),
+        ("model=${NOPE}", "--set model=${NOPE}: model: expected the environment variable NOPE to be set"),
+        ("store=[", "--set store=[: store: not valid YAML: expected a value, got the end of the file"),
         ("gatway.port=1", "--set gatway.port=1: gatway: unknown key; did you mean gateway?"),
     ],
 )
@@ -179,6 +299,15 @@ def test_the_written_defaults_load_back(tmp_path: Path) -> None:
     text = commented_yaml(ClusterConfig())
     assert load(tmp_path, text).config == ClusterConfig()
     assert "# Copies of each block, on different nodes." in text
+
+
+@pytest.mark.parametrize(
+    ("duration", "shown"), [("1us", "1us"), ("0.25", "250ms"), ("90s", "90s"), ("10m", "10m"), ("1234567s", 1234567.0)]
+)
+def test_durations_are_shown_so_that_they_can_be_read_again(tmp_path: Path, duration: str, shown: object) -> None:
+    config = load(tmp_path, f"drain_timeout: {duration}").config
+    assert readable(config)["drain_timeout"] == shown
+    assert load(tmp_path, commented_yaml(config)).config == config
 
 
 def test_every_key_is_described() -> None:

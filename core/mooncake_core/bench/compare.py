@@ -58,6 +58,7 @@ class CompareRun:
         self._num_pairs = pairs
         self._api_key = api_key
         self._on_progress = on_progress
+        self._tokens_per_word: float | None = None
         self._done = 0
         self._pairs: list[Pair] = []
         self.samples: dict[str, list[Sample]] = {"url": [], "against": []}
@@ -87,8 +88,11 @@ class CompareRun:
             seed=self._settings.seed + number,
             cache_salt="" if self._settings.warm else fresh_salt(),
         )
-        run = ServeRun(settings, api_key=self._api_key, on_progress=self._one_more)
+        run = ServeRun(
+            settings, api_key=self._api_key, tokens_per_word=self._tokens_per_word, on_progress=self._one_more
+        )
         report = await run.execute()
+        self._tokens_per_word = run.tokens_per_word  # as the first server counts: both are sent the same prompts
         self.samples[side].extend(run.samples)
         return report
 

@@ -6,19 +6,22 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 import httpx
 import msgspec
 from msgspec import Struct
 
-from mooncake_core.bench.workload import ServeSettings
+from mooncake_core.address import http_base
+from mooncake_core.bench.workload import TOKENS_PER_WORD, WORDS, ServeSettings
 from mooncake_core.errors import AuthenticationFailed, PeerUnreachable, UsageError
 from mooncake_core.gateway.headers import KV_TRANSFER, TIMINGS
 
 EXTENSIONS: Final = ("ignore_eos", "cache_salt", "return_token_ids")
 """Body fields beyond OpenAI's that are sent to servers that take them."""
+PROBE_PROMPT: Final = " ".join(WORDS * 4)
+"""Each word as often as any other; long enough that the token a model puts before every prompt hardly counts."""
 REFUSED: Final = (400, 422)
 REJECTED: Final = (429, 503)
 
@@ -62,10 +65,14 @@ class Sample(Struct, frozen=True, kw_only=True):
 class Server:
     """An OpenAI-compatible server, and what it understands."""
 
-    def __init__(self, session: aiohttp.ClientSession, model: str, extensions: frozenset[str]) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, model: str, extensions: frozenset[str], tokens_per_word: float
+    ) -> None:
         self._session = session
         self.model = model
         self.extensions = extensions
+        self.tokens_per_word = tokens_per_word
+        """Of the words that prompts are made of, by the model's tokenizer."""
 
     async def complete(self, index: int, prompt: str, settings: ServeSettings, due_s: float) -> Sample:
         """Sends a prompt; `due_s` is the perf_counter() at which it should have been sent. Failures are samples."""
@@ -85,38 +92,26 @@ class Server:
 
 @asynccontextmanager
 async def connect(settings: ServeSettings, api_key: str) -> AsyncGenerator[Server, None]:
-    """Finds the model, and with a request of one token the extensions the server takes.
+    """Finds the model, and with a request of one token the extensions the server takes and how it counts prompts.
 
     Raises:
         PeerUnreachable: nobody answers like an OpenAI-compatible server.
         AuthenticationFailed: the server wants another API key.
-        UsageError: it serves no model, or refuses the request whatever is left out.
+        UsageError: the URL is none, or it serves no model, or refuses the request whatever is left out.
     """
-    url = base_url(settings.url)
+    try:
+        url = http_base(settings.url)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     async with httpx.AsyncClient(base_url=url, timeout=settings.timeout_s, headers=headers) as http:
         model = settings.model or await _first_model(http, url)
-        extensions = await _accepted_extensions(http, url, model, settings)
+        extensions, tokens_per_word = await _probed(http, url, model, settings)
     # The load itself: a client that needs little of the cores that it shares with the server.
     connector = aiohttp.TCPConnector(limit=0)
     deadlines = aiohttp.ClientTimeout(total=None)  # each request has its own
     async with aiohttp.ClientSession(url, headers=headers, connector=connector, timeout=deadlines) as session:
-        yield Server(session, model, extensions)
-
-
-def base_url(url: str) -> str:
-    """A server's URL without the /v1 that OpenAI's clients want.
-
-    Raises:
-        UsageError: it is none.
-    """
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise UsageError(f"expected a URL like http://127.0.0.1:8000, got {url!r}: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(f"expected a URL like http://127.0.0.1:8000, got {url!r}")
-    return str(parsed).rstrip("/").removesuffix("/v1")
+        yield Server(session, model, extensions, tokens_per_word)
 
 
 def request_body(
@@ -155,34 +150,56 @@ async def _first_model(http: httpx.AsyncClient, url: str) -> str:
     return str(listed[0]["id"])
 
 
-async def _accepted_extensions(
+class _Probe(NamedTuple):
+    """What came of one short request."""
+
+    refusal: str | None
+    """Why the server refuses it; None when it does not, or when it fails otherwise: the load will tell."""
+    tokens_per_word: float
+
+
+async def _probed(
     http: httpx.AsyncClient, url: str, model: str, settings: ServeSettings
-) -> frozenset[str]:
-    """Those of EXTENSIONS that the server does not refuse; whether it heeds them it alone knows."""
-    if await _refusal(http, url, model, settings, frozenset(EXTENSIONS)) is None:
-        return frozenset(EXTENSIONS)
-    refusal = await _refusal(http, url, model, settings, frozenset())
-    if refusal is not None:
-        raise UsageError(f"{url} refuses the request: {refusal}")
-    alone = [name for name in EXTENSIONS if await _refusal(http, url, model, settings, frozenset({name})) is None]
-    return frozenset(alone)
+) -> tuple[frozenset[str], float]:
+    """Those of EXTENSIONS that the server does not refuse (whether it heeds them it alone knows), and tokens per word."""
+    probe = await _probe(http, url, model, settings, frozenset(EXTENSIONS))
+    if probe.refusal is None:
+        return frozenset(EXTENSIONS), probe.tokens_per_word
+    probe = await _probe(http, url, model, settings, frozenset())
+    if probe.refusal is not None:
+        raise UsageError(f"{url} refuses the request: {probe.refusal}")
+    alone = [
+        name for name in EXTENSIONS if (await _probe(http, url, model, settings, frozenset({name}))).refusal is None
+    ]
+    return frozenset(alone), probe.tokens_per_word
 
 
-async def _refusal(
+async def _probe(
     http: httpx.AsyncClient, url: str, model: str, settings: ServeSettings, extensions: frozenset[str]
-) -> str | None:
-    """Why the server refuses a short request; None when it does not, or when it fails otherwise: the load will tell."""
+) -> _Probe:
     probe = msgspec.structs.replace(settings, output_tokens=1, keep_outputs=True, cache_salt="probe")
     try:
-        answer = await http.post("/v1/completions", json=request_body(model, "the", probe, extensions, 0))
+        answer = await http.post("/v1/completions", json=request_body(model, PROBE_PROMPT, probe, extensions, 0))
     except httpx.TransportError as error:
         raise PeerUnreachable(f"{url} does not answer like an OpenAI-compatible server: {error!r}") from error
     _check_key(answer, url)
     if answer.status_code == 404:
         raise UsageError(f"{url}/v1/completions answered 404: {_error_of(answer.content)[1] or 'no such route'}")
-    if answer.status_code not in REFUSED:
-        return None
-    return _error_of(answer.content)[1] or f"HTTP {answer.status_code}"
+    if answer.status_code in REFUSED:
+        return _Probe(_error_of(answer.content)[1] or f"HTTP {answer.status_code}", TOKENS_PER_WORD)
+    counted = _prompt_tokens(answer.content)
+    return _Probe(None, counted / len(PROBE_PROMPT.split()) if counted else TOKENS_PER_WORD)
+
+
+def _prompt_tokens(stream: bytes) -> int:
+    """What the events of a stream say of the prompt's length; 0 where they do not."""
+    for line in reversed(stream.splitlines()):
+        try:
+            found = msgspec.json.decode(line.removeprefix(b"data:"))["usage"]["prompt_tokens"]
+        except (msgspec.DecodeError, KeyError, TypeError):
+            continue
+        return found if isinstance(found, int) else 0
+    return 0
 
 
 def _check_key(answer: httpx.Response, url: str) -> None:

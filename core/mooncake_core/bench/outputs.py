@@ -76,7 +76,7 @@ def check_prompts(path: Path, expected: Sequence[Output], prompts: Sequence[str]
         if (output.index, output.prompt_hash) != (index, prompt_hash(prompt)):
             raise UsageError(
                 f"{path}: output {index} is that of another prompt: give the same --seed, --requests, "
-                "--prompt-tokens and --shared-prefix as when it was saved"
+                "--prompt-tokens and --shared-prefix as when it was saved, and a model of the same tokenizer"
             )
 
 

@@ -72,12 +72,24 @@ class ServeReport(Struct, frozen=True, kw_only=True):
 class ServeRun:
     """One run. `report` may be asked for at any time, also after an interrupt."""
 
-    def __init__(self, settings: ServeSettings, *, api_key: str = "", on_progress: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        *,
+        api_key: str = "",
+        tokens_per_word: float | None = None,
+        check_prompts: Callable[[Sequence[str]], None] = lambda prompts: None,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        """`tokens_per_word` None asks the server; `check_prompts` may raise before the first prompt is sent."""
         self.settings = settings
+        self.tokens_per_word = tokens_per_word
+        self.prompts: list[str] = []
         self.samples: list[Sample] = []
         self.model = settings.model
         self.extensions: frozenset[str] = frozenset()
         self._api_key = api_key
+        self._check_prompts = check_prompts
         self._on_progress = on_progress
         self._started_s = 0.0
         self._ended_s: float | None = None
@@ -90,14 +102,16 @@ class ServeRun:
             AuthenticationFailed: the server wants another API key.
             UsageError: the server lists no model, or refuses such requests.
         """
-        prompts = make_prompts(self.settings)
         async with connect(self.settings, self._api_key) as server:
             self.model, self.extensions = server.model, server.extensions
+            self.tokens_per_word = self.tokens_per_word or server.tokens_per_word
+            self.prompts = make_prompts(self.settings, self.tokens_per_word)
+            self._check_prompts(self.prompts)
             if self.settings.warm:
-                await _closed_loop(server, prompts, self.settings, lambda sample: None)
+                await _closed_loop(server, self.prompts, self.settings, lambda sample: None)
             self._started_s = time.perf_counter()
             loop = _closed_loop if self.settings.rate is None else _open_loop
-            await loop(server, prompts, self.settings, self._ended)
+            await loop(server, self.prompts, self.settings, self._ended)
             self._ended_s = time.perf_counter()
         return self.report()
 

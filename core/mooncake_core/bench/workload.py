@@ -14,7 +14,7 @@ WORDS: Final = tuple(
     "returns value from river land module day men said unto them when name list found no string morning in".split()
 )
 TOKENS_PER_WORD: Final = 1.4
-"""A first guess; what the server counts is reported."""
+"""A guess, for servers that do not count a prompt's tokens."""
 
 
 class ServeSettings(Struct, frozen=True, kw_only=True):
@@ -31,7 +31,7 @@ class ServeSettings(Struct, frozen=True, kw_only=True):
     arrivals: Literal["poisson", "constant"] = "poisson"
     """Of the open loop."""
     prompt_tokens: int = 256
-    """About so many."""
+    """About so many, as the server counts them."""
     output_tokens: int = 32
     shared_prefix: float = 0.5
     """Share of each prompt that is the same in all."""
@@ -53,16 +53,21 @@ class ServeSettings(Struct, frozen=True, kw_only=True):
     """Keep what was generated."""
 
 
-def make_prompts(settings: ServeSettings) -> list[str]:
+def make_prompts(settings: ServeSettings, tokens_per_word: float) -> list[str]:
     """Prompts of words, drawn by the seed; all begin alike for the shared share of their length."""
     draw = random.Random(settings.seed)
-    num_words = max(1, round(settings.prompt_tokens / TOKENS_PER_WORD))
+    num_words = max(1, round(settings.prompt_tokens / tokens_per_word))
     num_shared = round(num_words * settings.shared_prefix)
-    shared = [draw.choice(WORDS) for _ in range(num_shared)]
-    return [
-        " ".join([*shared, *(draw.choice(WORDS) for _ in range(num_words - num_shared))])
-        for _ in range(settings.requests)
-    ]
+    shared = _words(draw, num_shared)
+    return [" ".join([*shared, *_words(draw, num_words - num_shared)]) for _ in range(settings.requests)]
+
+
+def _words(draw: random.Random, count: int) -> list[str]:
+    """Each word as often as any other, or once more: words differ in tokens, prompts should not."""
+    full, rest = divmod(count, len(WORDS))
+    words = [*WORDS * full, *draw.sample(WORDS, rest)]
+    draw.shuffle(words)
+    return words
 
 
 def arrival_times(settings: ServeSettings) -> list[float]:

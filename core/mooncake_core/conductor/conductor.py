@@ -15,6 +15,7 @@ from mooncake_core.conductor import events as e
 from mooncake_core.conductor.instances import DecodeInstance, PrefillInstance, Work
 from mooncake_core.conductor.policies.contract import Policy, PrefillView, RequestView, Score
 from mooncake_core.kvcache.prefix_index import PrefixIndex
+from mooncake_core.units import format_duration
 from mooncake_core.wire.messages.inspection import CandidateScore, Decision
 from mooncake_core.wire.messages.membership import ModelOffer
 
@@ -118,12 +119,12 @@ class Conductor:
             missing = ["prefill and decode instances serve different models, dtypes or block sizes"]
         return missing
 
-    def decisions(self, limit: int, request_id: str, now: float) -> list[Decision]:
-        """The latest decisions, newest first, or those of one request."""
+    def decisions(self, limit: int, prefix: str, now: float) -> list[Decision]:
+        """The latest decisions, newest first, of requests whose id begins so."""
         found = [
             msgspec.structs.replace(decision, age_s=now - at)
             for at, decision in reversed(self._decisions)
-            if not request_id or decision.request_id == request_id
+            if decision.request_id.startswith(prefix)
         ]
         return found[:limit]
 
@@ -156,7 +157,7 @@ class Conductor:
         best = scores[0]
         slo = self._settings.ttft_slo_s
         if slo is not None and best.ttft_s > slo:
-            reason = f"expected time to first token {best.ttft_s:.2f}s exceeds the objective of {slo:g}s"
+            reason = _exceeds("time to first token", best.ttft_s, slo)
             return self._rejected(arrival, scores, reason, max(best.ttft_s - slo, SHORTEST_RETRY_S), now)
         decode = self._choose_decode(arrival, model, set())
         if isinstance(decode, c.Reject | c.Unavailable):
@@ -221,7 +222,7 @@ class Conductor:
         )
         tbt_s, slo = best.tbt_with(arrival.prompt_tokens), self._settings.tbt_slo_s
         if slo is not None and tbt_s > slo:
-            reason = f"expected time between tokens {tbt_s:.3f}s exceeds the objective of {slo:g}s"
+            reason = _exceeds("time between tokens", tbt_s, slo)
             return c.Reject(arrival.request_id, reason, SHORTEST_RETRY_S)
         return best
 
@@ -379,6 +380,12 @@ def _identity(offer: ModelOffer) -> tuple[str, bytes]:
 def _blocks(arrival: e.RequestArrived, model: ModelOffer) -> int:
     """Blocks for prompt and answer."""
     return -(-(arrival.prompt_tokens + arrival.max_tokens) // model.block_tokens)
+
+
+def _exceeds(what: str, expected_s: float, slo_s: float) -> str:
+    shown, limit = format_duration(expected_s), format_duration(slo_s)
+    over = f" by {format_duration(expected_s - slo_s)}" if shown == limit else ""
+    return f"expected {what} {shown} exceeds the objective of {limit}{over}"
 
 
 def _candidate(score: Score) -> CandidateScore:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from mooncake_core.config.source import Place, Problem, Value
-from mooncake_core.units import format_size, parse_duration, parse_size
+from mooncake_core.units import format_duration, format_size, parse_duration, parse_size
 
 INVALID: Any = object()
 
@@ -62,7 +62,7 @@ class Builder:
         if not isinstance(value.content, list):
             return self._wrong(value, path, "a list")
         built = [self.build(item, kind, f"{path}.{index}") for index, item in enumerate(value.content)]
-        return [item for item in built if item is not INVALID]
+        return [_stand_in(kind) if item is INVALID else item for item in built]
 
     def _mapping(self, value: Value, kind: Any, path: str) -> Any:
         content = {} if value.content is None else value.content
@@ -75,7 +75,7 @@ class Builder:
         built = {}
         for key, inner in content.items():
             inner_path = f"{path}.{key}" if path else key
-            self._bounded(Value(key, inner.place), key, key_meta, inner_path)
+            self._bounded(Value(key, inner.key or inner.place), key, key_meta, inner_path)
             built[key] = self.build(inner, inner_kind, inner_path)
         return {key: item for key, item in built.items() if item is not INVALID}
 
@@ -121,7 +121,7 @@ class Builder:
     def _unknown(self, value: Value, path: str, key: str, known: list[str]) -> None:
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
-        self._note(value.place, path, f"unknown key; {hint}")
+        self._note(value.key or value.place, path, f"unknown key; {hint}")
 
     def _wrong(self, value: Value, path: str, expected: str) -> Any:
         return self._note(value.place, path, f"expected {expected}, got {_show(value.content)}")
@@ -141,7 +141,7 @@ def plain(value: Value) -> Any:
 
 
 def readable(config: Struct) -> dict[str, Any]:
-    """A record as people write it: sizes with units where that is exact."""
+    """A record as people write it: sizes and durations with units where that is exact."""
     hints = get_type_hints(type(config), include_extras=True)
     return {name: _readable(getattr(config, name), hints[name]) for name in config.__struct_fields__}
 
@@ -162,13 +162,12 @@ def _readable(value: Any, kind: Any) -> Any:
 def _with_unit(value: Any, unit: str) -> Any:
     if value is None:
         return None
-    if unit == "seconds":
-        return f"{value:g}s"
-    text = format_size(value)
+    text = format_duration(value) if unit == "seconds" else format_size(value)
     try:
-        return text if parse_size(text) == value else value
+        same = (parse_duration(text) if unit == "seconds" else parse_size(text)) == value
     except ValueError:
-        return value
+        same = False
+    return text if same else value
 
 
 def _unwrap(kind: Any) -> tuple[Any, Meta | None]:
@@ -176,6 +175,11 @@ def _unwrap(kind: Any) -> tuple[Any, Meta | None]:
         inner, *metas = get_args(kind)
         return inner, next((meta for meta in metas if isinstance(meta, Meta)), None)
     return kind, None
+
+
+def _stand_in(kind: Any) -> Any:
+    """In a list, for an item that is wrong: those behind it keep their numbers, by which problems name them."""
+    return _unwrap(kind)[0]()
 
 
 def _is_optional(kind: Any) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mooncake_core.config.build import INVALID, Builder
-from mooncake_core.config.rules import findings
+from mooncake_core.config.rules import Finding, findings
 from mooncake_core.config.schema import ClusterConfig
 from mooncake_core.config.source import Place, Problem, Source, Value
 from mooncake_core.errors import ConfigError
+
+Rule = Callable[[ClusterConfig], Iterable[Finding]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,11 @@ class Loaded:
 
 
 def load_config(
-    path: Path | None, *, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+    path: Path | None,
+    *,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    rules: Sequence[Rule] = (findings,),
 ) -> Loaded:
     """The configuration in a file, or the defaults where there is none, with `--set` overrides on top.
 
@@ -46,9 +52,12 @@ def load_config(
     config = builder.build(root, ClusterConfig)
     known = {problem.place for problem in source.problems}  # what is wrong with a value twice is said once
     problems = [*source.problems, *(problem for problem in builder.problems if problem.place not in known)]
-    if config is not INVALID and not problems:
-        problems = [_located(builder, root, *finding) for finding in findings(config)]
+    if config is not INVALID:
+        wrong = {problem.path for problem in problems}
+        found = [finding for rule in rules for finding in rule(config) if not _rests_on(finding, wrong)]
+        problems += [_located(builder, root, finding) for finding in found]
     if problems:
+        problems.sort(key=lambda problem: (not problem.place.line, problem.place.line, problem.place.column))
         raise ConfigError("\n".join(map(str, problems)), problems=[str(problem) for problem in problems])
     return Loaded(config, path, builder.origins)
 
@@ -61,10 +70,17 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {reason}") from error
 
 
-def _located(builder: Builder, root: Value, path: str, message: str) -> Problem:
-    """Points at the value, or at the nearest one around it that was written down."""
-    at = path
+def _rests_on(finding: Finding, wrong: Iterable[str]) -> bool:
+    """Whether a value that a finding is about, or one around it, was wrong: a default stands there in its stead."""
+    paths = (finding.path, *finding.because)
+    return any(not at or f"{path}.".startswith(f"{at}.") for at in wrong for path in paths)
+
+
+def _located(builder: Builder, root: Value, finding: Finding) -> Problem:
+    """Points at the value, or at one it follows from, or at the nearest one around it that was written down."""
+    written = [path for path in (finding.path, *finding.because) if path in builder.origins]
+    at = written[0] if written else finding.path
     while at and at not in builder.origins:
         at = at.rpartition(".")[0]
     value = builder.origins.get(at, root)
-    return Problem(value.place, path, message)
+    return Problem(value.place, finding.path, finding.message)

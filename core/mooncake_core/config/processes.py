@@ -30,6 +30,8 @@ class ProcessSpec:
     role: ProcessRole
     host: str
     section: MasterConfig | GatewayConfig | NodeConfig | InstanceConfig
+    path: str
+    """Where its entry stands in the YAML: master, store.0."""
     local_to: str = ""
     """For the local node of an instance: the instance's name."""
 
@@ -48,7 +50,7 @@ def processes(config: ClusterConfig) -> list[ProcessSpec]:
 
 def _single(role: ProcessRole, section: MasterConfig | GatewayConfig) -> ProcessSpec:
     name = section.name
-    return ProcessSpec(name=name, process=name, entry=name, role=role, host=section.host, section=section)
+    return ProcessSpec(name=name, process=name, entry=name, role=role, host=section.host, section=section, path=role)
 
 
 def local_node_name(instance: ProcessSpec) -> str:
@@ -59,17 +61,33 @@ def local_node_name(instance: ProcessSpec) -> str:
 
 
 def _stores(entries: Sequence[StoreConfig]) -> Iterator[ProcessSpec]:
-    for entry in entries:
+    for index, entry in enumerate(entries):
         for name in _numbered(entry.name, entry.count):
-            yield ProcessSpec(name=name, process=name, entry=entry.name, role="store", host=entry.host, section=entry)
+            yield ProcessSpec(
+                name=name,
+                process=name,
+                entry=entry.name,
+                role="store",
+                host=entry.host,
+                section=entry,
+                path=f"store.{index}",
+            )
 
 
 def _instances(role: Literal["prefill", "decode"], entries: Sequence[InstanceConfig]) -> Iterator[ProcessSpec]:
-    for entry in entries:
+    for index, entry in enumerate(entries):
         base = entry.name or role
         for number, name in enumerate(_numbered(base, entry.count)):
             process = name if entry.per_process == 1 else f"{base}-group-{number // entry.per_process}"
-            instance = ProcessSpec(name=name, process=process, entry=base, role=role, host=entry.host, section=entry)
+            instance = ProcessSpec(
+                name=name,
+                process=process,
+                entry=base,
+                role=role,
+                host=entry.host,
+                section=entry,
+                path=f"{role}.{index}",
+            )
             yield instance
             if entry.local_node is not None:
                 yield ProcessSpec(
@@ -79,6 +97,7 @@ def _instances(role: Literal["prefill", "decode"], entries: Sequence[InstanceCon
                     role="store",
                     host=entry.host,
                     section=entry.local_node,
+                    path=instance.path,
                     local_to=name,
                 )
 

@@ -4,52 +4,59 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from mooncake_core import registry
-from mooncake_core.address import is_loopback
+from mooncake_core.address import is_loopback, is_wildcard
 from mooncake_core.config.processes import ProcessSpec, processes
-from mooncake_core.config.schema import (
-    ClusterConfig,
-    GatewayConfig,
-    InstanceConfig,
-    MasterConfig,
-    NodeConfig,
-)
+from mooncake_core.config.schema import ClusterConfig, GatewayConfig, InstanceConfig, MasterConfig
 
-Finding = tuple[str, str]
-"""Path of the value, and what is wrong with it."""
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong with a value whose type is right."""
+
+    path: str
+    message: str
+    because: tuple[str, ...] = ()
+    """Paths of other values it follows from: it says nothing where one of them could not be read."""
 
 
 def findings(config: ClusterConfig) -> Iterator[Finding]:
-    """All that is wrong with a configuration whose types are right."""
+    """All that is wrong with a configuration, except for its types."""
     specs = processes(config)
     yield from _names(specs)
     yield from _ports(specs)
-    yield from _open_addresses(config)
+    yield from _hosts(config)
     yield from _plugins(config)
     yield from _shared_processes(config)
     yield from _tenants(config.gateway)
     if config.pool.low_watermark >= config.pool.high_watermark:
-        yield "pool.low_watermark", f"expected less than high_watermark ({config.pool.high_watermark})"
+        message = f"expected less than high_watermark ({config.pool.high_watermark})"
+        yield Finding("pool.low_watermark", message, because=("pool.high_watermark",))
 
 
 def _names(specs: list[ProcessSpec]) -> Iterator[Finding]:
-    seen: set[str] = set()
+    first: dict[str, ProcessSpec] = {}
     for spec in specs:
-        if spec.name in seen:
-            yield _section(spec), f"expected each process to have a name of its own, got {spec.name} twice"
-        seen.add(spec.name)
+        other = first.setdefault(spec.name, spec)
+        if other is not spec:
+            message = f"expected each process to have a name of its own, got {spec.name} twice"
+            named = (f"{entry.path}.{key}" for entry in (spec, other) for key in ("name", "count", "local_node"))
+            yield Finding(spec.path, message, because=tuple(named))
 
 
 def _ports(specs: list[ProcessSpec]) -> Iterator[Finding]:
-    taken: dict[tuple[str, int], str] = {}
+    first: dict[tuple[str, int], ProcessSpec] = {}
     for spec in specs:
         port = _port(spec)
-        if not port:
-            continue
-        owner = taken.setdefault((spec.host, port), spec.name)
-        if owner != spec.name:
-            yield _section(spec), f"expected ports to be used once per host, got {port} for {owner} and {spec.name}"
+        other = first.setdefault((spec.host, port), spec) if port else spec
+        if other is not spec:
+            yield Finding(
+                _port_path(spec),
+                f"expected ports to be used once per host, got {port} for {other.name} and {spec.name}",
+                because=(_port_path(other), f"{spec.path}.host", f"{other.path}.host"),
+            )
 
 
 def _port(spec: ProcessSpec) -> int:
@@ -57,41 +64,57 @@ def _port(spec: ProcessSpec) -> int:
     return section.port if isinstance(section, MasterConfig | GatewayConfig) else section.data_port
 
 
-def _open_addresses(config: ClusterConfig) -> Iterator[Finding]:
-    if config.auth is not None or config.insecure:
-        return
-    hosts = [("master", config.master.host), ("gateway", config.gateway.host)]
-    hosts += [(f"store.{index}", entry.host) for index, entry in enumerate(config.store)]
-    for role, instances in (("prefill", config.prefill), ("decode", config.decode)):
-        hosts += [(f"{role}.{index}", entry.host) for index, entry in enumerate(instances)]
-    for path, host in hosts:
-        if not is_loopback(host):
-            yield (
-                f"{path}.host",
+def _port_path(spec: ProcessSpec) -> str:
+    if isinstance(spec.section, MasterConfig | GatewayConfig):
+        return f"{spec.path}.port"
+    return f"{spec.path}.local_node.data_port" if spec.local_to else f"{spec.path}.data_port"
+
+
+def _hosts(config: ClusterConfig) -> Iterator[Finding]:
+    hosts = {"master": config.master.host, "gateway": config.gateway.host}
+    hosts |= {f"store.{index}": entry.host for index, entry in enumerate(config.store)}
+    hosts |= {f"{role}.{index}": entry.host for role, index, entry in _instances(config)}
+    for section, host in hosts.items():
+        if is_wildcard(host) and section != "gateway":  # the only one that need not be found by the others
+            yield Finding(
+                f"{section}.host",
+                f"expected the address at which the others reach it, got {host}, which is every address of a host and "
+                "none to be reached at: give this host's own address or name (only gateway.host may be a wildcard)",
+            )
+        if not is_loopback(host) and config.auth is None and not config.insecure:
+            yield Finding(
+                f"{section}.host",
                 f"expected a loopback address, got {host}: others can reach it, so give auth.key_file "
                 "(`mooncake auth init` writes a key), or say insecure: true",
+                because=("auth", "insecure"),
             )
 
 
 def _shared_processes(config: ClusterConfig) -> Iterator[Finding]:
-    for role, entries in (("prefill", config.prefill), ("decode", config.decode)):
-        for index, entry in enumerate(entries):
-            if entry.per_process > 1 and (entry.engine.kind != "mock" or entry.data_port):
-                yield (
-                    f"{role}.{index}.per_process",
-                    f"expected 1 for engine {entry.engine.kind} (only mock instances on free data ports share a process), "
-                    f"got {entry.per_process}",
-                )
+    for role, index, entry in _instances(config):
+        if entry.per_process > 1 and (entry.engine.kind != "mock" or entry.data_port):
+            yield Finding(
+                f"{role}.{index}.per_process",
+                f"expected 1 for engine {entry.engine.kind} (only mock instances on free data ports share a process), "
+                f"got {entry.per_process}",
+                because=(f"{role}.{index}.engine.kind", f"{role}.{index}.data_port"),
+            )
 
 
 def _tenants(gateway: GatewayConfig) -> Iterator[Finding]:
     for tenant, keys in gateway.api_keys.items():
-        given = [keys] if isinstance(keys, str) else keys
-        if not given or not all(given):  # a variable that is set to nothing
-            yield f"gateway.api_keys.{tenant}", "expected a key, got an empty one"
+        path = f"gateway.api_keys.{tenant}"
+        given = {path: keys} if isinstance(keys, str) else {f"{path}.{index}": key for index, key in enumerate(keys)}
+        for at, key in (given or {path: ""}).items():
+            if not key:  # a variable that is set to nothing
+                yield Finding(at, "expected a key, got an empty one")
     for tenant in gateway.tenants:
         if tenant not in gateway.api_keys and not gateway.api_keys_file:
-            yield f"gateway.tenants.{tenant}", "expected a tenant with a key in gateway.api_keys or api_keys_file"
+            yield Finding(
+                f"gateway.tenants.{tenant}",
+                "expected a tenant with a key in gateway.api_keys or api_keys_file",
+                because=(f"gateway.api_keys.{tenant}", "gateway.api_keys_file"),
+            )
 
 
 def _plugins(config: ClusterConfig) -> Iterator[Finding]:
@@ -99,9 +122,8 @@ def _plugins(config: ClusterConfig) -> Iterator[Finding]:
     yield from _plugin("eviction", "pool.eviction", config.pool.eviction)
     for index, name in enumerate(config.transfer.transports):
         yield from _plugin("transport", f"transfer.transports.{index}", name)
-    for role, entries in (("prefill", config.prefill), ("decode", config.decode)):
-        for index, entry in enumerate(entries):
-            yield from _plugin("engine", f"{role}.{index}.engine.kind", entry.engine.kind)
+    for role, index, entry in _instances(config):
+        yield from _plugin("engine", f"{role}.{index}.engine.kind", entry.engine.kind)
 
 
 def _plugin(kind: str, path: str, name: str) -> Iterator[Finding]:
@@ -109,10 +131,11 @@ def _plugin(kind: str, path: str, name: str) -> Iterator[Finding]:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        yield path, f"expected an installed {kind} ({', '.join(known)}), got {name}{hint}"
+        yield Finding(path, f"expected an installed {kind} ({', '.join(known)}), got {name}{hint}")
 
 
-def _section(spec: ProcessSpec) -> str:
-    return (
-        "store" if isinstance(spec.section, NodeConfig) and not isinstance(spec.section, InstanceConfig) else spec.role
-    )
+def _instances(config: ClusterConfig) -> Iterator[tuple[str, int, InstanceConfig]]:
+    """Role, number and section of each."""
+    for role, entries in (("prefill", config.prefill), ("decode", config.decode)):
+        for index, entry in enumerate(entries):
+            yield role, index, entry

@@ -25,7 +25,7 @@ class MasterConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     name: Name = "master"
     """Name of the process in logs and status."""
     host: str = "127.0.0.1"
-    """Address it binds, and where the others find it."""
+    """Address it binds, and where the others find it: one of this host's own, no wildcard."""
     port: Port = 7801
     """Control port; 0 takes a free one, which is published in the run directory."""
     heartbeat_interval: Duration = 1.0
@@ -46,7 +46,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: Name = "gateway"
     """Name of the process in logs and status."""
     host: str = "127.0.0.1"
-    """Address the HTTP API binds."""
+    """Address the HTTP API binds; 0.0.0.0 or "::" for all of the host's."""
     port: Port = 8000
     """HTTP port; 0 takes a free one."""
     request_timeout: Duration = 600.0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import yaml
+
+from mooncake_core.config.syntax import explain
 
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -38,6 +40,8 @@ class Value:
     """A scalar as it was written."""
     variables: tuple[str, ...] = ()
     """Environment variables it was made of."""
+    key: Place | None = None
+    """Where its key stands, in a mapping of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +63,17 @@ class Source:
         self._environ = environ
         self.problems: list[Problem] = []
 
-    def read(self, text: str, name: str) -> Value:
-        """The tree of a document; an empty one is an empty mapping."""
+    def read(self, text: str, name: str, path: str = "") -> Value:
+        """The tree of a document, which is to stand at `path`; an empty one is an empty mapping."""
         try:
             node = yaml.compose(text, Loader=_LOADER)
         except yaml.YAMLError as error:
-            self.problems.append(_syntax_problem(error, name))
+            line, column, message = explain(error, text)
+            self.problems.append(Problem(Place(name, line, column), path, f"not valid YAML: {message}"))
             return Value({}, Place(name))
         if node is None:
             return Value({}, Place(name, 1, 1))
-        return self._value(node, name, "")
+        return self._value(node, name, path)
 
     def override(self, root: Value, setting: str) -> None:
         """Lays `a.b=c` over a tree; list elements are named by their number."""
@@ -77,11 +82,13 @@ class Source:
         if not equals or not all(path.split(".")):
             self.problems.append(Problem(place, "", "expected PATH=VALUE, such as decode.0.engine.device=cpu"))
             return
-        value = self.read(text, place.name) if text.strip() else Value("", place)
+        known = len(self.problems)
+        value = self.read(text, place.name, path) if text.strip() else Value("", place)
+        self.problems[known:] = [replace(problem, place=place) for problem in self.problems[known:]]
         _stamp(value, place)
         error = _set(root, path.split("."), value)
         if error:
-            self.problems.append(Problem(place, "", error))
+            self.problems.append(Problem(place, path, error))
 
     def _value(self, node: yaml.Node, name: str, path: str) -> Value:
         place = Place(name, node.start_mark.line + 1, node.start_mark.column + 1)
@@ -98,14 +105,17 @@ class Source:
     def _mapping(self, node: yaml.MappingNode, name: str, path: str) -> dict[str, Value]:
         content: dict[str, Value] = {}
         for key_node, value_node in node.value:
+            place = Place(name, key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(Problem(place, path, "expected a name before the colon, got a list or a mapping"))
+                continue
             key = str(key_node.value)
             inner = _join(path, key)
-            if key in content:
-                place = Place(name, key_node.start_mark.line + 1, key_node.start_mark.column + 1)
-                self.problems.append(
-                    Problem(place, inner, f"expected each key once, got it again after {content[key].place}")
-                )
+            first = content[key].key if key in content else None
+            if first:
+                self.problems.append(Problem(place, inner, f"expected each key once, got it again after {first}"))
             content[key] = self._value(value_node, name, inner)
+            content[key].key = first or place
         return content
 
     def _expand(self, text: str, place: Place, path: str) -> tuple[str, tuple[str, ...]]:
@@ -131,13 +141,6 @@ def _scalar(text: str) -> Any:
     if _DECIMAL.fullmatch(text):
         return int(text)
     return float(text) if _FRACTION.fullmatch(text) and any(map(str.isdigit, text)) else text
-
-
-def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
-    mark = getattr(error, "problem_mark", None)
-    place = Place(name, mark.line + 1, mark.column + 1) if mark else Place(name)
-    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return Problem(place, "", f"expected YAML, got {reason}")
 
 
 def _set(root: Value, path: Sequence[str], value: Value) -> str:
@@ -167,7 +170,7 @@ def _set(root: Value, path: Sequence[str], value: Value) -> str:
 
 
 def _stamp(value: Value, place: Place) -> None:
-    value.place = place
+    value.place, value.key = place, None
     children = value.content.values() if isinstance(value.content, dict) else value.content
     for child in children if isinstance(value.content, dict | list) else ():
         _stamp(child, place)

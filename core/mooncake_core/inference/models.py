@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from mooncake_core.config.rules import Finding
+from mooncake_core.config.schema import ClusterConfig
 from mooncake_core.errors import ModelNotFound
 
 DEMO: Final = "demo"
@@ -26,8 +29,17 @@ def resolve_model(model: str) -> Path:
             + ("" if folder.is_absolute() else f" below {Path.cwd()}")
         )
     if not (folder / "config.json").is_file():
-        raise ModelNotFound(f"model: {folder} has no config.json, so it is no Hugging Face model folder")
+        raise ModelNotFound(f"model: expected a Hugging Face folder, got {str(folder)!r}, which has no config.json")
     return folder
+
+
+def model_findings(config: ClusterConfig) -> Iterator[Finding]:
+    """That the model is missing, where this configuration has instances that compute with it."""
+    if any(entry.engine.kind == "torch" for entry in (*config.prefill, *config.decode)):
+        try:
+            resolve_model(config.model)
+        except ModelNotFound as error:
+            yield Finding("model", error.message.removeprefix("model: "))
 
 
 def model_name(model: str, served_name: str = "") -> str:

@@ -11,7 +11,7 @@ from typing import Final
 
 import uvicorn
 
-from mooncake_core.address import HostPort
+from mooncake_core.address import HostPort, is_wildcard, parse_host_port
 from mooncake_core.config.schema import GatewayConfig
 from mooncake_core.errors import WireError
 from mooncake_core.gateway.app import Gateway
@@ -56,10 +56,10 @@ async def run(context: RoleContext) -> None:
     master = context.clients.get(context.master_address)
     log = RequestLog(context.spans)
     control = Server(context.name, {**timeline_handlers(context.spans), **log_handlers(log)}, key=context.key)
-    control_address = await control.start(HostPort(section.host, 0))
+    control_address = await control.start(HostPort(_control_host(section.host, context.master_address), 0))
     serving = ClusterServing(master, context.clients, context.spans, patience_s=section.patience)
     listener = _listen(HostPort(section.host, section.port))
-    url = f"http://{HostPort(section.host, listener.getsockname()[1])}"
+    url = f"http://{HostPort(_local_host(section.host), listener.getsockname()[1])}"
     gateway = Gateway(serving, section, tokenizer, log)
     config = uvicorn.Config(
         gateway.app(),
@@ -118,6 +118,30 @@ def _join(context: RoleContext, control_address: str) -> Join:
         control_address=control_address,
         pid=os.getpid(),
     )
+
+
+def _control_host(host: str, master_address: str) -> str:
+    """Where the master finds this process: its host, or, where that is a wildcard, the address that faces the master."""
+    if not is_wildcard(host):
+        return host
+    master = parse_host_port(master_address)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(master.host, master.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # of a datagram socket: chooses an address of ours, and sends nothing
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise WireError(
+            f"gateway.host is {host}, and no address of this host faces the master ({master}): {error.strerror}; "
+            "correct master.host, or give gateway.host an address"
+        ) from error
+
+
+def _local_host(host: str) -> str:
+    """Where this host's own commands reach the API; a wildcard is no address to connect to."""
+    if not is_wildcard(host):
+        return host
+    return "::1" if ":" in host else "127.0.0.1"
 
 
 def _listen(address: HostPort) -> socket.socket:

@@ -46,12 +46,12 @@ class ClusterKey(Struct, frozen=True, kw_only=True):
         )
 
     def write(self, path: Path) -> None:
-        """Writes the key so that only its owner can read it.
+        """Writes the key so that only its owner can read it, also where its folder is made.
 
         Raises:
             UsageError: the file exists; it may be the key of a running cluster.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError as error:

@@ -87,10 +87,11 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class InspectDecisions(Struct, frozen=True, tag=True, kw_only=True):
-    """The Conductor's latest decisions, newest first, or those of one request."""
+    """The Conductor's latest decisions, newest first."""
 
     limit: int = 20
     request_id: str = ""
+    """Only of requests whose id begins so."""
 
 
 class CandidateScore(Struct, frozen=True, kw_only=True):
