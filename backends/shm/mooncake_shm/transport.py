@@ -83,7 +83,7 @@ class ShmTransport(Transport):
         self._handles = itertools.count(1)
         self._page = ControlPage()
         self._target = Target(self._answer)
-        self._completions = Completions()
+        self._completions = Completions(settings.deliver)
         self._closing = False
         self._work: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._peers = Peers(ready=self._work.put, failed=self._failed)

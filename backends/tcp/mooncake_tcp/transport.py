@@ -35,7 +35,7 @@ class TcpTransport(ExportingTransport):
     capabilities: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, settings: TransportSettings) -> None:
-        super().__init__()
+        super().__init__(settings)
         self._settings = settings
         try:
             self._target = Target(settings.listen_host, settings.listen_port, self.exports, settings.secret)

@@ -3,14 +3,14 @@
 
 Transfers are one-sided: the initiator posts reads and writes against memory that a peer has exported, and no code of
 the peer's application takes part. A transport may run threads or processes of its own for that; `post` never blocks for
-the network, completions are collected with `poll`, and `fileno()` becomes readable when there are some.
+the network; completions are delivered from its threads, or collected with `poll`, for which `fileno()` becomes readable.
 """
 
 from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,6 +48,9 @@ class TransportSettings:
     secret: bytes | None = None
     """Shared by the cluster; None means no authentication (loopback)."""
     connections_per_peer: int = 1
+    deliver: Callable[[Completion], None] | None = None
+    """Where given, takes a completion in the thread that found it, instead of `poll`: a transport with threads of its own
+    saves the way over another one. To be called without a lock that `post` takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ class Transport(ABC):
 
     @abstractmethod
     def poll(self) -> list[Completion]:
-        """The completions since the last call; never blocks."""
+        """The completions since the last call, but for those delivered; never blocks."""
 
     @abstractmethod
     def fileno(self) -> int:
