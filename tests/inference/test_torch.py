@@ -330,7 +330,7 @@ def test_batches_for_which_there_is_no_memory_are_computed_all_the_same(
     caplog.set_level("INFO")
     fixed = static(make_model("llama", tmp_path / "model"))
     assert fixed._graphs is not None
-    fixed._graphs._limit_bytes = 200_000
+    fixed._graphs._limit_bytes = 70_000
     one, two = decode(1, 5, 0, [0]), decode(2, 6, 0, [1])
     first = fixed.step([one])
     assert fixed.step([one, two])[:1] == fixed.step([one, two])[:1] == first

@@ -134,6 +134,8 @@ class DecodeGraphs:
         self._refused: set[Bucket] = set()
         self._held_bytes = 0
         self._pool: Any = None
+        self._stream: Any = None
+        """One for all captures: cuBLAS keeps tens of MiB for each stream it is used on."""
         self._failed = False
 
     def run(self, slices: Sequence[Slice]) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -235,10 +237,10 @@ class DecodeGraphs:
         started = time.monotonic()
         device = self._kv.device
         before = torch.cuda.current_stream(device)
-        stream = torch.cuda.Stream(device)
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        stream = self._stream
         stream.wait_stream(before)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(stream):
