@@ -107,18 +107,11 @@ def decode(engine: TorchEngine, batch: int, context_tokens: int) -> tuple[float,
 def prepare(engine: TorchEngine, batch: int, context_tokens: int) -> None:
     """KV of so many sequences."""
     blocks = engine.info.layout.blocks_for(context_tokens + NUM_STEPS)
+    used = engine.info.layout.blocks_for(context_tokens)
     for number in range(batch):
         prompt = [2 + (7 * number + index) % 1000 for index in range(context_tokens)]
-        engine.step(
-            [
-                Slice(
-                    sequence_id=number,
-                    token_ids=prompt,
-                    start=0,
-                    block_ids=range(number * blocks, (number + 1) * blocks),
-                )
-            ]
-        )
+        held = range(number * blocks, number * blocks + used)
+        engine.step([Slice(sequence_id=number, token_ids=prompt, start=0, block_ids=held)])
 
 
 @pytest.mark.parametrize(("batch", "context_tokens"), [*((batch, CONTEXT_TOKENS) for batch in BATCHES), (8, 1900)])
