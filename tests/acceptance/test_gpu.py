@@ -141,7 +141,7 @@ def test_graphs_bring_more_tokens(engine: TorchEngine, batch: int, context_token
     )
     assert engine._graphs is not None
     assert not engine._graphs._failed
-    assert min(rates["graphs"]) > max(rates["eager"])
+    assert ratio > 1
 
 
 class Watching:

@@ -112,6 +112,8 @@ def test_a_model_that_cannot_be_captured_goes_on_without_graphs(
     engine._graphs._steps.clear()
     engine._graphs._forward = reads_back
     assert generate(engine, [[5, 6, 7]]) == expected
+    torch.cuda.empty_cache()
+    assert generate(engine, [[5, 6, 7]]) == expected
     assert sum("capturing failed" in record.message for record in caplog.records) == 1
     engine.close()
 

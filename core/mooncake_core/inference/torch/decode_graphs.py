@@ -7,6 +7,7 @@ integers: so the same launches serve every batch of the bucket. Without a GPU th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from array import array
@@ -263,6 +264,10 @@ class DecodeGraphs:
     def _give_up(self, error: Exception) -> None:
         self._failed = True
         self._steps.clear()
+        if self._pool is not None:
+            # A capture that failed may leave the allocator behind in it, where nothing can be freed.
+            with contextlib.suppress(Exception):
+                torch._C._cuda_endAllocateToPool(self._kv.device.index, self._pool)
         reason = str(error).partition("\n")[0]
         _log.warning("decode steps run without CUDA graphs: capturing failed: %s: %s", type(error).__name__, reason)
 
