@@ -10,9 +10,12 @@ from mooncake_core.inference.counter import uniform
 from mooncake_core.wire.messages.serving import Logprobs, Sampling
 
 
-def choose(logits: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> list[int]:
-    """One token per row of logits [rows, vocabulary]; position is where the new token will stand."""
-    greedy = logits.argmax(-1).tolist()
+def choose(
+    logits: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int], best: torch.Tensor | None = None
+) -> list[int]:
+    """One token per row of logits [rows, vocabulary]; position is where the new token will stand. `best` may be known: the
+    most probable token of each row."""
+    greedy = (logits.argmax(-1) if best is None else best).tolist()
     return [
         greedy[row] if sampling.temperature == 0 else _sample(logits[row], sampling, position)
         for row, (sampling, position) in enumerate(zip(samplings, positions, strict=True))
