@@ -12,6 +12,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Final
 
 import msgspec
@@ -273,6 +274,7 @@ class ShmTransport(Transport):
         return PathFailed(f"the transport of {self._owner} was closed")
 
 
+@lru_cache
 def _decode(path: bytes) -> ShmPath:
     return msgspec.msgpack.decode(path, type=ShmPath)
 

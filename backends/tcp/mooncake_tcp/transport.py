@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import ClassVar, Final
 
 import msgspec
@@ -152,5 +153,6 @@ class TcpTransport(ExportingTransport):
                     self._note_deadline(deadline)
 
 
+@lru_cache
 def _decode(path: bytes) -> TcpPath:
     return msgspec.msgpack.decode(path, type=TcpPath)

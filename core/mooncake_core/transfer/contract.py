@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from msgspec import Struct
+
 from mooncake_core.errors import TransferError
 
 
@@ -53,16 +55,14 @@ class TransportSettings:
     saves the way over another one. To be called without a lock that `post` takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(Struct, frozen=True, gc=False):
     """Bytes [offset, offset + length) of a registered region."""
 
     offset: int
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(Struct, frozen=True):
     """One transfer between local pieces and remote ranges of the same total length: scatter and gather at both ends.
 
     Both are taken in order, and need not be cut alike. The pieces are written to for a READ, and read from for a WRITE.
@@ -83,11 +83,11 @@ class Operation:
     @property
     def length(self) -> int:
         """Bytes to move."""
-        return sum(piece.nbytes for piece in self.pieces)
+        pieces = self.pieces
+        return pieces[0].nbytes if len(pieces) == 1 else sum(piece.nbytes for piece in pieces)
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(Struct, frozen=True):
     """How an operation ended. `error` None: all bytes have moved, and for a WRITE are visible at the peer."""
 
     operation_id: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import logging
 import os
@@ -15,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Final
+
+import msgspec
 
 from mooncake_core import registry
 from mooncake_core.errors import OutOfRange, PathFailed, TransferError
@@ -352,7 +353,7 @@ class TransferEngine:
         """The path failed: the next one carries the slice."""
         transport, *others = piece.others
         path = piece.transfer.request.segment.paths[transport.name]
-        operation = dataclasses.replace(piece.operation, path=path)
+        operation = msgspec.structs.replace(piece.operation, path=path)
         piece.transfer.path = transport.name
         with self._lock:
             self._slices[operation.operation_id] = _Slice(operation, piece.batch, piece.transfer, others)
