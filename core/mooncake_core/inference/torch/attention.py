@@ -251,12 +251,25 @@ def _attend(plan: Plan, gather: Gather, layer: int, query: torch.Tensor, scaling
     mask = plan.mask(gather, plan.windows[layer])
     heads, rows, _ = query.shape
     if rows > gather.count:  # one sequence's chunk
+        if query.is_cuda:  # of the kernels there that take a mask, the fast one wants as many KV heads as heads
+            keys, values = (_repeated(side, heads // side.shape[1]) for side in (keys, values))
         grouped = heads != keys.shape[1]
         result = scaled_dot_product_attention(
             query[None], keys, values, attn_mask=mask, scale=scaling, enable_gqa=grouped
         )
         return result[0].transpose(0, 1)
     return attend_decoding(query.transpose(0, 1), keys, values, mask, scaling)
+
+
+def choose_kernels(device: torch.device) -> None:
+    """cuDNN's attention is planned anew for each shape, for 0.1 s, and each prompt has a shape of its own."""
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def _repeated(side: torch.Tensor, times: int) -> torch.Tensor:
+    """[1, kv_heads * times, keys, dim]: each KV head as often as queries share it."""
+    return side if times == 1 else side.repeat_interleave(times, dim=1)
 
 
 def attend_decoding(

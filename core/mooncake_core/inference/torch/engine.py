@@ -62,6 +62,7 @@ class TorchEngine(Engine):
         self._device = _device(settings.device)
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        attention.choose_kernels(self._device)
         config = _load_config(folder)
         dtype = _dtype(settings.dtype, config, self._device)
         layout = _layout(config, str(dtype).removeprefix("torch."), settings.block_tokens)
