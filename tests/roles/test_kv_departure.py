@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from mooncake_core.errors import OutOfRange
-from mooncake_core.roles.kv_departure import LEAST_BYTES, KVDeparture
+from mooncake_core.roles.kv_departure import LEAST_BYTES, MOST_TRANSFERS, KVDeparture
 
 
 def departure(transfer: Any, num_layers: int = 1, layer_bytes: int = 1) -> KVDeparture:
@@ -53,11 +53,16 @@ async def test_kv_whose_sending_was_cancelled_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer_bytes", "lengths"),
-    [(LEAST_BYTES, [1, 1, 1, 1, 1]), (LEAST_BYTES // 2, [2, 2, 1]), (1, [5])],
+    ("num_layers", "layer_bytes", "lengths"),
+    [
+        (5, LEAST_BYTES, [1, 1, 1, 1, 1]),
+        (5, LEAST_BYTES // 2, [2, 2, 1]),
+        (5, 1, [5]),
+        (8 * MOST_TRANSFERS, LEAST_BYTES, [8] * MOST_TRANSFERS),
+    ],
 )
 async def test_layers_wait_for_the_next_ones_until_they_are_worth_a_transfer(
-    layer_bytes: int, lengths: list[int]
+    num_layers: int, layer_bytes: int, lengths: list[int]
 ) -> None:
     sent: list[int] = []
 
@@ -65,8 +70,8 @@ async def test_layers_wait_for_the_next_ones_until_they_are_worth_a_transfer(
         sent.extend(piece.nbytes for near, _ in pairs for piece in near)
         return [SimpleNamespace(error=None, path="tcp")]
 
-    leaving = departure(transfer, num_layers=5, layer_bytes=layer_bytes)
-    for layer in range(5):
+    leaving = departure(transfer, num_layers=num_layers, layer_bytes=layer_bytes)
+    for layer in range(num_layers):
         leaving.computed(1, layer + 1)
     await leaving.delivered()
     assert sent == lengths

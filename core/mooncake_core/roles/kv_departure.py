@@ -21,6 +21,8 @@ from mooncake_core.wire.messages.serving import Prefill
 POOL_TIMEOUT_S: Final = 10.0
 LEAST_BYTES: Final = 1 << 20
 """Fewer wait for the next layer's: a transfer costs both ends the same work however little it carries."""
+MOST_TRANSFERS: Final = 8
+"""Of a chunk, to each of its two targets: what comes last is not under any computation, and small enough then."""
 
 _log = logging.getLogger(__name__)
 
@@ -79,8 +81,10 @@ class KVDeparture:
         block_tokens = self._instance.block_tokens
         last = self._instance.info.layout.blocks_for(end) if whole else end // block_tokens
         first = self._sent_blocks
-        num_bytes = (last - first) * (last_layer - self._first_unsent_layer) * self._instance.layer_bytes
-        if last <= first or (num_bytes < LEAST_BYTES and last_layer < self._layers):
+        all_bytes = (last - first) * self._layers * self._instance.layer_bytes
+        num_bytes = all_bytes * (last_layer - self._first_unsent_layer) / self._layers
+        is_worth_it = num_bytes >= max(LEAST_BYTES, all_bytes / MOST_TRANSFERS)
+        if last <= first or (last_layer < self._layers and not is_worth_it):
             return
         self._send(first, last, self._first_unsent_layer, last_layer)
         self._put(first, min(last, len(self._message.block_keys)), self._first_unsent_layer, last_layer)
