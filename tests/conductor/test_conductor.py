@@ -59,9 +59,11 @@ def make(
     return conductor
 
 
-def arrival(request_id: str = "r", tokens: int = 101, max_tokens: int = 9, deadline: float = 1000) -> e.RequestArrived:
+def arrival(
+    request_id: str = "r", tokens: int = 101, max_tokens: int = 9, deadline: float = 1000, priority: int = 0
+) -> e.RequestArrived:
     keys = KEYS[: (tokens - 1) // BLOCK_TOKENS]
-    return e.RequestArrived(request_id, "m", tokens, max_tokens, keys, "", deadline)
+    return e.RequestArrived(request_id, "m", tokens, max_tokens, keys, "", deadline, priority=priority)
 
 
 def dispatched(conductor: Conductor, event: e.RequestArrived, now: float = 0) -> c.Dispatch:
@@ -140,6 +142,26 @@ def test_requests_that_arrive_together_do_not_herd() -> None:
     conductor = make(prefills=4, decodes=4)
     chosen = [dispatched(conductor, arrival(f"r{number}")).prefill for number in range(8)]
     assert sorted(chosen) == ["p0", "p0", "p1", "p1", "p2", "p2", "p3", "p3"]
+
+
+def test_an_urgent_request_does_not_wait_for_what_is_less_urgent() -> None:
+    conductor = make(prefills=1, decodes=2, ttft_slo_s=2.5)
+    dispatched(conductor, arrival("urgent", priority=-1))
+    dispatched(conductor, arrival("r1"))
+    (reject,) = conductor.handle(arrival("r2"), 0)
+    assert isinstance(reject, c.Reject)
+    assert "3.03s exceeds" in reject.reason
+    # Only the other urgent one is computed before it: 1.01 + 1.01.
+    assert dispatched(conductor, arrival("r3", priority=-1)).expected_ttft_s == pytest.approx(2.02)
+
+
+def test_a_less_urgent_request_goes_where_fewer_go_first() -> None:
+    conductor = make(prefills=2, decodes=4)
+    first = dispatched(conductor, arrival("urgent", priority=-1)).prefill
+    second = dispatched(conductor, arrival("later", tokens=201, priority=5)).prefill
+    assert first != second
+    # `second` has the longer queue, but all of it gives way to a request of priority 0.
+    assert dispatched(conductor, arrival("r", priority=0)).prefill == second
 
 
 def test_ties_are_broken_by_the_seed() -> None:

@@ -168,7 +168,7 @@ class Conductor:
         self._requests[request_id] = request
         # Counted from now on, so that requests arriving together do not all choose the same instance.
         predicted_s = best.transfer_s + best.prefill_s
-        self._prefill[best.prefill].work[request_id] = Work(predicted_s, now)
+        self._prefill[best.prefill].work[request_id] = Work(predicted_s, now, arrival.priority)
         self._record(arrival, scores, outcome="dispatched", reason="", now=now, request=request)
         return [self._assign(request, decode, model)]
 
@@ -180,7 +180,7 @@ class Conductor:
             PrefillView(
                 name=instance.name,
                 local_blocks=matches.get(instance.offer.local_node, 0),
-                queue_s=instance.queue_s(now),
+                queue_s=instance.queue_s(now, arrival.priority),
                 cost=instance.cost,
             )
             for instance in prefill

@@ -73,6 +73,8 @@ class RequestArrived:
     """Instances to be chosen only where there is no other."""
     fingerprint: bytes = b""
     """That the keys were made for; empty takes any."""
+    priority: int = 0
+    """Lower is earlier: instances take it before what is less urgent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,4 +223,5 @@ def _arrival(message: Place, now: float) -> e.RequestArrived:
         deadline=now + message.deadline_s,
         avoid=message.avoid,
         fingerprint=message.fingerprint,
+        priority=message.priority,
     )
