@@ -194,6 +194,42 @@ def test_what_can_never_fit_is_hopeless() -> None:
     assert reject == c.Reject("r", reject.reason, reject.retry_after_s, hopeless=True)  # type: ignore[union-attr]
 
 
+def test_a_prompt_goes_only_where_its_kv_can_ever_lie() -> None:
+    conductor = make(prefills=0)
+    conductor.handle(e.InstanceJoined("small", "prefill", offer(blocks=10)), 0)
+    (reject,) = conductor.handle(arrival(tokens=101), 0)
+    assert isinstance(reject, c.Reject)
+    assert reject.hopeless
+    assert (
+        "no prefill instance has the 11 blocks of KV memory that the prompt needs (the largest has 10)" in reject.reason
+    )
+    conductor.handle(e.InstanceJoined("large", "prefill", offer(blocks=11)), 0)
+    assert dispatched(conductor, arrival("a", tokens=101)).prefill == "large"
+    # Also where the small one would be sooner.
+    assert dispatched(conductor, arrival("b", tokens=101)).prefill == "large"
+    assert dispatched(conductor, arrival("c", tokens=100)).prefill == "small"
+    assert conductor.check() == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_of_instances_that_do_equally_well_one_with_room_takes_the_prompt(seed: int) -> None:
+    conductor = make(prefills=0, decodes=3)
+    conductor._random.seed(seed)
+    for name, blocks in (("full", 25), ("roomy", 100)):
+        conductor.handle(e.InstanceJoined(name, "prefill", offer(name, blocks=blocks)), 0)
+        # 201 tokens, 21 blocks, and little to compute: both are busy for the same time.
+        conductor.handle(e.BlocksStored(name, KEYS), 0)
+    firsts = [dispatched(conductor, arrival(f"first{number}", tokens=201)).prefill for number in range(2)]
+    assert sorted(firsts) == ["full", "roomy"]
+    assert dispatched(conductor, arrival("r", tokens=101)).prefill == "roomy"
+    (decision,) = conductor.decisions(1, "r", 0)
+    assert {candidate.prefill: candidate.free_blocks for candidate in decision.candidates} == {"full": 4, "roomy": 79}
+    assert decision.reason in ("", "roomy has 79 blocks of KV memory free, full not the 11 it needs")
+    for first in ("first0", "first1"):
+        conductor.handle(e.PrefillEnded(first, 0, 0.1), 0)
+    assert all(instance.free_blocks() >= 25 - 11 for instance in conductor._prefill.values())
+
+
 def test_a_refused_reservation_tries_the_next_instance_and_then_rejects() -> None:
     conductor = make(decodes=2)
     (first,) = conductor.handle(arrival(), 0)

@@ -17,6 +17,8 @@ class Work:
     started_at: float
     priority: int = 0
     """Lower is earlier."""
+    num_blocks: int = 0
+    """KV memory of its prompt."""
 
 
 class PrefillInstance:
@@ -38,6 +40,10 @@ class PrefillInstance:
         total = sum(work.predicted_s for work in first)
         oldest = first[0]
         return max(0.0, total - min(now - oldest.started_at, oldest.predicted_s))
+
+    def free_blocks(self) -> int:
+        """KV memory beside all prompts that run or wait here; negative when they wait for memory."""
+        return self.offer.num_blocks - sum(work.num_blocks for work in self.work.values())
 
 
 class DecodeInstance:
