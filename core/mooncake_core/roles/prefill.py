@@ -43,7 +43,9 @@ async def run(context: RoleContext) -> None:
     client = StoreClient(
         context.clients.get(context.master_address), engine=instance.transfer, checksum=context.config.pool.checksum
     )
-    role = PrefillRole(instance, PoolTarget(client, local_node_name(context.spec), context.config.pool.replicas))
+    pool = context.config.pool
+    target = PoolTarget(client, local_node_name(context.spec), pool.replicas, pool.writer_deadline)
+    role = PrefillRole(instance, target)
     try:
         await instance.serve({Prefill: role.prefill}, role.is_busy)
     finally:

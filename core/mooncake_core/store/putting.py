@@ -44,12 +44,20 @@ class Putting:
     """A put under way; made by StoreClient.begin_put. One write at a time; `end` must follow, whatever happens."""
 
     def __init__(
-        self, master: Client, engine: TransferEngine, wanted: Sequence[NewObject], started: PutStarted, deadline: float
+        self,
+        master: Client,
+        engine: TransferEngine,
+        wanted: Sequence[NewObject],
+        started: PutStarted,
+        deadline: float,
+        write_timeout_s: float,
     ) -> None:
         self._master = master
         self._engine = engine
         self._started = started
-        self._deadline = deadline
+        self.deadline = deadline
+        """time.monotonic() after which nothing is written any more."""
+        self._write_timeout_s = write_timeout_s
         self._objects = {
             index: _Object(new, grant)
             for index, (new, grant) in enumerate(zip(wanted, started.grants, strict=True))
@@ -158,7 +166,7 @@ class Putting:
             self._objects[index].lost.add(node)
 
     async def _move(self, node: str, write: Write) -> TransferError | TimeoutError | None:
-        patience_s = self._deadline - time.monotonic()
+        patience_s = min(self.deadline - time.monotonic(), self._write_timeout_s)
         if patience_s <= 0:
             return DeadlineExceeded("the writer's deadline has passed")
         error = first_error(await self._engine.write(self._started.segments[node], [write], timeout_s=patience_s))
