@@ -22,6 +22,7 @@ from mooncake_core.errors import (
     ServiceUnavailable,
     TransferError,
 )
+from mooncake_core.gateway.attempt import LOST_GRACE_S
 from mooncake_core.gateway.generation import Generation, Step
 from mooncake_core.gateway.serving import ClusterServing
 from mooncake_core.telemetry.spans import Spans
@@ -30,8 +31,10 @@ from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.membership import ModelOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.messages.serving import (
+    AskKV,
     Decode,
     DescribeModels,
+    KVState,
     Logprobs,
     Models,
     Place,
@@ -62,6 +65,7 @@ class FakeCluster:
         self.errors: dict[str, list[MooncakeError]] = {}
         self.prefill_url = ""
         self.decode_waits = False
+        self.kv_arrived = False
         self.first_finish: Any = None
         self.hang_in = ""
         self.hanging = asyncio.Event()
@@ -74,6 +78,7 @@ class FakeCluster:
             Place: self.place,
             Prefill: self.prefill,
             Decode: self.decode,
+            AskKV: self.kv_state,
             Release: self.note,
             PrefillEnded: self.note,
             RequestEnded: self.note,
@@ -135,6 +140,10 @@ class FakeCluster:
             raise self.decode_error
         call.reply(Tokens(token_ids=[9, 10], finish_reason="length", logprobs=[Logprobs(chosen=-0.5)] * 2 * count))
         return Done()
+
+    async def kv_state(self, message: AskKV, call: Call) -> KVState:
+        self.log.append(message)
+        return KVState(arrived=self.kv_arrived)
 
     async def maybe_hang(self, where: str) -> None:
         if self.hang_in == where:
@@ -318,6 +327,29 @@ async def test_a_prefill_that_dies_before_its_kv_has_arrived_is_noticed() -> Non
         cluster.decode_waits = False
         steps = await asyncio.wait_for(task, 10)
         assert [token for step in steps for token in step.token_ids] == [7, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("lives_on", [False, True])
+async def test_a_decode_that_is_slow_is_waited_for_although_the_connection_to_prefill_broke(lives_on: bool) -> None:
+    """The KV is there, or the prefill instance is, at the same address: nothing is lost."""
+    async with running() as (cluster, serving):
+        prefill = Server("prefill", cluster.handlers())
+        address = await prefill.start(HostPort("127.0.0.1", 0))
+        cluster.prefill_url, cluster.decode_waits, cluster.kv_arrived = address.url, True, not lives_on
+        task = asyncio.create_task(collect(serving))
+        while not cluster.kinds()["Decode"]:
+            await asyncio.sleep(0.01)
+        await prefill.close()
+        if lives_on:
+            prefill = Server("prefill", cluster.handlers())
+            await prefill.start(address)
+        await asyncio.sleep(4 * LOST_GRACE_S)
+        assert cluster.kinds()["AskKV"] == (2 if lives_on else 1)
+        cluster.decode_waits = False
+        steps = await asyncio.wait_for(task, 10)
+        await prefill.close()
+        assert [token for step in steps for token in step.token_ids] == [7, 8, 9, 10]
+        assert cluster.kinds()["Place"] == 1
 
 
 @pytest.mark.parametrize("error", [RequestRejected("busy", retry_after_s=3), NoSpace("full")])

@@ -17,8 +17,11 @@ from mooncake_core.gateway.generation import Generation, Step, Timings
 from mooncake_core.gateway.notices import Notices
 from mooncake_core.kvcache.keys import block_keys, namespace, reusable_blocks
 from mooncake_core.wire.client import Arrived, Client, Clients
+from mooncake_core.wire.messages.envelope import Done, Ping
 from mooncake_core.wire.messages.serving import (
+    AskKV,
     Decode,
+    KVState,
     Outcome,
     Place,
     Placed,
@@ -32,7 +35,9 @@ from mooncake_core.wire.messages.serving import (
 
 PLACE_TIMEOUT_S: Final = 30.0
 LOST_GRACE_S: Final = 0.3
-"""After a prefill instance was lost, its KV may still have arrived: then the decode instance's first token is near."""
+"""What a prefill instance sent last may still be on its way when the connection to it breaks."""
+ANSWER_S: Final = 3.0
+"""How long an instance may take to say that it is there, or has the KV."""
 
 
 @dataclass(slots=True)
@@ -123,7 +128,7 @@ class Attempt:
     async def _steps(self, placed: Placed, master: Client, deadline: float) -> AsyncGenerator[Step, None]:
         self.failed_at, self.failed_address = placed.prefill, placed.prefill_address
         prefill = self._clients.get(placed.prefill_address)
-        lost = self._lost = prefill.lost()
+        self._lost = prefill.lost()
         dispatched = time.monotonic()
         prefilled = await prefill.call(self._prefill(placed), Prefilled, timeout_s=deadline - time.monotonic())
         self._notices.send(
@@ -151,24 +156,27 @@ class Attempt:
         client = self._clients.get(placed.decode_address)
         stream = client.stream(self._decode(placed, prefilled), Tokens, timeout_s=deadline - time.monotonic())
         async with aclosing(stream) as replies:
-            first = await self._first_tokens(replies, lost, placed)
+            first = await self._first_tokens(replies, prefill, placed)
             timings = msgspec.structs.replace(timings, exposed_s=first[0].exposed_s)
             yield _step(first, prefilled.cached_tokens, timings)
             async for tokens in replies:
                 yield _step(tokens, prefilled.cached_tokens, timings)
 
     async def _first_tokens(
-        self, replies: AsyncGenerator[Arrived[Tokens], None], lost: asyncio.Future[None], placed: Placed
+        self, replies: AsyncGenerator[Arrived[Tokens], None], prefill: Client, placed: Placed
     ) -> Arrived[Tokens]:
-        """The first tokens of the decode instance. It waits for KV: a prefill instance that died will not send any."""
+        """The first tokens of the decode instance, however slow it is. It waits for KV, which a prefill instance that died
+        will not send any more; one whose connection broke may have sent it, or live on."""
         first = asyncio.ensure_future(anext(replies))
-        ends: list[asyncio.Future[Any]] = [first, lost]
         try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if not first.done():
-                await asyncio.wait([first], timeout=LOST_GRACE_S)
-            if first.done():
-                return first.result()
+            while True:
+                ends: list[asyncio.Future[Any]] = [first, self._lost or first]
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                if first.done() or await self._has_kv(placed):
+                    return await first
+                self._lost = prefill.lost()
+                if not await _answers(prefill) and not first.done():
+                    break
         finally:
             if not first.done():
                 first.cancel()
@@ -176,6 +184,19 @@ class Attempt:
                     await first
         self.failed_at, self.failed_address = placed.prefill, placed.prefill_address
         raise PeerUnreachable(f"prefill instance {placed.prefill} was lost before all KV had arrived")
+
+    async def _has_kv(self, placed: Placed) -> bool:
+        """Whether the decode instance has the KV, a little later at the latest. One that does not say so is not asked again:
+        its stream tells what is wrong."""
+        question = AskKV(request_id=self.request_id, reservation_id=placed.reservation.reservation_id)
+        client = self._clients.get(placed.decode_address)
+        try:
+            if (await client.call(question, KVState, timeout_s=ANSWER_S)).arrived:
+                return True
+            await asyncio.sleep(LOST_GRACE_S)
+            return (await client.call(question, KVState, timeout_s=ANSWER_S)).arrived
+        except MooncakeError:
+            return True
 
     def _prefill(self, placed: Placed) -> Prefill:
         readable = placed.matched_tokens // self._generation.model.block_tokens
@@ -200,6 +221,15 @@ class Attempt:
             sampling=self._sampling,
             priority=self._generation.priority,
         )
+
+
+async def _answers(client: Client) -> bool:
+    """Whether an instance is there."""
+    try:
+        await client.call(Ping(), Done, timeout_s=ANSWER_S)
+    except MooncakeError:
+        return False
+    return True
 
 
 def _step(messages: Arrived[Tokens], cached_tokens: int, timings: Timings) -> Step:

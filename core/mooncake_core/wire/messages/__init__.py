@@ -51,6 +51,8 @@ Message = (
     | serving.Prefill
     | serving.Prefilled
     | serving.KVArrived
+    | serving.AskKV
+    | serving.KVState
     | serving.Decode
     | serving.Tokens
     | serving.PrefillEnded

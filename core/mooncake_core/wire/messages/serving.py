@@ -157,6 +157,20 @@ class KVArrived(Struct, frozen=True, tag=True, kw_only=True):
     """When the last layer was computed, by the prefill host's time.time()."""
 
 
+class AskKV(Struct, frozen=True, tag=True, kw_only=True):
+    """Gateway to decode: has the KV arrived? Asked where the prefill instance seems to be lost."""
+
+    request_id: str
+    reservation_id: int
+
+
+class KVState(Struct, frozen=True, tag=True, kw_only=True):
+    """Of one request's KV in a decode instance."""
+
+    arrived: bool
+    """All of it is there, or it is known that it will never be: then the stream of tokens says so."""
+
+
 class Decode(Struct, frozen=True, tag=True, kw_only=True):
     """Gateway to decode: continue after the first token, once the KV has arrived. Answered with a stream of Tokens."""
 
