@@ -129,9 +129,12 @@ class DecodeRole:
             held.expiry.cancel()
         try:
             exposed_s: float | None = await self._wait_for_kv(held, message.request_id, call)
+            queued_at_s = time.time()
 
             def reply(output: Output) -> None:
                 nonlocal exposed_s
+                if exposed_s is not None:
+                    self._spans.add(message.request_id, "wait for engine", queued_at_s, output.started_s)
                 self._spans.add_step(message.request_id, output.started_s, output.ended_s)
                 call.reply(
                     Tokens(

@@ -237,6 +237,7 @@ class KVDeparture:
                 time.time(),
                 blocks=granted,
                 bytes=granted * self._instance.block_bytes,
+                path="+".join(putting.bytes_by_path),
             )
         return written
 

@@ -145,8 +145,10 @@ class PrefillRole:
         if not keys:
             return None
         try:
-            with self._spans.during(message.request_id, "locate prefix", blocks=len(keys)):
-                return await self._pool.client.begin_get(keys, timeout_s=POOL_TIMEOUT_S)
+            with self._spans.during(message.request_id, "locate prefix", blocks=len(keys), found=0) as span:
+                reading = await self._pool.client.begin_get(keys, timeout_s=POOL_TIMEOUT_S)
+                span.update(found=sum(reading.good))
+                return reading
         except MooncakeError as error:
             _log.warning("the pool cannot be read, computing the whole prompt: %s", error)
             return None
@@ -172,6 +174,7 @@ class PrefillRole:
             priority=message.priority,
         )
         outputs: list[Output] = []
+        flow.queued_at_s = time.time()
         try:
             await self._instance.loop.run(sequence, outputs.append, flow)
         except KVLost:
