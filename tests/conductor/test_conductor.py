@@ -173,7 +173,7 @@ def test_decode_goes_to_the_least_loaded_with_room() -> None:
     conductor = make(decodes=2)
     first, second = dispatched(conductor, arrival("a")), dispatched(conductor, arrival("b"))
     assert {first.decode, second.decode} == {"d0", "d1"}
-    conductor.handle(e.RequestEnded("a", "finished"), 0)
+    conductor.handle(e.RequestEnded("a"), 0)
     assert dispatched(conductor, arrival("c")).decode == first.decode
 
 
@@ -184,7 +184,7 @@ def test_a_full_decode_pool_is_429_and_room_comes_back() -> None:
     assert isinstance(reject, c.Reject)
     assert "11 blocks" in reject.reason
     assert reject.retry_after_s > 0
-    conductor.handle(e.RequestEnded("big", "finished"), 0)
+    conductor.handle(e.RequestEnded("big"), 0)
     dispatched(conductor, arrival("again"))
 
 
@@ -250,7 +250,7 @@ def test_a_cancelled_request_releases_its_memory(grant: bool) -> None:
     conductor.handle(arrival(), 0)
     if grant:
         conductor.handle(e.ReservationGranted("r"), 0)
-    assert conductor.handle(e.RequestEnded("r", "cancelled"), 0) == [c.ReleaseDecode("r", "d0")]
+    assert conductor.handle(e.RequestEnded("r"), 0) == [c.ReleaseDecode("r", "d0")]
     assert conductor.handle(e.ReservationGranted("r"), 0) == []
     assert conductor.check() == []
 
@@ -320,7 +320,7 @@ def test_observed_times_correct_the_predictions() -> None:
     before = dispatched(conductor, arrival("r0")).expected_ttft_s
     for number in range(30):
         conductor.handle(e.PrefillEnded(f"r{number}", 0, 2.02), 0)
-        conductor.handle(e.RequestEnded(f"r{number}", "finished"), 0)
+        conductor.handle(e.RequestEnded(f"r{number}"), 0)
         after = dispatched(conductor, arrival(f"r{number + 1}")).expected_ttft_s
     assert after == pytest.approx(2 * before, rel=0.01)
     for _ in range(30):
@@ -396,7 +396,7 @@ class ConductorMachine(RuleBasedStateMachine):
     def end(self, cancel: bool) -> None:
         pool = self.reserving if cancel and self.reserving else self.running
         if pool:
-            self.feed(e.RequestEnded(pool.pop(0), "cancelled"))
+            self.feed(e.RequestEnded(pool.pop(0)))
 
     @rule(name=st.sampled_from(["p0", "p1", "d0", "d1"]), back=st.booleans())
     def die(self, name: str, back: bool) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer
-from mooncake_core.wire.messages.serving import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,6 @@ class RequestEnded:
     """Nothing of the request runs any more."""
 
     request_id: str
-    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +21,6 @@ from mooncake_core.wire.messages.serving import (
     AskKV,
     Decode,
     KVState,
-    Outcome,
     Place,
     Placed,
     Prefill,
@@ -40,31 +38,21 @@ ANSWER_S: Final = 3.0
 """How long an instance may take to say that it is there, or has the KV."""
 
 
-@dataclass(slots=True)
-class Progress:
-    """How far an attempt has come; kept when it fails, so that the next one continues."""
-
-    emitted: list[int]
-    """Tokens after the prompt, of all attempts."""
-    outcome: Outcome = "cancelled"
-    output_tokens: int = 0
-    """Of this attempt."""
-
-
 class Attempt:
     """Placed, it holds memory in a decode instance until `run` has ended."""
 
     def __init__(
-        self, generation: Generation, request_id: str, progress: Progress, clients: Clients, notices: Notices
+        self, generation: Generation, request_id: str, emitted: list[int], clients: Clients, notices: Notices
     ) -> None:
+        """`emitted` are the tokens after the prompt, of all attempts: this one continues them."""
         self._generation = generation
         self.request_id = request_id
-        self._progress = progress
+        self._emitted = emitted
         self._clients = clients
         self._notices = notices
-        self._token_ids = [*generation.token_ids, *progress.emitted]
+        self._token_ids = [*generation.token_ids, *emitted]
         self._sampling = msgspec.structs.replace(
-            generation.sampling, max_tokens=generation.sampling.max_tokens - len(progress.emitted)
+            generation.sampling, max_tokens=generation.sampling.max_tokens - len(emitted)
         )
         space = namespace(generation.model.fingerprint, tenant=generation.tenant, cache_salt=generation.cache_salt)
         self._keys = block_keys(space, self._token_ids, generation.model.block_tokens)
@@ -92,7 +80,7 @@ class Attempt:
         try:
             self._placed = await master.call(message, Placed, timeout_s=min(timeout_s, PLACE_TIMEOUT_S))
         except asyncio.CancelledError:  # the answer may be on its way, and memory held
-            self._notices.send(master, RequestEnded(request_id=self.request_id, outcome="cancelled"))
+            self._notices.send(master, RequestEnded(request_id=self.request_id))
             raise
         return self._placed
 
@@ -104,13 +92,9 @@ class Attempt:
         try:
             async with aclosing(self._steps(placed, master, deadline)) as steps:
                 async for step in steps:
-                    self._progress.emitted += step.token_ids
-                    self._progress.output_tokens += len(step.token_ids)
-                    if step.finish_reason:
-                        self._progress.outcome = "finished"  # its memory is released in any case
+                    self._emitted += step.token_ids
                     yield step
         except MooncakeError as error:
-            self._progress.outcome = "failed"
             decode_lost = isinstance(error, PeerUnreachable) and self.failed_at == placed.decode
             raise
         finally:
@@ -118,12 +102,7 @@ class Attempt:
                 self._lost.cancel()
             if not decode_lost:
                 self._notices.send(self._clients.get(placed.decode_address), Release(request_id=self.request_id))
-            ended = RequestEnded(
-                request_id=self.request_id,
-                outcome=self._progress.outcome,
-                output_tokens=self._progress.output_tokens,
-            )
-            self._notices.send(master, ended)
+            self._notices.send(master, RequestEnded(request_id=self.request_id))
 
     async def _steps(self, placed: Placed, master: Client, deadline: float) -> AsyncGenerator[Step, None]:
         self.failed_at, self.failed_address = placed.prefill, placed.prefill_address

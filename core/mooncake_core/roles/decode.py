@@ -99,7 +99,6 @@ class DecodeRole:
                 reservation_id=held.reservation_id,
                 memory=held.memory,
                 block_offsets=[block_id * self._instance.block_bytes for block_id in prompt_blocks],
-                ttl_s=message.ttl_s,
             )
         )
 

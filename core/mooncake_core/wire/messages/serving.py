@@ -10,7 +10,6 @@ from mooncake_core.wire.messages.membership import ModelOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
 FinishReason = Literal["stop", "length"]
-Outcome = Literal["finished", "cancelled", "failed"]
 
 
 class Sampling(Struct, frozen=True, kw_only=True):
@@ -78,7 +77,6 @@ class Reservation(Struct, frozen=True, kw_only=True):
     reservation_id: int
     memory: SegmentDescriptor
     block_offsets: list[int]
-    ttl_s: float
 
 
 class Placed(Struct, frozen=True, tag=True, kw_only=True):
@@ -206,5 +204,3 @@ class RequestEnded(Struct, frozen=True, tag=True, kw_only=True):
     """Gateway to master: nothing of the request runs any more."""
 
     request_id: str
-    outcome: Outcome
-    output_tokens: int = 0
