@@ -17,6 +17,7 @@ from mooncake_core.inference.batching import Batching, Sequence
 from mooncake_core.inference.contract import EngineSettings, Slice
 from mooncake_core.inference.loop import EngineLoop
 from mooncake_core.inference.torch import flat_model
+from mooncake_core.inference.torch.decode_graphs import Bucket, DecodeGraphs
 from mooncake_core.inference.torch.decode_window import DecodeWindow
 from mooncake_core.inference.torch.engine import TorchEngine
 from mooncake_core.testing.models import FAMILIES, Reference, make_model
@@ -248,3 +249,107 @@ def test_the_decode_window_changes_nothing_however_batches_are_put_together(fold
             sequences.take(expected)
     plain.close()
     windowed.close()
+
+
+def static(folder: Path, **changes: object) -> TorchEngine:
+    """An engine that decodes as on a GPU, without graphs."""
+    engine = TorchEngine(settings(folder, **changes))
+    engine._window = None
+    engine._kv = torch.zeros((len(engine._kv) + 1, *engine._kv.shape[1:]), dtype=engine._kv.dtype)
+    engine._graphs = DecodeGraphs(
+        engine._kv,
+        engine._forward,
+        engine._model.get_output_embeddings(),
+        windows=engine._windows,
+        vocab_size=engine.info.vocab_size,
+        limit_bytes=64 << 20,
+    )
+    return engine
+
+
+def decode(number: int, token: int, start: int, blocks: SequenceOf[int]) -> Slice:
+    return Slice(sequence_id=number, token_ids=[token], start=start, block_ids=blocks, sampling=SCORED)
+
+
+def test_steps_of_fixed_shapes_give_the_same_tokens_however_batches_are_put_together(folder: Path) -> None:
+    plain, fixed = TorchEngine(settings(folder)), static(folder)
+    plain._window = None
+    sequences = Shuffled(7)
+    for number in range(150):
+        slices = sequences.slices(number)
+        if slices:
+            expected = plain.step(slices)
+            assert fixed.step(slices) == expected
+            sequences.take(expected)
+    assert fixed._graphs is not None
+    assert {bucket.num_rows for bucket in fixed._graphs._steps} >= {1, 2, 4}
+    plain.close()
+    fixed.close()
+
+
+def test_steps_of_fixed_shapes_give_the_same_probabilities_and_touch_no_other_block(folder: Path) -> None:
+    plain, fixed = TorchEngine(settings(folder)), static(folder)
+    plain._window = None
+    prompts = {1: [list(range(2, 250)), list(range(16))], 2: [[5, 6, 7], [20]], 3: [list(range(9, 40)), [30, 25]]}
+    for number, (prompt, blocks) in prompts.items():
+        part = Slice(sequence_id=number, token_ids=prompt, start=0, block_ids=blocks)
+        plain.step([part])
+        fixed.step([part])
+    slices = [decode(number, 3, len(prompt), blocks) for number, (prompt, blocks) in prompts.items()]
+    before = fixed._kv.clone()
+    assert fixed.step(slices) == plain.step(slices)
+    for index in range(len(slices)):
+        assert fixed.logprobs[index].top == pytest.approx(plain.logprobs[index].top, abs=1e-4)
+    changed = (fixed._kv != before).flatten(1).any(1).nonzero().flatten().tolist()
+    assert changed == [15, 20, 25, len(before) - 1]
+    torch.testing.assert_close(fixed._kv[:-1], plain._kv)
+    assert list(fixed._graphs._steps) == [Bucket(4, 16)]
+    plain.close()
+    fixed.close()
+
+
+def test_sampling_with_steps_of_fixed_shapes(tmp_path: Path) -> None:
+    folder = make_model("llama", tmp_path / "model")
+    plain, fixed = TorchEngine(settings(folder)), static(folder)
+    warm = Sampling(temperature=0.8, top_p=0.9, seed=11)
+    parts = [
+        Slice(sequence_id=n, token_ids=[n], start=0, block_ids=[n], sampling=sampling)
+        for n, sampling in enumerate((GREEDY, warm, None, SCORED))
+    ]
+    expected = plain.step(parts)
+    assert fixed.step(parts) == expected
+    assert expected[2] is None
+    assert list(fixed.logprobs) == [3]
+    plain.close()
+    fixed.close()
+
+
+def test_batches_for_which_there_is_no_memory_are_computed_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    fixed = static(make_model("llama", tmp_path / "model"))
+    assert fixed._graphs is not None
+    fixed._graphs._limit_bytes = 70_000
+    one, two = decode(1, 5, 0, [0]), decode(2, 6, 0, [1])
+    first = fixed.step([one])
+    assert fixed.step([one, two])[:1] == fixed.step([one, two])[:1] == first
+    assert list(fixed._graphs._steps) == [Bucket(1, 16)]
+    assert sum("run without a graph" in record.message for record in caplog.records) == 1
+    fixed.close()
+
+
+def test_a_capture_that_fails_is_said_once_and_the_model_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    fixed = static(make_model("llama", tmp_path / "model"))
+    assert fixed._graphs is not None
+    expected = fixed.step([decode(1, 5, 0, [0])])
+    monkeypatch.setattr(fixed._graphs, "_capture", fail)
+    fixed._graphs._on_gpu = True  # the step's memory is there already: pinning it would need a GPU
+    assert fixed.step([decode(1, 5, 0, [0])]) == fixed.step([decode(1, 5, 0, [0])]) == expected
+    assert sum("capturing failed" in record.message for record in caplog.records) == 1
+    fixed.close()

@@ -15,7 +15,7 @@ from tests.store.world import SIZE, World, world
 
 @pytest.mark.parametrize("size", [SIZE, ON_LOOP_BYTES + 1])
 async def test_damaged_bytes_are_a_miss(size: int) -> None:
-    async with world("a") as w:
+    async with world("a", capacity=4 * ON_LOOP_BYTES) as w:
         await w.put("k", size=size)
         w.damage("a")
         assert (await w.get("k", size=size))[0] == [False]

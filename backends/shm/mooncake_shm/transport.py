@@ -12,6 +12,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Final
 
 import msgspec
@@ -83,7 +84,7 @@ class ShmTransport(Transport):
         self._handles = itertools.count(1)
         self._page = ControlPage()
         self._target = Target(self._answer)
-        self._completions = Completions()
+        self._completions = Completions(settings.deliver)
         self._closing = False
         self._work: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._peers = Peers(ready=self._work.put, failed=self._failed)
@@ -273,6 +274,7 @@ class ShmTransport(Transport):
         return PathFailed(f"the transport of {self._owner} was closed")
 
 
+@lru_cache
 def _decode(path: bytes) -> ShmPath:
     return msgspec.msgpack.decode(path, type=ShmPath)
 

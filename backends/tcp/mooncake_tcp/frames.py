@@ -7,8 +7,10 @@ succeeded, the payload.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
+import select
 import socket
 import struct
 from collections.abc import Sequence
@@ -132,6 +134,19 @@ def receive_all(sock: socket.socket, views: Sequence[memoryview]) -> None:
             start += 1
         if received:
             left[start] = left[start][received:]
+
+
+def receive_when_there(sock: socket.socket, poller: select.poll, view: memoryview) -> None:
+    """As receive_into, where another thread may be sending on the socket: who waits in a receive is woken by the kernel for
+    each bit of room that the sender gets, who polls is not. `poller` is registered for what can be read."""
+    received = 0
+    with contextlib.suppress(BlockingIOError):
+        received = sock.recv_into(view, view.nbytes, socket.MSG_DONTWAIT)
+        if received == 0:
+            raise ConnectionResetError("the peer closed the connection")
+    if received < view.nbytes:
+        poller.poll()
+        receive_into(sock, view[received:])
 
 
 def discard(sock: socket.socket, num_bytes: int, scratch: memoryview) -> None:

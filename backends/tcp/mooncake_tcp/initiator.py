@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import select
 import socket
 import struct
 import threading
@@ -24,7 +25,7 @@ from mooncake_tcp.frames import (
     error_of,
     family_of,
     receive_all,
-    receive_into,
+    receive_when_there,
     send_all,
     send_some,
     tune,
@@ -183,9 +184,11 @@ class Connection:
 
     def _receive(self, sock: socket.socket) -> None:
         header = memoryview(bytearray(RESPONSE.size))
+        poller = select.poll()
+        poller.register(sock, select.POLLIN)
         try:
             while True:
-                receive_into(sock, header)
+                receive_when_there(sock, poller, header)
                 status, operation_id, length, clock_s = RESPONSE.unpack(header)
                 self._clock.hear(clock_s)
                 self._receive_one(sock, Status(status), operation_id, length)

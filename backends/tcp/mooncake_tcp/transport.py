@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import ClassVar, Final
 
 import msgspec
@@ -35,7 +36,7 @@ class TcpTransport(ExportingTransport):
     capabilities: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, settings: TransportSettings) -> None:
-        super().__init__()
+        super().__init__(settings)
         self._settings = settings
         try:
             self._target = Target(settings.listen_host, settings.listen_port, self.exports, settings.secret)
@@ -152,5 +153,6 @@ class TcpTransport(ExportingTransport):
                     self._note_deadline(deadline)
 
 
+@lru_cache
 def _decode(path: bytes) -> TcpPath:
     return msgspec.msgpack.decode(path, type=TcpPath)

@@ -16,7 +16,7 @@ from mooncake_core.transfer.contract import Capabilities
 from mooncake_core.transfer.local import LocalTransport
 from mooncake_core.transfer.slices import total_bytes
 
-ON_LOOP_BYTES: Final = 2 << 20
+ON_LOOP_BYTES: Final = 1 << 20
 """Longer sums are computed in a thread: xxhash runs without the interpreter lock. Handing over takes longer than a MiB does."""
 
 Choice = Literal["auto", "on", "off"]

@@ -43,7 +43,7 @@ class MemoryTransport(ExportingTransport):
     hub: ClassVar[Hub]
 
     def __init__(self, settings: TransportSettings) -> None:
-        super().__init__()
+        super().__init__(settings)
         self.owner = settings.owner
         self._address = settings.incarnation.to_bytes(8, "little") + id(self).to_bytes(8, "little")
         self.hub.transports[self._address] = self

@@ -6,7 +6,6 @@ class TestMine(TransportContract):
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import random
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import pytest
+from msgspec import structs
 
 from mooncake_core.errors import DeadlineExceeded, OutOfRange, PathFailed, StaleSegment, TransferError
 from mooncake_core.transfer.contract import Completion, Kind, Operation, Range, Transport, TransportSettings
@@ -149,18 +149,18 @@ class TransportContract:
         for part in ranges:
             expected[part.offset : part.offset + part.length], rest = rest[: part.length], rest[part.length :]
         pieces = [memoryview(source)[:777], memoryview(source)[777:]]
-        write = dataclasses.replace(ends.operation(Kind.WRITE, path, pieces, 0), ranges=ranges)
+        write = structs.replace(ends.operation(Kind.WRITE, path, pieces, 0), ranges=ranges)
         assert set(ends.complete([write]).values()) == {None}
         assert ends.memory == expected
         here = bytearray(len(source))
-        read = dataclasses.replace(ends.operation(Kind.READ, path, [memoryview(here)], 0), ranges=ranges)
+        read = structs.replace(ends.operation(Kind.READ, path, [memoryview(here)], 0), ranges=ranges)
         assert set(ends.complete([read]).values()) == {None}
         assert here == source
 
     def test_one_range_outside_refuses_the_whole_operation(self, ends: Ends) -> None:
         path = ends.export(writable=True, ranges=[Range(0, 100), Range(200, 100)])
         before = bytes(ends.memory)
-        operation = dataclasses.replace(
+        operation = structs.replace(
             ends.operation(Kind.WRITE, path, [memoryview(b"x" * 150)], 0), ranges=(Range(0, 100), Range(190, 50))
         )
         assert isinstance(ends.complete([operation])[operation.operation_id], OutOfRange)

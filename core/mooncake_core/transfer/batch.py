@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,3 +54,5 @@ class Batch:
         self.transfers: list[Transfer] = []
         self.pending = 0
         self.on_done: Callable[[], None] | None = None
+        self.waiting: list[threading.Event] = []
+        """Set, each of them, when nothing is pending any more."""

@@ -1,17 +1,20 @@
-"""Completions on their way from a transport's threads to whoever polls, with a descriptor to wait on."""
+"""Completions on their way from a transport's threads to the engine."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 from mooncake_core.transfer.contract import Completion
 
 
 class Completions:
-    """A list that many threads add to and one takes from; `fileno` is readable while it holds something."""
+    """Delivered at once; or, without `deliver`, a list that many threads add to and one takes from, `fileno` readable
+    while it holds something."""
 
-    def __init__(self) -> None:
+    def __init__(self, deliver: Callable[[Completion], None] | None = None) -> None:
+        self._deliver = deliver
         self._lock = threading.Lock()
         self._items: list[Completion] = []
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -21,6 +24,9 @@ class Completions:
         return self._fd
 
     def add(self, completion: Completion) -> None:
+        if self._deliver is not None:
+            self._deliver(completion)
+            return
         with self._lock:
             if not self._items and not self._closed:
                 os.eventfd_write(self._fd, 1)

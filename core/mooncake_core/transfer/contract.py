@@ -3,16 +3,18 @@
 
 Transfers are one-sided: the initiator posts reads and writes against memory that a peer has exported, and no code of
 the peer's application takes part. A transport may run threads or processes of its own for that; `post` never blocks for
-the network, completions are collected with `poll`, and `fileno()` becomes readable when there are some.
+the network; completions are delivered from its threads, or collected with `poll`, for which `fileno()` becomes readable.
 """
 
 from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+from msgspec import Struct
 
 from mooncake_core.errors import TransferError
 
@@ -48,18 +50,19 @@ class TransportSettings:
     secret: bytes | None = None
     """Shared by the cluster; None means no authentication (loopback)."""
     connections_per_peer: int = 1
+    deliver: Callable[[Completion], None] | None = None
+    """Where given, takes a completion in the thread that found it, instead of `poll`: a transport with threads of its own
+    saves the way over another one. To be called without a lock that `post` takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(Struct, frozen=True, gc=False):
     """Bytes [offset, offset + length) of a registered region."""
 
     offset: int
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(Struct, frozen=True):
     """One transfer between local pieces and remote ranges of the same total length: scatter and gather at both ends.
 
     Both are taken in order, and need not be cut alike. The pieces are written to for a READ, and read from for a WRITE.
@@ -80,11 +83,11 @@ class Operation:
     @property
     def length(self) -> int:
         """Bytes to move."""
-        return sum(piece.nbytes for piece in self.pieces)
+        pieces = self.pieces
+        return pieces[0].nbytes if len(pieces) == 1 else sum(piece.nbytes for piece in pieces)
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(Struct, frozen=True):
     """How an operation ended. `error` None: all bytes have moved, and for a WRITE are visible at the peer."""
 
     operation_id: int
@@ -144,7 +147,7 @@ class Transport(ABC):
 
     @abstractmethod
     def poll(self) -> list[Completion]:
-        """The completions since the last call; never blocks."""
+        """The completions since the last call, but for those delivered; never blocks."""
 
     @abstractmethod
     def fileno(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import logging
 import os
@@ -15,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Final
+
+import msgspec
 
 from mooncake_core import registry
 from mooncake_core.errors import OutOfRange, PathFailed, TransferError
@@ -77,6 +78,9 @@ class TransferEngine:
         connections_per_peer: int = 2,
         timeout_s: float = 30.0,
     ) -> None:
+        self._operation_ids = itertools.count(1)
+        self._slices: dict[int, _Slice] = {}
+        self._lock = threading.Lock()
         settings = TransportSettings(
             owner=owner,
             host_id=host_id,
@@ -85,6 +89,7 @@ class TransferEngine:
             listen_port=listen_port,
             secret=secret,
             connections_per_peer=connections_per_peer,
+            deliver=self._complete,
         )
         self._settings = settings
         self._timeout_s = timeout_s
@@ -97,9 +102,6 @@ class TransferEngine:
                 self._transports[kind.name] = transport
             self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             made.pop_all()
-        self._operation_ids = itertools.count(1)
-        self._slices: dict[int, _Slice] = {}
-        self._changed = threading.Condition()
         self._closing = False
         self._closed = False
         self._pump_thread = threading.Thread(target=self._pump, name="transfer-completions", daemon=True)
@@ -156,7 +158,7 @@ class TransferEngine:
                 raise OutOfRange(f"the local pieces have {near} bytes, the remote ranges {far}")
         deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
         transfers = [Transfer(request, deadline_s) for request in requests]
-        with self._changed:
+        with self._lock:
             batch.transfers.extend(transfers)
             batch.pending += len(transfers)
         posts: dict[str, list[Operation]] = {}
@@ -169,13 +171,17 @@ class TransferEngine:
 
     def status(self, batch: Batch) -> list[tuple[State, TransferError | TimeoutError | None]]:
         """State and error of each request, in the order submitted."""
-        with self._changed:
+        with self._lock:
             return [(transfer.state, transfer.error) for transfer in batch.transfers]
 
     def wait(self, batch: Batch, timeout_s: float | None = None) -> bool:
         """Whether all requests have ended, after waiting for that at most timeout_s."""
-        with self._changed:
-            return self._changed.wait_for(lambda: batch.pending == 0, timeout_s)
+        with self._lock:
+            if batch.pending == 0:
+                return True
+            ended = threading.Event()
+            batch.waiting.append(ended)
+        return ended.wait(timeout_s)
 
     def free(self, batch: Batch) -> None:
         """Gives a finished batch back.
@@ -239,7 +245,7 @@ class TransferEngine:
 
     def close(self) -> None:
         """Fails what is under way, withdraws all exports, ends all threads. Idempotent."""
-        with self._changed:
+        with self._lock:
             if self._closing:
                 return
             self._closing = True
@@ -274,7 +280,7 @@ class TransferEngine:
                 deadline_s=transfer.deadline_s,
             )
             transfer.path = best.name
-            with self._changed:
+            with self._lock:
                 self._slices[operation.operation_id] = _Slice(operation, batch, transfer, [*others, best])
             posts.setdefault(best.name, []).append(operation)
 
@@ -324,7 +330,7 @@ class TransferEngine:
                 self._complete(Completion(operation.operation_id, reason))
 
     def _complete(self, completion: Completion) -> None:
-        with self._changed:
+        with self._lock:
             piece = self._slices.pop(completion.operation_id, None)
         if piece is None:
             _log.warning("operation %d was completed twice", completion.operation_id)
@@ -333,7 +339,7 @@ class TransferEngine:
             self._retry(piece)
             return
         transfer = piece.transfer
-        with self._changed:
+        with self._lock:
             transfer.error = transfer.error or completion.error
             transfer.remaining -= 1
             is_last = transfer.remaining == 0
@@ -347,20 +353,23 @@ class TransferEngine:
         """The path failed: the next one carries the slice."""
         transport, *others = piece.others
         path = piece.transfer.request.segment.paths[transport.name]
-        operation = dataclasses.replace(piece.operation, path=path)
+        operation = msgspec.structs.replace(piece.operation, path=path)
         piece.transfer.path = transport.name
-        with self._changed:
+        with self._lock:
             self._slices[operation.operation_id] = _Slice(operation, piece.batch, piece.transfer, others)
         self._post(transport, [operation])
 
     def _end(self, batch: Batch, transfer: Transfer, error: TransferError | TimeoutError | None) -> None:
-        with self._changed:
+        with self._lock:
             transfer.error = error
             transfer.state = State.FAILED if error else State.DONE
             batch.pending -= 1
-            finished = batch.pending == 0
-            self._changed.notify_all()
-        if finished and batch.on_done:
+            if batch.pending:
+                return
+            waiting, batch.waiting = batch.waiting, []
+        for ended in waiting:
+            ended.set()
+        if batch.on_done:
             batch.on_done()
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from mooncake_core.transfer.completions import Completions
-from mooncake_core.transfer.contract import Completion, Range, Transport
+from mooncake_core.transfer.contract import Completion, Range, Transport, TransportSettings
 from mooncake_core.transfer.exports import Exports
 from mooncake_core.transfer.slices import pair
 
@@ -14,9 +14,9 @@ from mooncake_core.transfer.slices import pair
 class ExportingTransport(Transport):
     """Subclasses move the bytes, and say how a key becomes a path and back."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: TransportSettings) -> None:
         self.exports = Exports()
-        self.completions = Completions()
+        self.completions = Completions(settings.deliver)
         self._regions: dict[int, memoryview] = {}
         self._handles = itertools.count(1)
 

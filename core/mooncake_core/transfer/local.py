@@ -19,7 +19,7 @@ class LocalTransport(ExportingTransport):
     capabilities: ClassVar[Capabilities] = Capabilities(same_host_only=True, same_process_only=True)
 
     def __init__(self, settings: TransportSettings) -> None:
-        super().__init__()
+        super().__init__(settings)
         self._owner = settings.owner
         self._closing = False
 

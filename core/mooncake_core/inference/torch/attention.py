@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -21,6 +21,16 @@ from mooncake_core.inference.torch.flat_model import attention_mark
 NAME: Final = "mooncake_paged"
 UNSUPPORTED: Final = ("softcap", "s_aux")
 """Arguments of transformers' attention functions that change what is computed."""
+
+
+class StepPlan(Protocol):
+    """What a step's attention layers need to know."""
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+    ) -> torch.Tensor:
+        """Writes the new K and V of a layer to their slots, and attends over all there are; query [1, heads, tokens, dim],
+        key and value [1, kv_heads, tokens, dim]; returns [1, tokens, heads, dim]."""
 
 
 class Gather:
@@ -132,6 +142,21 @@ class Plan:
             device=self.device,
         )
 
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+    ) -> torch.Tensor:
+        """As StepPlan.attend."""
+        if self.watcher:
+            self.watcher.before_layer(layer)
+        self.write(layer, new_rows(key, value))
+        if self.watcher:
+            self.watcher.layer_written(layer)
+        if len(self.gathers) == 1:
+            return _attend(self, self.gathers[0], layer, query[0], scaling)[None]
+        return torch.cat([_attend(self, gather, layer, query[0, :, gather.rows], scaling) for gather in self.gathers])[
+            None
+        ]
+
     def write(self, layer: int, new: torch.Tensor) -> None:
         """Brings a layer's new K, then V, of all tokens to their places; new [2 * tokens, kv_heads, dim]."""
         self.token_rows.index_copy_(0, self.slots[layer], new.view(2 * self.num_tokens, -1))
@@ -170,12 +195,17 @@ class Plan:
         return mask[:, None]
 
 
-_current: list[Plan] = []
+def new_rows(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """[2 * tokens, kv_heads, dim]: K of all tokens, then V; key and value [1, kv_heads, tokens, dim]."""
+    return torch.cat((key[0].transpose(0, 1), value[0].transpose(0, 1)))
+
+
+_current: list[StepPlan] = []
 """The plan of the step under way. A model's attention function is global in transformers, and an engine is called from one
 thread at a time; several engines in one process take turns."""
 
 
-def begin(plan: Plan) -> None:
+def begin(plan: StepPlan) -> None:
     """The following forward pass is this plan's."""
     _current[:] = [plan]
 
@@ -211,31 +241,30 @@ def attention_interface(
 def paged_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
 ) -> torch.Tensor:
-    """Writes the new K and V of a layer to their slots, and attends over all there are; shapes as above."""
-    plan = _current[0]
-    if plan.watcher:
-        plan.watcher.before_layer(layer)
-    new = torch.cat((key[0].transpose(0, 1), value[0].transpose(0, 1)))  # [K of all tokens, then V; kv_heads; dim]
-    plan.write(layer, new)
-    if plan.watcher:
-        plan.watcher.layer_written(layer)
-    if len(plan.gathers) == 1:
-        return _attend(plan, plan.gathers[0], layer, query[0], scaling)[None]
-    return torch.cat([_attend(plan, gather, layer, query[0, :, gather.rows], scaling) for gather in plan.gathers])[None]
+    """Attention of the step under way; shapes as in StepPlan.attend."""
+    return _current[0].attend(query, key, value, layer, scaling)
 
 
 def _attend(plan: Plan, gather: Gather, layer: int, query: torch.Tensor, scaling: float) -> torch.Tensor:
     """[rows, heads, dim] of one gather; query [heads, rows, dim]."""
     keys, values = plan.gathered(gather, layer)
     mask = plan.mask(gather, plan.windows[layer])
-    heads, rows, dim = query.shape
+    heads, rows, _ = query.shape
     if rows > gather.count:  # one sequence's chunk
         grouped = heads != keys.shape[1]
         result = scaled_dot_product_attention(
             query[None], keys, values, attn_mask=mask, scale=scaling, enable_gqa=grouped
         )
         return result[0].transpose(0, 1)
-    # One query per sequence: those that share a KV head go together, as if they were queries of one sequence.
-    queries = query.transpose(0, 1).reshape(rows, keys.shape[1], -1, dim)
+    return attend_decoding(query.transpose(0, 1), keys, values, mask, scaling)
+
+
+def attend_decoding(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """[sequences, heads, dim] of one query per sequence; keys and values [sequences, kv_heads, keys, dim]."""
+    sequences, heads, dim = query.shape
+    # Queries that share a KV head go together, as if they were queries of one sequence.
+    queries = query.reshape(sequences, keys.shape[1], -1, dim)
     result = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scaling)
-    return result.reshape(rows, heads, dim)
+    return result.reshape(sequences, heads, dim)

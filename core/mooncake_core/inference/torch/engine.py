@@ -32,9 +32,10 @@ except ImportError as error:
     ) from error
 
 from mooncake_core.inference.torch import attention, sampling
+from mooncake_core.inference.torch.decode_graphs import DecodeGraphs
 from mooncake_core.inference.torch.decode_window import DecodeWindow
 from mooncake_core.inference.torch.flat_model import Forward, fastest_forward
-from mooncake_core.inference.torch.staging import StagedDepartures
+from mooncake_core.inference.torch.staging import HostMirror, mirror_of
 
 RESERVE_BYTES: Final = 256 << 20
 """For activations and the libraries themselves."""
@@ -42,6 +43,11 @@ CALIBRATION_TOKENS: Final = 128
 CHECKED_TOKENS: Final = 5
 WINDOW_SHARE: Final = 0.5
 """Of the KV memory's size, for the decode window (CPU only)."""
+GRAPHS_SHARE: Final = 0.25
+GRAPHS_BYTES: Final = 256 << 20
+"""For the memory of decode graphs (GPU only): of the KV memory's size, and besides."""
+
+_NOT_ASKED: Final = Sampling(temperature=0)
 
 
 class TorchEngine(Engine):
@@ -66,9 +72,10 @@ class TorchEngine(Engine):
         self._memory = SharedMemory("kv", num_blocks * layout.block_bytes)
         self._view = self._memory.view
         self._logprobs: dict[int, Logprobs] = {}
-        self._kv, self._staging = self._make_kv(layout, num_blocks, dtype)
+        self._kv, self._mirror = self._make_kv(layout, num_blocks, dtype)
         self._window = self._make_window(settings.kv_memory_bytes)
         self._forward = fastest_forward(self._model, attention.paged_attention, self._hidden_of)
+        self._graphs = self._make_graphs(_beside_kv_bytes(settings.kv_memory_bytes, layout, self._device))
         self._info = EngineInfo(
             model_name=folder.name,
             fingerprint=fingerprint(files, read_json(folder / "config.json"), layout),
@@ -93,20 +100,17 @@ class TorchEngine(Engine):
         return self._memory.descriptor
 
     def stage_in(self, block_ids: Sequence[int], layer: int | None = None) -> None:
-        if self._staging is not None:
-            layers = slice(None) if layer is None else layer
-            for block_id in block_ids:
-                self._kv[block_id, layers].copy_(self._staging[block_id, layers], non_blocking=True)
+        if self._mirror is not None:
+            self._mirror.stage_in(block_ids, layer)
 
     def stage_out(self, block_ids: Sequence[int]) -> None:
-        if self._staging is not None:
-            for block_id in block_ids:
-                self._staging[block_id].copy_(self._kv[block_id])
+        if self._mirror is not None:
+            self._mirror.stage_out(block_ids)
 
     def step(self, slices: Sequence[Slice], watcher: LayerWatcher | None = None) -> list[int | None]:
         departures = None
-        if watcher is not None and self._staging is not None:
-            departures = watcher = StagedDepartures(self._kv, self._staging, slices, watcher)
+        if watcher is not None and self._mirror is not None:
+            departures = watcher = self._mirror.departures(slices, watcher)
         try:
             with torch.inference_mode():
                 tokens = self._step(slices, watcher)
@@ -122,19 +126,36 @@ class TorchEngine(Engine):
 
     def close(self) -> None:
         # The memory itself is freed with the last view of it: a transfer region may still hold one.
-        self._kv = self._staging = self._model = self._window = self._forward = None  # type: ignore[assignment]
+        if self._mirror is not None:
+            self._mirror.close()
+        self._kv = self._mirror = self._model = self._window = self._graphs = self._forward = None  # type: ignore[assignment]
 
-    def _make_kv(self, layout: KVLayout, num_blocks: int, dtype: Any) -> tuple[Any, Any]:
-        """(blocks to compute in, staging memory or None), both [block, layer, k|v, token, kv_head, dim]."""
+    def _make_kv(self, layout: KVLayout, num_blocks: int, dtype: Any) -> tuple[Any, HostMirror | None]:
+        """Blocks to compute in [block, layer, k|v, token, kv_head, dim]; where they lie on a GPU one more, for the graphs,
+        and their copy on the host."""
         shape = (num_blocks, layout.num_layers, 2, layout.block_tokens, layout.num_kv_heads, layout.head_dim)
         host = torch.frombuffer(self._view, dtype=dtype).view(shape)
         if self._device.type == "cpu":
             return host, None
-        return torch.zeros(shape, dtype=dtype, device=self._device), host
+        kv = torch.zeros((num_blocks + 1, *shape[1:]), dtype=dtype, device=self._device)
+        return kv, mirror_of(kv, host)
 
     def _make_window(self, kv_memory_bytes: int) -> DecodeWindow | None:
         """On a CPU, where gathering blocks costs more than computing. A GPU has no memory to spare for it."""
         return DecodeWindow(self._kv, int(WINDOW_SHARE * kv_memory_bytes)) if self._device.type == "cpu" else None
+
+    def _make_graphs(self, limit_bytes: int) -> DecodeGraphs | None:
+        """On a GPU, where launching a decode step's operations takes longer than computing them."""
+        if self._device.type != "cuda":
+            return None
+        return DecodeGraphs(
+            self._kv,
+            self._forward,
+            self._model.get_output_embeddings(),
+            windows=self._windows,
+            vocab_size=self._model.get_output_embeddings().weight.shape[0],
+            limit_bytes=limit_bytes,
+        )
 
     def _hidden_of(self, forward: Forward) -> Any:
         """Hidden states of a short prompt, its KV in the first blocks."""
@@ -154,22 +175,33 @@ class TorchEngine(Engine):
             attention.end()
 
     def _step(self, slices: Sequence[Slice], watcher: LayerWatcher | None) -> list[int | None]:
+        self._logprobs = {}
+        if self._graphs is not None and watcher is None and all(len(part.token_ids) == 1 for part in slices):
+            found = self._graphs.run(slices)
+            if found is not None:
+                return self._sample(slices, range(len(slices)), *found)
         plan = attention.Plan(self._kv, slices, windows=self._windows, watcher=watcher, window=self._window)
         hidden = self._run(plan, self._forward)
-        self._logprobs = {}
-        chosen = [(rank, index) for rank, index in enumerate(plan.order) if slices[index].sampling]
-        results: list[int | None] = [None] * len(slices)
-        if not chosen:
-            return results
-        rows = [plan.last_rows[rank] for rank, _ in chosen]
+        rows = [row for row, index in zip(plan.last_rows, plan.order, strict=True) if slices[index].sampling]
+        if not rows:
+            return [None] * len(slices)
         logits = self._model.get_output_embeddings()(hidden[rows]).float()
-        wanted = [slices[index] for _, index in chosen]
-        samplings = [part.sampling for part in wanted if part.sampling]
-        tokens = sampling.choose(logits, samplings, [part.start + len(part.token_ids) for part in wanted])
+        return self._sample(slices, [index for index in plan.order if slices[index].sampling], logits)
+
+    def _sample(
+        self, slices: Sequence[Slice], indexes: Sequence[int], logits: Any, best: Any = None
+    ) -> list[int | None]:
+        """Tokens of the slices at these indexes, whose logits are [indexes, vocabulary]; None for the others. `best` may
+        be known: the most probable tokens."""
+        samplings = [slices[index].sampling or _NOT_ASKED for index in indexes]
+        positions = [slices[index].start + len(slices[index].token_ids) for index in indexes]
+        tokens = sampling.choose(logits, samplings, positions, best)
         logprobs = sampling.logprobs(logits, samplings, tokens)
-        self._logprobs = {chosen[row][1]: found for row, found in logprobs.items()}
-        for (_, index), token_id in zip(chosen, tokens, strict=True):
-            results[index] = token_id
+        self._logprobs = {indexes[row]: found for row, found in logprobs.items()}
+        results: list[int | None] = [None] * len(slices)
+        for index, token_id in zip(indexes, tokens, strict=True):
+            if slices[index].sampling:
+                results[index] = token_id
         return results
 
     def _calibrate(self, layout: KVLayout, num_blocks: int) -> CostHint:
@@ -178,7 +210,8 @@ class TorchEngine(Engine):
         blocks = list(range(layout.blocks_for(tokens + 1)))
         prompt = Slice(sequence_id=0, token_ids=[0] * tokens, start=0, block_ids=blocks, sampling=Sampling())
         token = Slice(sequence_id=0, token_ids=[0], start=tokens, block_ids=blocks, sampling=Sampling())
-        self._timed([prompt])
+        for first in ([prompt], [token]):
+            self._timed(first)
         prefill_s, step_s = self._timed([prompt]), self._timed([token])
         return CostHint(
             prefill_base_s=step_s,
@@ -262,6 +295,13 @@ def _windows(config: Any) -> list[int | None]:
     return [window if getattr(config, "use_sliding_window", True) else None] * config.num_hidden_layers
 
 
+def _beside_kv_bytes(kv_bytes: int, layout: KVLayout, device: Any) -> int:
+    """What decode steps need: the window on a CPU; on a GPU graphs, and the block that is nobody's."""
+    if device.type == "cpu":
+        return int(WINDOW_SHARE * kv_bytes)
+    return GRAPHS_BYTES + int(GRAPHS_SHARE * kv_bytes) + layout.block_bytes
+
+
 def _check_memory(files: list[Path], layout: KVLayout, num_blocks: int, kv_bytes: int, device: Any) -> None:
     if num_blocks < 1:
         raise ModelTooLarge(
@@ -269,12 +309,12 @@ def _check_memory(files: list[Path], layout: KVLayout, num_blocks: int, kv_bytes
         )
     weights = parameter_count(files) * layout.element_bytes
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
-    window = int(WINDOW_SHARE * kv_bytes) if device.type == "cpu" else 0
-    needed = weights + kv_bytes + window + RESERVE_BYTES
+    beside = _beside_kv_bytes(kv_bytes, layout, device)
+    needed = weights + kv_bytes + beside + RESERVE_BYTES
     if needed > available:
         raise ModelTooLarge(
             f"the model does not fit {device}: {format_size(weights)} of weights ({layout.dtype}) + "
-            f"{format_size(kv_bytes)} of KV memory + {format_size(window)} decode window + "
+            f"{format_size(kv_bytes)} of KV memory + {format_size(beside)} for decode steps + "
             f"{format_size(RESERVE_BYTES)} reserve = {format_size(needed)}, "
             f"{format_size(available)} available; lower engine.kv_memory, or choose a smaller dtype or model"
         )

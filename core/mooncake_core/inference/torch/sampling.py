@@ -43,9 +43,12 @@ class _Cuts:
         return _Cuts(self.top_k[index], self.has_top_k[index], self.top_p[index])
 
 
-def choose(logits: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int]) -> list[int]:
-    """One token per row of logits [rows, vocabulary]; position is where the new token will stand."""
-    tokens = logits.argmax(-1)
+def choose(
+    logits: torch.Tensor, samplings: Sequence[Sampling], positions: Sequence[int], best: torch.Tensor | None = None
+) -> list[int]:
+    """One token per row of logits [rows, vocabulary]; position is where the new token will stand. `best` may be known: the
+    most probable token of each row."""
+    tokens = logits.argmax(-1) if best is None else best.clone()
     for cut in (False, True):
         rows = [row for row, asked in enumerate(samplings) if asked.temperature != 0 and _is_cut(asked) == cut]
         if rows:
