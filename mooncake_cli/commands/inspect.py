@@ -206,8 +206,9 @@ def _candidates(decision: Decision) -> None:
             format_duration(score.transfer_s),
             format_duration(score.prefill_s),
             format_duration(score.ttft_s),
+            score.free_blocks,
         ]
         for score in decision.candidates
     ]
     console.data(f"{decision.request_id}: {decision.outcome} by policy {decision.policy}")
-    console.table(["candidate", "local", "fetched", "queue", "transfer", "prefill", "ttft"], rows)
+    console.table(["candidate", "local", "fetched", "queue", "transfer", "prefill", "ttft", "free blocks"], rows)

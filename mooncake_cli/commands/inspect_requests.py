@@ -40,6 +40,7 @@ ALL_KEPT: Final = 1 << 31
 def command(
     request_id: str | None, limit: int, every: bool, trace_path: Path | None, as_json: bool, **where: Any
 ) -> int:
+    from mooncake_core.telemetry.spans import MAX_SPANS
     from mooncake_core.wire.messages.timeline import GetSpans, ListRequests, Requests, SpansOf
 
     if request_id is None:
@@ -63,6 +64,8 @@ def command(
         return exits.FAILED
     if timeline.silent:
         console.note(f"no answer from {', '.join(timeline.silent)}: their part is missing")
+    if timeline.dropped:
+        console.note(f"{timeline.dropped} more spans were dropped: a process keeps {MAX_SPANS} of a request")
     if trace_path is not None:
         return _write_trace(timeline.spans, trace_path)
     _print_timeline(request_id, timeline, as_json, every=every)
@@ -120,7 +123,7 @@ def _print_timeline(request_id: str, timeline: SpansOf, as_json: bool, *, every:
             )
             for span in timeline.spans
         ]
-        console.json({"request": request_id, "spans": spans, "silent": timeline.silent})
+        console.json({"request": request_id, "spans": spans, "silent": timeline.silent, "dropped": timeline.dropped})
         return
     from mooncake_core.units import format_duration
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 10.0
 PARTS_PATIENCE_S = 5.0
+"""Beyond the time they take to finish what runs."""
 
 
 @click.command("stop", help="Stop what was started on this host.")
@@ -51,7 +52,7 @@ def _end(states: Sequence[StartState], patience_s: float) -> None:
     for state in states:
         with contextlib.suppress(ProcessLookupError):
             os.kill(state.pid, signal.SIGTERM)
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + patience_s + max((state.drain_s for state in states), default=0.0)
     pids = {state.pid for state in states}
     while pids and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -254,3 +254,21 @@ def test_stop_finds_the_cluster_as_the_others_do(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("modle: x")
     result = mooncake("stop", cwd=tmp_path, MOONCAKE_CONFIG="bad.yaml")
     assert (result.returncode, "did you mean model?" in result.stderr) == (2, True)
+
+
+def test_spans_that_were_dropped_are_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mooncake_cli.commands import inspect_requests
+    from mooncake_core.telemetry.spans import Span
+    from mooncake_core.wire.messages.timeline import GetSpans, Requests, SpansOf
+
+    def ask(message: object, reply_type: type, **where: object) -> object:
+        timeline = SpansOf(spans=[Span("p", "x", 1.0, 2.0, {})], dropped=18)
+        return timeline if isinstance(message, GetSpans) else Requests(requests=[])
+
+    monkeypatch.setattr(inspect_requests, "ask", ask)
+    assert main.run(["inspect", "requests", "r"]) == exits.DONE
+    assert "18 more spans were dropped: a process keeps 4096 of a request" in capsys.readouterr().err
+    assert main.run(["inspect", "requests", "r", "--json"]) == exits.DONE
+    assert json.loads(capsys.readouterr().out)["dropped"] == 18

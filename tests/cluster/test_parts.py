@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
-from mooncake_core.testing.cluster import Cluster, as_json
+from mooncake_core.roles.supervisor import DRAIN_S
+from mooncake_core.testing.cluster import Cluster, alive, as_json, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 MOCK = Path(__file__).parent.parent.parent / "configs" / "mock.yaml"
@@ -44,6 +47,29 @@ def test_parts_are_started_by_the_name_of_their_entry_and_have_logs_of_their_own
         stopping = time.monotonic()
         assert mooncake(tmp_path, "stop").returncode == 0
     assert time.monotonic() - stopping < 6
+
+
+def test_a_part_that_is_stopped_finishes_what_runs_within_its_drain_timeout(tmp_path: Path) -> None:
+    master = as_json(start(tmp_path, "--role", "master", "--detach", "--json"))
+    at = ("--set", f"master.port={master['master_address'].rpartition(':')[2]}", "--detach", "--json")
+    try:
+        decode = as_json(start(tmp_path, "--role", "decode", "--name", "decode-0", *at))
+        start(tmp_path, "--role", "prefill", "--name", "prefill-0", *at)
+        gateway = as_json(start(tmp_path, "--role", "gateway", *at))
+        body = {"model": "demo", "prompt": "hello", "max_tokens": 600, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{gateway['gateway_url']}/v1/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            stopping = time.monotonic()
+            os.kill(decode["pid"], signal.SIGTERM)
+            rest = [line for line in lines if line]
+        took_s = time.monotonic() - stopping
+        wait_for(lambda: not alive(decode["pid"]), 2)
+        assert rest[-1] == "data: [DONE]"
+        assert took_s > DRAIN_S, "the answer was too short to show anything"
+        assert "goes on elsewhere" not in Path(gateway["log"]).read_text()
+    finally:
+        assert mooncake(tmp_path, "stop").returncode == 0
 
 
 def test_a_second_member_of_a_name_is_refused_while_the_first_answers(tmp_path: Path) -> None:

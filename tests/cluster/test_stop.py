@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -50,7 +51,10 @@ class Streams:
             assert not thread.is_alive()
 
     def _read(self, url: str, body: dict[str, Any], number: int) -> None:
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+        with (
+            contextlib.suppress(httpx.RemoteProtocolError),  # a gateway that is killed says nothing
+            httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer,
+        ):
             self.statuses[number] = answer.status_code
             for line in answer.iter_lines():
                 if line:
@@ -118,3 +122,24 @@ def test_an_instance_told_to_stop_finishes_its_work_and_gets_no_more(cluster: Cl
     assert name not in {decision.decode for decision in decided}
     streams.join()
     assert streams.lines[0][-1] == "data: [DONE]"
+
+
+def test_a_gateway_that_is_stopped_for_longer_than_its_lease_keeps_its_streams(tmp_path: Path) -> None:
+    cluster = Cluster(MOCK, tmp_path, "master.lease=1s", "master.heartbeat_interval=250ms")
+    try:
+        streams = Streams(cluster, 2, max_tokens=600)
+        pid = cluster.pid("gateway")
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: "gateway is gone: it was silent for 1s" in cluster.log, 5)
+        time.sleep(1.0)
+        assert cluster.status().num_requests == 2
+        os.kill(pid, signal.SIGCONT)
+        streams.join()
+        assert all(lines[-1] == "data: [DONE]" for lines in streams.lines)
+        assert "goes on elsewhere" not in cluster.log
+        streams = Streams(cluster, 2)
+        cluster.kill("gateway")
+        wait_for(lambda: cluster.status().num_requests == 0, 10)
+        streams.join()
+    finally:
+        cluster.stop()

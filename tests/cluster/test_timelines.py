@@ -38,11 +38,15 @@ def test_layers_travel_while_later_ones_are_computed(cluster: Cluster, tmp_path:
     events = [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
     sent = [event for event in events if event["name"] == "send to decode"]
     transport = cluster.folder.name.rstrip("0123456789")
-    assert {event["args"]["path"] for event in sent} == {transport}
+    put = [event for event in events if event["name"] == "put to pool"]
+    assert {event["args"]["path"] for event in [*sent, *put]} == {transport}
+    waited = [event for event in events if event["name"] == "wait for engine"]
+    assert len({event["pid"] for event in waited}) == len(waited) == 2  # in prefill and in decode
     chunks = [event for event in events if event["name"] == "compute chunk"]
     assert sum(chunk["args"]["tokens"] for chunk in chunks) == len(PROMPT)
     layers = {int(event["name"].split()[1]) for event in events if event["name"].startswith("layer ")}
-    assert layers == {event["args"]["first_layer"] for event in sent}
+    parts = [(event["args"]["first_layer"], event["args"]["layers"]) for event in sent]
+    assert layers == {layer for first, count in parts for layer in range(first, first + count)}
     for chunk in chunks:
         under = [event for event in sent if chunk["ts"] <= event["ts"] < chunk["ts"] + chunk["dur"]]
         early = {event["args"]["first_layer"] for event in under} - {max(layers)}
@@ -60,6 +64,8 @@ def test_a_fetched_prefix_says_its_path_and_bytes(cluster: Cluster) -> None:
     spans = as_json(cluster.command("inspect", "requests", request_id, "--json"))["spans"]
     fetched = [span for span in spans if span["name"] == "fetch prefix"]
     assert [span["attributes"]["layer"] for span in fetched] == [0, 1, 2, 3]
+    (located,) = [span["attributes"] for span in spans if span["name"] == "locate prefix"]
+    assert located["found"] == located["blocks"] == fetched[0]["attributes"]["blocks"]
     transport = cluster.folder.name.rstrip("0123456789")
     assert {span["attributes"]["path"] for span in fetched} == {transport}
     assert all(span["attributes"]["bytes"] > 0 for span in fetched)

@@ -59,9 +59,11 @@ def make(
     return conductor
 
 
-def arrival(request_id: str = "r", tokens: int = 101, max_tokens: int = 9, deadline: float = 1000) -> e.RequestArrived:
+def arrival(
+    request_id: str = "r", tokens: int = 101, max_tokens: int = 9, deadline: float = 1000, priority: int = 0
+) -> e.RequestArrived:
     keys = KEYS[: (tokens - 1) // BLOCK_TOKENS]
-    return e.RequestArrived(request_id, "m", tokens, max_tokens, keys, "", deadline)
+    return e.RequestArrived(request_id, "m", tokens, max_tokens, keys, "", deadline, priority=priority)
 
 
 def dispatched(conductor: Conductor, event: e.RequestArrived, now: float = 0) -> c.Dispatch:
@@ -142,6 +144,26 @@ def test_requests_that_arrive_together_do_not_herd() -> None:
     assert sorted(chosen) == ["p0", "p0", "p1", "p1", "p2", "p2", "p3", "p3"]
 
 
+def test_an_urgent_request_does_not_wait_for_what_is_less_urgent() -> None:
+    conductor = make(prefills=1, decodes=2, ttft_slo_s=2.5)
+    dispatched(conductor, arrival("urgent", priority=-1))
+    dispatched(conductor, arrival("r1"))
+    (reject,) = conductor.handle(arrival("r2"), 0)
+    assert isinstance(reject, c.Reject)
+    assert "3.03s exceeds" in reject.reason
+    # Only the other urgent one is computed before it: 1.01 + 1.01.
+    assert dispatched(conductor, arrival("r3", priority=-1)).expected_ttft_s == pytest.approx(2.02)
+
+
+def test_a_less_urgent_request_goes_where_fewer_go_first() -> None:
+    conductor = make(prefills=2, decodes=4)
+    first = dispatched(conductor, arrival("urgent", priority=-1)).prefill
+    second = dispatched(conductor, arrival("later", tokens=201, priority=5)).prefill
+    assert first != second
+    # `second` has the longer queue, but all of it gives way to a request of priority 0.
+    assert dispatched(conductor, arrival("r", priority=0)).prefill == second
+
+
 def test_ties_are_broken_by_the_seed() -> None:
     runs = [[dispatched(make(prefills=5), arrival()).prefill for _ in range(1)] for _ in range(3)]
     assert runs[0] == runs[1] == runs[2]
@@ -151,7 +173,7 @@ def test_decode_goes_to_the_least_loaded_with_room() -> None:
     conductor = make(decodes=2)
     first, second = dispatched(conductor, arrival("a")), dispatched(conductor, arrival("b"))
     assert {first.decode, second.decode} == {"d0", "d1"}
-    conductor.handle(e.RequestEnded("a", "finished"), 0)
+    conductor.handle(e.RequestEnded("a"), 0)
     assert dispatched(conductor, arrival("c")).decode == first.decode
 
 
@@ -162,7 +184,7 @@ def test_a_full_decode_pool_is_429_and_room_comes_back() -> None:
     assert isinstance(reject, c.Reject)
     assert "11 blocks" in reject.reason
     assert reject.retry_after_s > 0
-    conductor.handle(e.RequestEnded("big", "finished"), 0)
+    conductor.handle(e.RequestEnded("big"), 0)
     dispatched(conductor, arrival("again"))
 
 
@@ -170,6 +192,42 @@ def test_what_can_never_fit_is_hopeless() -> None:
     conductor = make()
     (reject,) = conductor.handle(arrival(tokens=901, max_tokens=100), 0)
     assert reject == c.Reject("r", reject.reason, reject.retry_after_s, hopeless=True)  # type: ignore[union-attr]
+
+
+def test_a_prompt_goes_only_where_its_kv_can_ever_lie() -> None:
+    conductor = make(prefills=0)
+    conductor.handle(e.InstanceJoined("small", "prefill", offer(blocks=10)), 0)
+    (reject,) = conductor.handle(arrival(tokens=101), 0)
+    assert isinstance(reject, c.Reject)
+    assert reject.hopeless
+    assert (
+        "no prefill instance has the 11 blocks of KV memory that the prompt needs (the largest has 10)" in reject.reason
+    )
+    conductor.handle(e.InstanceJoined("large", "prefill", offer(blocks=11)), 0)
+    assert dispatched(conductor, arrival("a", tokens=101)).prefill == "large"
+    # Also where the small one would be sooner.
+    assert dispatched(conductor, arrival("b", tokens=101)).prefill == "large"
+    assert dispatched(conductor, arrival("c", tokens=100)).prefill == "small"
+    assert conductor.check() == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_of_instances_that_do_equally_well_one_with_room_takes_the_prompt(seed: int) -> None:
+    conductor = make(prefills=0, decodes=3)
+    conductor._random.seed(seed)
+    for name, blocks in (("full", 25), ("roomy", 100)):
+        conductor.handle(e.InstanceJoined(name, "prefill", offer(name, blocks=blocks)), 0)
+        # 201 tokens, 21 blocks, and little to compute: both are busy for the same time.
+        conductor.handle(e.BlocksStored(name, KEYS), 0)
+    firsts = [dispatched(conductor, arrival(f"first{number}", tokens=201)).prefill for number in range(2)]
+    assert sorted(firsts) == ["full", "roomy"]
+    assert dispatched(conductor, arrival("r", tokens=101)).prefill == "roomy"
+    (decision,) = conductor.decisions(1, "r", 0)
+    assert {candidate.prefill: candidate.free_blocks for candidate in decision.candidates} == {"full": 4, "roomy": 79}
+    assert decision.reason in ("", "roomy has 79 blocks of KV memory free, full not the 11 it needs")
+    for first in ("first0", "first1"):
+        conductor.handle(e.PrefillEnded(first, 0, 0.1), 0)
+    assert all(instance.free_blocks() >= 25 - 11 for instance in conductor._prefill.values())
 
 
 def test_a_refused_reservation_tries_the_next_instance_and_then_rejects() -> None:
@@ -192,7 +250,7 @@ def test_a_cancelled_request_releases_its_memory(grant: bool) -> None:
     conductor.handle(arrival(), 0)
     if grant:
         conductor.handle(e.ReservationGranted("r"), 0)
-    assert conductor.handle(e.RequestEnded("r", "cancelled"), 0) == [c.ReleaseDecode("r", "d0")]
+    assert conductor.handle(e.RequestEnded("r"), 0) == [c.ReleaseDecode("r", "d0")]
     assert conductor.handle(e.ReservationGranted("r"), 0) == []
     assert conductor.check() == []
 
@@ -262,7 +320,7 @@ def test_observed_times_correct_the_predictions() -> None:
     before = dispatched(conductor, arrival("r0")).expected_ttft_s
     for number in range(30):
         conductor.handle(e.PrefillEnded(f"r{number}", 0, 2.02), 0)
-        conductor.handle(e.RequestEnded(f"r{number}", "finished"), 0)
+        conductor.handle(e.RequestEnded(f"r{number}"), 0)
         after = dispatched(conductor, arrival(f"r{number + 1}")).expected_ttft_s
     assert after == pytest.approx(2 * before, rel=0.01)
     for _ in range(30):
@@ -338,7 +396,7 @@ class ConductorMachine(RuleBasedStateMachine):
     def end(self, cancel: bool) -> None:
         pool = self.reserving if cancel and self.reserving else self.running
         if pool:
-            self.feed(e.RequestEnded(pool.pop(0), "cancelled"))
+            self.feed(e.RequestEnded(pool.pop(0)))
 
     @rule(name=st.sampled_from(["p0", "p1", "d0", "d1"]), back=st.booleans())
     def die(self, name: str, back: bool) -> None:

@@ -181,3 +181,11 @@ def test_what_json_cannot_say_is_said_in_words() -> None:
     }
     (token,) = chat_logprobs(scored, names.__getitem__)["content"]
     assert (token["bytes"], [entry["logprob"] for entry in token["top_logprobs"]]) == ([0xF0, 0x9F], [-0.1, -2.0])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_ends_at_a_stop_string_is_logged_as_that(gateway: RunningGateway, stream: bool) -> None:
+    answer = gateway.post(ask(stop=["word"], stream=stream))
+    gateway.wait_until_closed()
+    assert "word" not in answer.text
+    assert gateway.gateway._log.latest(1)[0].outcome == "stop"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import tracemalloc
 from typing import Any
 
 from hypothesis import given
@@ -31,6 +33,50 @@ def test_what_is_kept_is_bounded() -> None:
     for _ in range(MAX_SPANS + 5):
         spans.add_step("long", 0.0, 1.0)
     assert len(spans.of("long")) == MAX_SPANS
+
+
+def test_what_is_not_kept_is_counted() -> None:
+    spans = Spans("p")
+    for _ in range(MAX_SPANS + 3):
+        spans.add("r", "x", 0, 1)
+        spans.add_step("r-1", 0, 1)
+    spans.add("other", "x", 0, 1)
+    assert (spans.num_dropped("r"), spans.num_dropped("r-1"), spans.num_dropped("other")) == (6, 3, 0)
+
+
+def test_the_memory_of_all_requests_is_bounded() -> None:
+    tracemalloc.start()
+    try:
+        spans = Spans("p", max_bytes=1 << 20)
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(200):
+            for part in range(100):
+                spans.add(f"r{number}", f"layer {part}", part + 0.5, part + 0.7, start=part * 1000, path="shm" * part)
+                spans.add_step(f"r{number}", part + 0.5, part + 0.7)
+        took = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * (1 << 20) < took < 1.3 * (1 << 20)
+    assert spans.of("r0") == []
+    assert len(spans.of("r199")) == 200
+    # One request alone stays, however large.
+    small = Spans("p", max_bytes=1)
+    for _ in range(3):
+        small.add("r", "x", 0, 1)
+    assert len(small.of("r")) == 3
+
+
+def test_many_threads_may_write() -> None:
+    spans = Spans("p", max_bytes=1 << 20)
+    threads = [
+        threading.Thread(target=lambda n=n: [spans.add(f"r{n}-{i % 7}", "x", i, i + 1, i=i) for i in range(2000)])
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert spans._num_bytes == sum(request.num_bytes for request in spans._requests.values()) <= 1 << 20
 
 
 def test_decode_steps_are_spans_among_others() -> None:

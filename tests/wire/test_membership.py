@@ -43,7 +43,7 @@ def test_silence_ends_a_membership_and_heartbeats_prolong_it() -> None:
     load = InstanceLoad(running_requests=3)
     assert membership.heartbeat(beat("b", load=load), 4) == [MemberReported("b", load)]
     assert membership.next_deadline() == 5
-    assert membership.tick(5) == [MemberLeft(join("a"), "was silent for 5s")]
+    assert membership.tick(5) == [MemberLeft(join("a"), "was silent for 5s", silent=True)]
     assert membership.next_deadline() == 9
     assert membership.leave(Leave(name="b", incarnation=1)) == [MemberLeft(join("b"), "left")]
     assert membership.next_deadline() is None

@@ -385,6 +385,48 @@ async def test_clients_are_shared_by_address() -> None:
     await clients.close()
 
 
+async def test_peers_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mooncake_core.wire.server.FEW_PEERS", 4)
+    pair = Pair({Exists: exists})
+    async with pair as stays:
+        assert (await stays.call(Exists(keys=["y"]), ExistsReply, timeout_s=5)).present == [True]
+        for number in range(20):
+            client = Client(pair.address.url, name=f"c{number}")
+            await client.call(Ping(), Done, timeout_s=5)
+            await client.close()
+            await asyncio.sleep(0.02)
+        assert len(pair.server._peers) <= 8
+        assert "client" in pair.server._peers.values()
+        assert (await stays.call(Exists(keys=["y"]), ExistsReply, timeout_s=5)).present == [True]
+
+
+async def test_clients_of_peers_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mooncake_core.wire.client.GONE_S", 0.2)
+    clients = Clients("me")
+    servers = [Server(f"s{number}", {}) for number in range(3)]
+    addresses = [(await server.start(ANY)) for server in servers]
+    gone, back, stays = (clients.get(address.url) for address in addresses)
+    for client in (gone, back, stays):
+        await client.call(Ping(), Done, timeout_s=5)
+    files, _ = _resources()
+    await servers[0].close()
+    await servers[1].close()
+    await asyncio.sleep(0.5)
+    clients.get("tcp://127.0.0.1:1")
+    assert set(clients._clients) == {addresses[2].url, "tcp://127.0.0.1:1"}
+    assert _resources()[0] < files
+    # Who still has one may use it: it connects anew.
+    again = Server("s1", {})
+    await again.start(addresses[1])
+    await back.call(Ping(), Done, timeout_s=5)
+    await stays.call(Ping(), Done, timeout_s=5)
+    with pytest.raises(PeerUnreachable):
+        await gone.call(Ping(), Done, timeout_s=1)
+    await clients.close()
+    for server in (again, servers[2]):
+        await server.close()
+
+
 def _resources() -> tuple[int, int]:
     return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 

@@ -22,6 +22,8 @@ from mooncake_core.wire.messages.membership import ModelOffer
 RUNNERS_UP: Final = 8
 SHORTEST_RETRY_S: Final = 0.5
 RETRY_WITHOUT_INSTANCES_S: Final = 2.0
+NEARLY: Final = 1.05
+"""Instances whose ranks differ by less do equally well: predictions are not that exact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +153,18 @@ class Conductor:
         ]
         if not prefill:
             return self._unavailable(arrival, f"no prefill instance serves model {arrival.model}", now)
-        scores = self._scores(arrival, prefill, now)
+        large = [instance for instance in prefill if instance.offer.num_blocks >= _prompt_blocks(arrival, instance)]
+        if not large:
+            return self._too_long(arrival, prefill, now)
+        scores = self._scores(arrival, large, now)
         model = self._prefill[scores[0].prefill].offer.model
         scores = [score for score in scores if _identity(self._prefill[score.prefill].offer.model) == _identity(model)]
+        scores, reason = self._with_room_first(arrival, scores)
         best = scores[0]
         slo = self._settings.ttft_slo_s
         if slo is not None and best.ttft_s > slo:
-            reason = _exceeds("time to first token", best.ttft_s, slo)
-            return self._rejected(arrival, scores, reason, max(best.ttft_s - slo, SHORTEST_RETRY_S), now)
+            missed = _exceeds("time to first token", best.ttft_s, slo)
+            return self._rejected(arrival, scores, missed, max(best.ttft_s - slo, SHORTEST_RETRY_S), now)
         decode = self._choose_decode(arrival, model, set())
         if isinstance(decode, c.Reject | c.Unavailable):
             outcome = "rejected" if isinstance(decode, c.Reject) else "unavailable"
@@ -166,10 +172,12 @@ class Conductor:
             return [decode]
         request = _Request(arrival, best, decode.name, decode.tbt_with(arrival.prompt_tokens))
         self._requests[request_id] = request
+        self._record(arrival, scores, outcome="dispatched", reason=reason, now=now, request=request)
         # Counted from now on, so that requests arriving together do not all choose the same instance.
-        predicted_s = best.transfer_s + best.prefill_s
-        self._prefill[best.prefill].work[request_id] = Work(predicted_s, now)
-        self._record(arrival, scores, outcome="dispatched", reason="", now=now, request=request)
+        instance = self._prefill[best.prefill]
+        instance.work[request_id] = Work(
+            best.transfer_s + best.prefill_s, now, arrival.priority, _prompt_blocks(arrival, instance)
+        )
         return [self._assign(request, decode, model)]
 
     def _scores(self, arrival: e.RequestArrived, prefill: Sequence[PrefillInstance], now: float) -> list[Score]:
@@ -180,7 +188,7 @@ class Conductor:
             PrefillView(
                 name=instance.name,
                 local_blocks=matches.get(instance.offer.local_node, 0),
-                queue_s=instance.queue_s(now),
+                queue_s=instance.queue_s(now, arrival.priority),
                 cost=instance.cost,
             )
             for instance in prefill
@@ -194,6 +202,24 @@ class Conductor:
         scores = self._policy.score(request, views)
         self._random.shuffle(scores)
         return sorted(scores, key=lambda score: (score.prefill in arrival.avoid, self._policy.rank(score)))
+
+    def _with_room_first(self, arrival: e.RequestArrived, scores: list[Score]) -> tuple[list[Score], str]:
+        """Of instances that do as well as the best, one takes it whose KV memory holds the prompt beside those that run and
+        wait there: elsewhere it waits for memory, which predicted times do not know of. Returns why as well, if so."""
+        best = scores[0]
+        needed = _prompt_blocks(arrival, self._prefill[best.prefill])
+        if self._prefill[best.prefill].free_blocks() >= needed:
+            return scores, ""
+        limit = self._policy.rank(best) * NEARLY
+        for score in scores[1:]:
+            alike = (score.prefill in arrival.avoid) == (best.prefill in arrival.avoid)
+            free = self._prefill[score.prefill].free_blocks()
+            if alike and self._policy.rank(score) <= limit and free >= needed:
+                reason = (
+                    f"{score.prefill} has {free} blocks of KV memory free, {best.prefill} not the {needed} it needs"
+                )
+                return [score, *(other for other in scores if other is not score)], reason
+        return scores, ""
 
     def _choose_decode(
         self, arrival: e.RequestArrived, model: ModelOffer, without: set[str]
@@ -331,6 +357,16 @@ class Conductor:
         self._record(arrival, [], outcome="unavailable", reason=reason, now=now)
         return [c.Unavailable(arrival.request_id, reason, RETRY_WITHOUT_INSTANCES_S)]
 
+    def _too_long(self, arrival: e.RequestArrived, prefill: Sequence[PrefillInstance], now: float) -> list[c.Command]:
+        """Waiting does not make memory larger."""
+        needed = _prompt_blocks(arrival, prefill[0])
+        most = max(instance.offer.num_blocks for instance in prefill)
+        reason = (
+            f"no prefill instance has the {needed} blocks of KV memory that the prompt needs (the largest has {most})"
+        )
+        self._record(arrival, [], outcome="rejected", reason=reason, now=now)
+        return [c.Reject(arrival.request_id, reason, SHORTEST_RETRY_S, hopeless=True)]
+
     def _rejected(
         self, arrival: e.RequestArrived, scores: Sequence[Score], reason: str, retry_after_s: float, now: float
     ) -> list[c.Command]:
@@ -363,9 +399,22 @@ class Conductor:
             best_match_holder=holder,
             expected_ttft_s=request.score.ttft_s if request else 0.0,
             expected_tbt_s=request.tbt_s if request else 0.0,
-            candidates=[_candidate(score) for score in scores[: RUNNERS_UP + 1]],
+            candidates=[self._candidate(score) for score in scores[: RUNNERS_UP + 1]],
         )
         self._decisions.append((now, decision))
+
+    def _candidate(self, score: Score) -> CandidateScore:
+        instance = self._prefill.get(score.prefill)
+        return CandidateScore(
+            prefill=score.prefill,
+            local_blocks=score.local_blocks,
+            fetched_blocks=score.fetched_blocks,
+            queue_s=score.queue_s,
+            transfer_s=score.transfer_s,
+            prefill_s=score.prefill_s,
+            ttft_s=score.ttft_s,
+            free_blocks=max(0, instance.free_blocks()) if instance else 0,
+        )
 
 
 def _models(instances: Iterable[PrefillInstance | DecodeInstance]) -> list[ModelOffer]:
@@ -382,19 +431,12 @@ def _blocks(arrival: e.RequestArrived, model: ModelOffer) -> int:
     return -(-(arrival.prompt_tokens + arrival.max_tokens) // model.block_tokens)
 
 
+def _prompt_blocks(arrival: e.RequestArrived, instance: PrefillInstance) -> int:
+    """Blocks that a prefill instance needs for the prompt."""
+    return -(-arrival.prompt_tokens // instance.offer.model.block_tokens)
+
+
 def _exceeds(what: str, expected_s: float, slo_s: float) -> str:
     shown, limit = format_duration(expected_s), format_duration(slo_s)
     over = f" by {format_duration(expected_s - slo_s)}" if shown == limit else ""
     return f"expected {what} {shown} exceeds the objective of {limit}{over}"
-
-
-def _candidate(score: Score) -> CandidateScore:
-    return CandidateScore(
-        prefill=score.prefill,
-        local_blocks=score.local_blocks,
-        fetched_blocks=score.fetched_blocks,
-        queue_s=score.queue_s,
-        transfer_s=score.transfer_s,
-        prefill_s=score.prefill_s,
-        ttft_s=score.ttft_s,
-    )

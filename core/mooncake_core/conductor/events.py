@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer
-from mooncake_core.wire.messages.serving import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +72,8 @@ class RequestArrived:
     """Instances to be chosen only where there is no other."""
     fingerprint: bytes = b""
     """That the keys were made for; empty takes any."""
+    priority: int = 0
+    """Lower is earlier: instances take it before what is less urgent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,6 @@ class RequestEnded:
     """Nothing of the request runs any more."""
 
     request_id: str
-    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)

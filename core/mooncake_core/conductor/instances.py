@@ -15,6 +15,10 @@ class Work:
     predicted_s: float
     """Of its prefill."""
     started_at: float
+    priority: int = 0
+    """Lower is earlier."""
+    num_blocks: int = 0
+    """KV memory of its prompt."""
 
 
 class PrefillInstance:
@@ -27,13 +31,19 @@ class PrefillInstance:
         self.draining = False
         self.work: dict[str, Work] = {}
 
-    def queue_s(self, now: float) -> float:
-        """Predicted time until it is idle. What runs since a while counts only with the rest."""
-        if not self.work:
+    def queue_s(self, now: float, priority: int) -> float:
+        """Predicted time until a request of such a priority has its turn: what is less urgent waits for it, also when it
+        came before. What runs since a while counts only with the rest."""
+        first = [work for work in self.work.values() if work.priority <= priority]
+        if not first:
             return 0.0
-        total = sum(work.predicted_s for work in self.work.values())
-        oldest = next(iter(self.work.values()))
+        total = sum(work.predicted_s for work in first)
+        oldest = first[0]
         return max(0.0, total - min(now - oldest.started_at, oldest.predicted_s))
+
+    def free_blocks(self) -> int:
+        """KV memory beside all prompts that run or wait here; negative when they wait for memory."""
+        return self.offer.num_blocks - sum(work.num_blocks for work in self.work.values())
 
 
 class DecodeInstance:

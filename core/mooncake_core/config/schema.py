@@ -197,6 +197,6 @@ class ClusterConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The Conductor."""
     drain_timeout: Duration = 10.0
     """How long a process that is told to stop (SIGTERM) finishes what it runs; what is left then goes on elsewhere, or
-    ends. Where all that one `mooncake start` runs is stopped together, 1.5s at most."""
+    ends. Where a whole cluster is stopped together (`mooncake start --role all`), 1.5s at most."""
     transfer: TransferConfig = field(default_factory=TransferConfig)
     """The Transfer Engine."""

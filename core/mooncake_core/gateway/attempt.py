@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -17,9 +16,11 @@ from mooncake_core.gateway.generation import Generation, Step, Timings
 from mooncake_core.gateway.notices import Notices
 from mooncake_core.kvcache.keys import block_keys, namespace, reusable_blocks
 from mooncake_core.wire.client import Arrived, Client, Clients
+from mooncake_core.wire.messages.envelope import Done, Ping
 from mooncake_core.wire.messages.serving import (
+    AskKV,
     Decode,
-    Outcome,
+    KVState,
     Place,
     Placed,
     Prefill,
@@ -32,34 +33,26 @@ from mooncake_core.wire.messages.serving import (
 
 PLACE_TIMEOUT_S: Final = 30.0
 LOST_GRACE_S: Final = 0.3
-"""After a prefill instance was lost, its KV may still have arrived: then the decode instance's first token is near."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far an attempt has come; kept when it fails, so that the next one continues."""
-
-    emitted: list[int]
-    """Tokens after the prompt, of all attempts."""
-    outcome: Outcome = "cancelled"
-    output_tokens: int = 0
-    """Of this attempt."""
+"""What a prefill instance sent last may still be on its way when the connection to it breaks."""
+ANSWER_S: Final = 3.0
+"""How long an instance may take to say that it is there, or has the KV."""
 
 
 class Attempt:
     """Placed, it holds memory in a decode instance until `run` has ended."""
 
     def __init__(
-        self, generation: Generation, request_id: str, progress: Progress, clients: Clients, notices: Notices
+        self, generation: Generation, request_id: str, emitted: list[int], clients: Clients, notices: Notices
     ) -> None:
+        """`emitted` are the tokens after the prompt, of all attempts: this one continues them."""
         self._generation = generation
         self.request_id = request_id
-        self._progress = progress
+        self._emitted = emitted
         self._clients = clients
         self._notices = notices
-        self._token_ids = [*generation.token_ids, *progress.emitted]
+        self._token_ids = [*generation.token_ids, *emitted]
         self._sampling = msgspec.structs.replace(
-            generation.sampling, max_tokens=generation.sampling.max_tokens - len(progress.emitted)
+            generation.sampling, max_tokens=generation.sampling.max_tokens - len(emitted)
         )
         space = namespace(generation.model.fingerprint, tenant=generation.tenant, cache_salt=generation.cache_salt)
         self._keys = block_keys(space, self._token_ids, generation.model.block_tokens)
@@ -87,7 +80,7 @@ class Attempt:
         try:
             self._placed = await master.call(message, Placed, timeout_s=min(timeout_s, PLACE_TIMEOUT_S))
         except asyncio.CancelledError:  # the answer may be on its way, and memory held
-            self._notices.send(master, RequestEnded(request_id=self.request_id, outcome="cancelled"))
+            self._notices.send(master, RequestEnded(request_id=self.request_id))
             raise
         return self._placed
 
@@ -99,13 +92,9 @@ class Attempt:
         try:
             async with aclosing(self._steps(placed, master, deadline)) as steps:
                 async for step in steps:
-                    self._progress.emitted += step.token_ids
-                    self._progress.output_tokens += len(step.token_ids)
-                    if step.finish_reason:
-                        self._progress.outcome = "finished"  # its memory is released in any case
+                    self._emitted += step.token_ids
                     yield step
         except MooncakeError as error:
-            self._progress.outcome = "failed"
             decode_lost = isinstance(error, PeerUnreachable) and self.failed_at == placed.decode
             raise
         finally:
@@ -113,17 +102,12 @@ class Attempt:
                 self._lost.cancel()
             if not decode_lost:
                 self._notices.send(self._clients.get(placed.decode_address), Release(request_id=self.request_id))
-            ended = RequestEnded(
-                request_id=self.request_id,
-                outcome=self._progress.outcome,
-                output_tokens=self._progress.output_tokens,
-            )
-            self._notices.send(master, ended)
+            self._notices.send(master, RequestEnded(request_id=self.request_id))
 
     async def _steps(self, placed: Placed, master: Client, deadline: float) -> AsyncGenerator[Step, None]:
         self.failed_at, self.failed_address = placed.prefill, placed.prefill_address
         prefill = self._clients.get(placed.prefill_address)
-        lost = self._lost = prefill.lost()
+        self._lost = prefill.lost()
         dispatched = time.monotonic()
         prefilled = await prefill.call(self._prefill(placed), Prefilled, timeout_s=deadline - time.monotonic())
         self._notices.send(
@@ -151,24 +135,27 @@ class Attempt:
         client = self._clients.get(placed.decode_address)
         stream = client.stream(self._decode(placed, prefilled), Tokens, timeout_s=deadline - time.monotonic())
         async with aclosing(stream) as replies:
-            first = await self._first_tokens(replies, lost, placed)
+            first = await self._first_tokens(replies, prefill, placed)
             timings = msgspec.structs.replace(timings, exposed_s=first[0].exposed_s)
             yield _step(first, prefilled.cached_tokens, timings)
             async for tokens in replies:
                 yield _step(tokens, prefilled.cached_tokens, timings)
 
     async def _first_tokens(
-        self, replies: AsyncGenerator[Arrived[Tokens], None], lost: asyncio.Future[None], placed: Placed
+        self, replies: AsyncGenerator[Arrived[Tokens], None], prefill: Client, placed: Placed
     ) -> Arrived[Tokens]:
-        """The first tokens of the decode instance. It waits for KV: a prefill instance that died will not send any."""
+        """The first tokens of the decode instance, however slow it is. It waits for KV, which a prefill instance that died
+        will not send any more; one whose connection broke may have sent it, or live on."""
         first = asyncio.ensure_future(anext(replies))
-        ends: list[asyncio.Future[Any]] = [first, lost]
         try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if not first.done():
-                await asyncio.wait([first], timeout=LOST_GRACE_S)
-            if first.done():
-                return first.result()
+            while True:
+                ends: list[asyncio.Future[Any]] = [first, self._lost or first]
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                if first.done() or await self._has_kv(placed):
+                    return await first
+                self._lost = prefill.lost()
+                if not await _answers(prefill) and not first.done():
+                    break
         finally:
             if not first.done():
                 first.cancel()
@@ -176,6 +163,19 @@ class Attempt:
                     await first
         self.failed_at, self.failed_address = placed.prefill, placed.prefill_address
         raise PeerUnreachable(f"prefill instance {placed.prefill} was lost before all KV had arrived")
+
+    async def _has_kv(self, placed: Placed) -> bool:
+        """Whether the decode instance has the KV, a little later at the latest. One that does not say so is not asked again:
+        its stream tells what is wrong."""
+        question = AskKV(request_id=self.request_id, reservation_id=placed.reservation.reservation_id)
+        client = self._clients.get(placed.decode_address)
+        try:
+            if (await client.call(question, KVState, timeout_s=ANSWER_S)).arrived:
+                return True
+            await asyncio.sleep(LOST_GRACE_S)
+            return (await client.call(question, KVState, timeout_s=ANSWER_S)).arrived
+        except MooncakeError:
+            return True
 
     def _prefill(self, placed: Placed) -> Prefill:
         readable = placed.matched_tokens // self._generation.model.block_tokens
@@ -200,6 +200,15 @@ class Attempt:
             sampling=self._sampling,
             priority=self._generation.priority,
         )
+
+
+async def _answers(client: Client) -> bool:
+    """Whether an instance is there."""
+    try:
+        await client.call(Ping(), Done, timeout_s=ANSWER_S)
+    except MooncakeError:
+        return False
+    return True
 
 
 def _step(messages: Arrived[Tokens], cached_tokens: int, timings: Timings) -> Step:

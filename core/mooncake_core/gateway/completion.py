@@ -47,7 +47,7 @@ class Completion:
     ) -> None:
         self._generation = generation
         self._deadline = time.monotonic() + generation.timeout_s
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, generation.token_ids)
         self._stops = StopStrings(stops)
         self._metrics = metrics
         self._log = log

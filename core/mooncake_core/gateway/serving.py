@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import msgspec
 
 from mooncake_core.errors import ContextTooLong, InvalidRequest, MooncakeError, PeerUnreachable
-from mooncake_core.gateway.attempt import Attempt, Progress
+from mooncake_core.gateway.attempt import Attempt
 from mooncake_core.gateway.generation import Generation, Step
 from mooncake_core.gateway.notices import Notices
 from mooncake_core.gateway.retry import Retry
@@ -82,7 +82,7 @@ class ClusterServing:
         while True:
             attempts += 1
             request_id = generation.request_id if attempts == 1 else f"{generation.request_id}.{attempts}"
-            attempt = Attempt(generation, request_id, Progress(emitted), self._clients, self._notices)
+            attempt = Attempt(generation, request_id, emitted, self._clients, self._notices)
             if not await self._place(attempt, retry, avoid, deadline):
                 continue
             try:
@@ -111,7 +111,13 @@ class ClusterServing:
         try:
             with self._spans.during(attempt.request_id, "place") as span:
                 placed = await attempt.place(self._master, avoid=avoid, timeout_s=deadline - time.monotonic())
-                span.update(prefill=placed.prefill, decode=placed.decode, matched_tokens=placed.matched_tokens)
+                span.update(
+                    prefill=placed.prefill,
+                    decode=placed.decode,
+                    matched_tokens=placed.matched_tokens,
+                    expected_ttft_s=placed.expected_ttft_s,
+                    expected_tbt_s=placed.expected_tbt_s,
+                )
         except MooncakeError as error:
             delay_s = retry.after_refusal(error, time.monotonic())
             if delay_s is None:

@@ -15,6 +15,8 @@ from mooncake_core.gateway.token_bytes import TokenBytes
 from mooncake_core.inference.models import read_json
 
 REPLACEMENT: Final = "\ufffd"
+CONTEXT_TOKENS: Final = 8
+"""More than a character has, and more than any decoder looks back."""
 
 
 class Tokenizer:
@@ -72,10 +74,13 @@ class Detokenizer:
     piece's own.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
+        """`before` are tokens whose text is known to whoever reads the pieces, such as a prompt's: decoders of SentencePiece
+        vocabularies drop a space where the tokens begin."""
         self._tokenizer = tokenizer
-        self._token_ids: list[int] = []
-        self._given = 0
+        self._token_ids = list(before[-CONTEXT_TOKENS:])
+        self._before = tokenizer.decode(self._token_ids) if self._token_ids else ""
+        self._given = len(self._before)
 
     def add(self, token_id: int) -> str:
         """The text that is certain by now and was not given out before."""
@@ -83,13 +88,19 @@ class Detokenizer:
         text = self._tokenizer.decode(self._token_ids)
         if text.endswith(REPLACEMENT):
             return ""
-        piece, self._given = text[self._given :], len(text)
+        piece = self._take(text)
         self._forget(text)
         return piece
 
     def finish(self) -> str:
         """What is left, incomplete characters included."""
-        text = self._tokenizer.decode(self._token_ids)
+        return self._take(self._tokenizer.decode(self._token_ids))
+
+    def _take(self, text: str) -> str:
+        """What follows in it on what was given out."""
+        if self._before and not text.startswith(self._before):  # it ended within a character, which is whole now
+            self._given = len(self._before.rstrip(REPLACEMENT))
+        self._before = ""
         piece, self._given = text[self._given :], len(text)
         return piece
 
@@ -97,7 +108,7 @@ class Detokenizer:
         """Keeps decoding linear: old tokens go as soon as the rest decodes to the same end without them."""
         if len(self._token_ids) < 32:
             return
-        recent = self._token_ids[-8:]
+        recent = self._token_ids[-CONTEXT_TOKENS:]
         tail = self._tokenizer.decode(recent)
         if text.endswith(tail) and not tail.startswith(REPLACEMENT):
             self._token_ids, self._given = recent, len(tail)

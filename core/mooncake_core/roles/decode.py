@@ -16,7 +16,17 @@ from mooncake_core.roles.instance import Instance
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.memory import SegmentDescriptor
-from mooncake_core.wire.messages.serving import Decode, KVArrived, Release, Reservation, Reserve, Reserved, Tokens
+from mooncake_core.wire.messages.serving import (
+    AskKV,
+    Decode,
+    KVArrived,
+    KVState,
+    Release,
+    Reservation,
+    Reserve,
+    Reserved,
+    Tokens,
+)
 from mooncake_core.wire.server import Call, Handler
 
 
@@ -60,7 +70,13 @@ class DecodeRole:
         return bool(self._held)
 
     def handlers(self) -> dict[type, Handler]:
-        return {Reserve: self.reserve, Release: self.release, KVArrived: self.kv_arrived, Decode: self.decode}
+        return {
+            Reserve: self.reserve,
+            Release: self.release,
+            KVArrived: self.kv_arrived,
+            AskKV: self.kv_state,
+            Decode: self.decode,
+        }
 
     async def reserve(self, message: Reserve, call: Call) -> Reserved:
         """Holds blocks for prompt and answer; the writer may touch only those of the prompt."""
@@ -83,7 +99,6 @@ class DecodeRole:
                 reservation_id=held.reservation_id,
                 memory=held.memory,
                 block_offsets=[block_id * self._instance.block_bytes for block_id in prompt_blocks],
-                ttl_s=message.ttl_s,
             )
         )
 
@@ -102,6 +117,10 @@ class DecodeRole:
                 held.arrived.set_result(max(0.0, time.time() - message.computed_at_s))
         return Done()
 
+    async def kv_state(self, message: AskKV, call: Call) -> KVState:
+        """Whether the KV is there."""
+        return KVState(arrived=self._held_by(message.request_id, message.reservation_id).arrived.done())
+
     async def decode(self, message: Decode, call: Call) -> Done:
         """Waits for the KV, then replies with the tokens after the first one as they come."""
         held = self._held_by(message.request_id, message.reservation_id)
@@ -109,9 +128,12 @@ class DecodeRole:
             held.expiry.cancel()
         try:
             exposed_s: float | None = await self._wait_for_kv(held, message.request_id, call)
+            queued_at_s = time.time()
 
             def reply(output: Output) -> None:
                 nonlocal exposed_s
+                if exposed_s is not None:
+                    self._spans.add(message.request_id, "wait for engine", queued_at_s, output.started_s)
                 self._spans.add_step(message.request_id, output.started_s, output.ended_s)
                 call.reply(
                     Tokens(

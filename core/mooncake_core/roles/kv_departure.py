@@ -5,20 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from mooncake_core.errors import MooncakeError
 from mooncake_core.kvcache.keys import pool_key
 from mooncake_core.roles.instance import Instance
 from mooncake_core.store.client import StoreClient
+from mooncake_core.store.putting import Putting
 from mooncake_core.transfer.contract import Kind, Range
 from mooncake_core.wire.messages.pool import NewObject
 from mooncake_core.wire.messages.serving import Prefill
 
 POOL_TIMEOUT_S: Final = 10.0
+PUT_MARGIN: Final = 3.0
+"""The writer's deadline is so many times the time that a put is expected to wait for layers."""
 LEAST_BYTES: Final = 1 << 20
 """Fewer wait for the next layer's: a transfer costs both ends the same work however little it carries."""
 MOST_TRANSFERS: Final = 8
@@ -34,15 +38,51 @@ class PoolTarget:
     client: StoreClient
     local_node: str
     replicas: int
+    writer_deadline_s: float
+    """The pool's: a put that has not ended by then is taken back, and its node fenced."""
 
 
-@dataclass(slots=True)
 class _ChunkPut:
-    """The new blocks of one chunk on their way into the pool: ranges of layers, in order, as they are computed."""
+    """The new blocks of one chunk on their way into the pool, as far as they are computed."""
 
-    first_block: int
-    last_block: int
-    layers: asyncio.Queue[tuple[int, int]] = field(default_factory=asyncio.Queue)
+    def __init__(self, first_block: int, last_block: int, layers: int) -> None:
+        self.first_block = first_block
+        self.last_block = last_block
+        self._layers = layers
+        self._came: list[tuple[float, int]] = []
+        """When so many layers were computed."""
+        self._more = asyncio.Event()
+
+    @property
+    def num_layers(self) -> int:
+        """Computed so far."""
+        return self._came[-1][1] if self._came else 0
+
+    def computed(self, num_layers: int) -> None:
+        """So many layers are there."""
+        self._came.append((time.monotonic(), num_layers))
+        self._more.set()
+
+    async def wait_for_more_than(self, num_layers: int) -> None:
+        """Returns when more layers are there."""
+        while self.num_layers <= num_layers:
+            self._more.clear()
+            await self._more.wait()
+
+    async def wait_until_near(self, remaining_s: float) -> None:
+        """Returns when the rest is likely to be computed in so little time."""
+        while self._remaining_s() > remaining_s:
+            await self.wait_for_more_than(self.num_layers)
+
+    def _remaining_s(self) -> float:
+        """By the pace of the layers since the first; nothing is known of it before a second time."""
+        left = self._layers - self.num_layers
+        if not left:
+            return 0.0
+        if len(self._came) < 2:
+            return math.inf
+        (first, before), (latest, now) = self._came[0], self._came[-1]
+        return left * (latest - first) / (now - before)
 
 
 class KVDeparture:
@@ -154,50 +194,70 @@ class KVDeparture:
             return
         put = self._puts.get(first)
         if put is None:
-            put = self._puts[first] = _ChunkPut(first, last)
+            put = self._puts[first] = _ChunkPut(first, last, self._layers)
             self._to_pool.append(asyncio.get_running_loop().create_task(self._put_chunk(put)))
-        put.layers.put_nowait((first_layer, last_layer))
+        put.computed(last_layer)
 
     async def _put_chunk(self, put: _ChunkPut) -> None:
+        """Begins the put when the rest of the chunk is likely to be computed within a part of the writer's deadline: a put
+        that is late costs not only itself, but fences its node and fails the others there. Nor is it extended, since the
+        blocks keep what is computed. Where the estimate was wrong, all is written once more when all is there."""
         try:
-            await self._write_chunk(put)
+            await put.wait_until_near(self._pool.writer_deadline_s / PUT_MARGIN)
+            if not await self._write_chunk(put):
+                await put.wait_until_near(0.0)
+                await self._write_chunk(put)
         except MooncakeError as error:  # never fails a request: its blocks are just not cached
             _log.warning("blocks of %s are not cached: %s", self._message.request_id, error)
         except Exception:
             _log.exception("blocks of %s are not cached", self._message.request_id)
 
-    async def _write_chunk(self, put: _ChunkPut) -> None:
-        """One put for all blocks of the chunk: space is granted, layers are written as they come, all is committed."""
+    async def _write_chunk(self, put: _ChunkPut) -> bool:
+        """One put for all blocks of the chunk: space is granted, layers are written as they come, all is committed. Whether
+        they came in time."""
         started = time.time()
-        keys = [pool_key(key) for key in self._message.block_keys[: put.last_block]]
-        wanted = [
-            NewObject(key=keys[index], size_bytes=self._instance.block_bytes, parent=keys[index - 1] if index else "")
-            for index in range(put.first_block, put.last_block)
-        ]
         putting = await self._pool.client.begin_put(
-            wanted, timeout_s=POOL_TIMEOUT_S, preferred_node=self._pool.local_node, replicas=self._pool.replicas
+            self._objects(put),
+            timeout_s=POOL_TIMEOUT_S,
+            preferred_node=self._pool.local_node,
+            replicas=self._pool.replicas,
+            writing_s=self._pool.writer_deadline_s,
         )
         granted = len(putting.granted)
         written = False
         try:
-            last_layer = 0
-            while granted and last_layer < self._layers:
-                first_layer, last_layer = await put.layers.get()
-                blocks = self._blocks[put.first_block : put.last_block]
-                await putting.write(
-                    {
-                        index: [self._instance.layers(block, first_layer, last_layer)]
-                        for index, block in enumerate(blocks)
-                    }
-                )
+            async with asyncio.timeout(putting.deadline - time.monotonic()):
+                await self._write_layers(put, putting)
             written = True
+        except TimeoutError:
+            _log.info("layers of %s came too late for their put: it begins anew", self._message.request_id)
         finally:  # also when cancelled: the space must not wait for the writer's deadline
             await asyncio.shield(putting.end(timeout_s=POOL_TIMEOUT_S, commit=written))
-        self._instance.context.spans.add(
-            self._message.request_id,
-            "put to pool",
-            started,
-            time.time(),
-            blocks=granted,
-            bytes=granted * self._instance.block_bytes,
-        )
+        if written:
+            self._instance.context.spans.add(
+                self._message.request_id,
+                "put to pool",
+                started,
+                time.time(),
+                blocks=granted,
+                bytes=granted * self._instance.block_bytes,
+                path="+".join(putting.bytes_by_path),
+            )
+        return written
+
+    def _objects(self, put: _ChunkPut) -> list[NewObject]:
+        keys = [pool_key(key) for key in self._message.block_keys[: put.last_block]]
+        return [
+            NewObject(key=keys[index], size_bytes=self._instance.block_bytes, parent=keys[index - 1] if index else "")
+            for index in range(put.first_block, put.last_block)
+        ]
+
+    async def _write_layers(self, put: _ChunkPut, putting: Putting) -> None:
+        blocks = self._blocks[put.first_block : put.last_block]
+        written = 0
+        while putting.granted and written < self._layers:
+            await put.wait_for_more_than(written)
+            first, written = written, put.num_layers
+            await putting.write(
+                {index: [self._instance.layers(block, first, written)] for index, block in enumerate(blocks)}
+            )

@@ -35,6 +35,8 @@ class KVFlow:
         self._arriving: asyncio.Task[None] | None = None
         self._departure: KVDeparture | None = None
         self.cached_blocks = 0
+        self.queued_at_s = 0.0
+        """When the sequence was given to the engine."""
         self.engine_s = 0.0
         """How long the engine has computed its chunks."""
         self.computed_at_s = 0.0
@@ -77,10 +79,12 @@ class KVFlow:
             self._departure.computed(end, layer + 1)
 
     def chunk_computed(self, start: int, end: int, layer_times_s: list[float]) -> str:
-        self.computed_at_s = layer_times_s[-1]
-        self.engine_s += layer_times_s[-1] - layer_times_s[0]
         spans = self._instance.context.spans
         request_id = self._message.request_id
+        if not self.computed_at_s:
+            spans.add(request_id, "wait for engine", self.queued_at_s, layer_times_s[0])
+        self.computed_at_s = layer_times_s[-1]
+        self.engine_s += layer_times_s[-1] - layer_times_s[0]
         spans.add(request_id, "compute chunk", layer_times_s[0], layer_times_s[-1], start=start, tokens=end - start)
         for layer in range(self._layers):
             spans.add(request_id, f"layer {layer}", layer_times_s[layer], layer_times_s[layer + 1], start=start)

@@ -15,7 +15,6 @@ from mooncake_core.errors import (
     InvalidRequest,
     KVLost,
     MooncakeError,
-    NoSpace,
     PeerUnreachable,
 )
 from mooncake_core.inference.batching import Sequence as TokenSequence
@@ -25,6 +24,7 @@ from mooncake_core.roles.context import RoleContext
 from mooncake_core.roles.instance import Instance
 from mooncake_core.roles.kv_departure import POOL_TIMEOUT_S, PoolTarget
 from mooncake_core.roles.kv_flow import KVFlow
+from mooncake_core.roles.memory_line import MemoryLine
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.store.client import StoreClient
 from mooncake_core.store.reading import Reading
@@ -43,7 +43,9 @@ async def run(context: RoleContext) -> None:
     client = StoreClient(
         context.clients.get(context.master_address), engine=instance.transfer, checksum=context.config.pool.checksum
     )
-    role = PrefillRole(instance, PoolTarget(client, local_node_name(context.spec), context.config.pool.replicas))
+    pool = context.config.pool
+    target = PoolTarget(client, local_node_name(context.spec), pool.replicas, pool.writer_deadline)
+    role = PrefillRole(instance, target)
     try:
         await instance.serve({Prefill: role.prefill}, role.is_busy)
     finally:
@@ -59,9 +61,8 @@ class PrefillRole:
         self._pool = pool
         self._spans = instance.context.spans
         self._sequence_ids = itertools.count(1)
-        self._turn = asyncio.Lock()
-        self._freed = asyncio.Event()
-        instance.loop.on_freed = self._freed.set
+        self._line = MemoryLine(instance.loop.reserve)
+        instance.loop.on_freed = self._line.freed
         self._deliveries = Tasks()
         self._running = 0
 
@@ -82,7 +83,7 @@ class PrefillRole:
         the first token is known goes on after it was sent."""
         arrived = time.time()
         sequence_id = next(self._sequence_ids)
-        blocks = await self._reserve(sequence_id, len(message.token_ids), call)
+        blocks = await self._reserve(sequence_id, message, call)
         reserved = time.time()
         self._spans.add(message.request_id, "wait for KV memory", arrived, reserved)
         flow: KVFlow | None = None
@@ -119,8 +120,9 @@ class PrefillRole:
         """Ends deliveries under way."""
         await self._deliveries.close()
 
-    async def _reserve(self, sequence_id: int, num_tokens: int, call: Call) -> list[int]:
-        """Blocks for the prompt; waits in line, a long prompt before the short ones behind it, while others hold them."""
+    async def _reserve(self, sequence_id: int, message: Prefill, call: Call) -> list[int]:
+        """Blocks for the prompt; waits in line while others hold them."""
+        num_tokens = len(message.token_ids)
         needed = self._instance.info.layout.blocks_for(num_tokens)
         if needed > self._instance.info.num_blocks:
             raise InvalidRequest(
@@ -128,19 +130,14 @@ class PrefillRole:
                 f"{self._instance.info.num_blocks}: raise engine.kv_memory"
             )
         try:
-            async with asyncio.timeout(call.remaining_s()), self._turn:
-                while True:
-                    self._freed.clear()
-                    try:
-                        return self._instance.loop.reserve(sequence_id, num_tokens)
-                    except NoSpace:
-                        await self._freed.wait()
+            async with asyncio.timeout(call.remaining_s()):
+                return await self._line.reserve(sequence_id, num_tokens, message.priority)
         except TimeoutError as error:
             raise DeadlineExceeded("no KV memory became free for the prompt before the deadline") from error
 
     def _release(self, sequence_id: int) -> None:
         self._instance.loop.release(sequence_id)
-        self._freed.set()
+        self._line.freed()
 
     async def _locate(self, message: Prefill) -> Reading | None:
         """Where the pool has the prefix; None when there is nothing to read, or nobody to ask."""
@@ -148,8 +145,10 @@ class PrefillRole:
         if not keys:
             return None
         try:
-            with self._spans.during(message.request_id, "locate prefix", blocks=len(keys)):
-                return await self._pool.client.begin_get(keys, timeout_s=POOL_TIMEOUT_S)
+            with self._spans.during(message.request_id, "locate prefix", blocks=len(keys), found=0) as span:
+                reading = await self._pool.client.begin_get(keys, timeout_s=POOL_TIMEOUT_S)
+                span.update(found=sum(reading.good))
+                return reading
         except MooncakeError as error:
             _log.warning("the pool cannot be read, computing the whole prompt: %s", error)
             return None
@@ -175,6 +174,7 @@ class PrefillRole:
             priority=message.priority,
         )
         outputs: list[Output] = []
+        flow.queued_at_s = time.time()
         try:
             await self._instance.loop.run(sequence, outputs.append, flow)
         except KVLost:

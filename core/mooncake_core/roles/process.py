@@ -73,6 +73,9 @@ async def _run(boot: Boot) -> None:
     await asyncio.wait(members, return_when=asyncio.FIRST_EXCEPTION)
     orders.end_now()
     outcomes = await asyncio.gather(*members, return_exceptions=True)
+    for number in (signal.SIGTERM, signal.SIGINT):  # it ends: an order that comes now must not break that off
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
     for outcome in outcomes:
         if outcome is not None:
             raise outcome

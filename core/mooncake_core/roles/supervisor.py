@@ -17,18 +17,19 @@ from typing import Final
 import msgspec
 
 from mooncake_core.address import HostPort, parse_host_port
-from mooncake_core.config.processes import ProcessSpec
+from mooncake_core.config.processes import ProcessSpec, processes
 from mooncake_core.config.schema import ClusterConfig
 from mooncake_core.roles.parent import Announcement, Boot
 from mooncake_core.roles.restart import RestartPolicy
 from mooncake_core.roles.run_directory import ProcessState, StartState, StateFile
 
 DRAIN_S: Final = 1.5
-"""How long answers under way may go on: all stop together, so there is nowhere for them to move."""
+"""How long answers under way may go on where all stop together, so that there is nowhere for them to move."""
 HURRY_S: Final = 0.5
 """How long each group may take to end once it is told to hurry."""
-TERMINATE_S: Final = 4.0
-"""How long children may take in all before they are killed; the whole stop stays under five seconds."""
+AFTER_DRAIN_S: Final = 2.5
+"""How long children may take in all, once they were given time to drain, before they are killed: where all stop together
+it takes under five seconds."""
 STOP_ORDER: Final = (("gateway",), ("prefill", "decode"), ("store", "master"))
 """Who is needed by others ends after them."""
 LOG_LINE_LIMIT: Final = 1 << 20
@@ -115,6 +116,8 @@ class Supervisor:
         on_ready: Callable[[StartState], None],
     ) -> None:
         self._config = config
+        whole = {spec.name for spec in specs} == {spec.name for spec in processes(config)}
+        self._drain_s = min(config.drain_timeout, DRAIN_S) if whole else config.drain_timeout
         names = dict.fromkeys(spec.process for spec in specs)
         self._children = [
             Child(name, [spec for spec in specs if spec.process == name], self._pass_on) for name in names
@@ -201,10 +204,11 @@ class Supervisor:
         self._on_ready(self._write_state(ready=True))
 
     async def _end(self, keepers: Sequence[asyncio.Task[None]]) -> None:
-        """Ends the groups one after another; what is left after TERMINATE_S, or at a second signal, is killed."""
-        patience = asyncio.get_running_loop().call_later(min(self._config.drain_timeout, DRAIN_S), self._hurry.set)
-        kill_at = time.monotonic() + TERMINATE_S
-        await _first_of(self._end_groups(), self._kill.wait(), timeout_s=TERMINATE_S)
+        """Ends the groups one after another; what is left after AFTER_DRAIN_S, or at a second signal, is killed."""
+        patience = asyncio.get_running_loop().call_later(self._drain_s, self._hurry.set)
+        longest_s = self._drain_s + AFTER_DRAIN_S
+        kill_at = time.monotonic() + longest_s
+        await _first_of(self._end_groups(), self._kill.wait(), timeout_s=longest_s)
         patience.cancel()
         patience_s = HURRY_S if self._kill.is_set() else max(HURRY_S, kill_at - time.monotonic())
         self._signal(self._children, signal.SIGINT)
@@ -280,6 +284,7 @@ class Supervisor:
                 for child in self._children
             ],
             ready=ready,
+            drain_s=self._drain_s,
         )
         self._state_file.write(state)
         return state

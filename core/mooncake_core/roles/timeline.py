@@ -11,6 +11,6 @@ def timeline_handlers(spans: Spans) -> dict[type, Handler]:
     """For a process's server."""
 
     async def of(message: GetSpans, call: Call) -> SpansOf:
-        return SpansOf(spans=spans.of(message.request_id))
+        return SpansOf(spans=spans.of(message.request_id), dropped=spans.num_dropped(message.request_id))
 
     return {GetSpans: of}

@@ -79,8 +79,13 @@ class StoreClient:
         timeout_s: float,
         preferred_node: str = "",
         replicas: int = 1,
+        writing_s: float | None = None,
     ) -> Putting:
-        """Space for objects that are then written part by part; the puts' `end` must follow."""
+        """Space for objects that are then written part by part; the puts' `end` must follow.
+
+        timeout_s is for the master's answer and for each write; writing_s, else timeout_s, for all writes together, which the
+        master's own deadline for writers bounds in any case.
+        """
         sent = time.monotonic()
         message = PutStart(objects=list(wanted), replicas=replicas, preferred_node=preferred_node)
         asked = asyncio.ensure_future(self._master.call(message, PutStarted, timeout_s=timeout_s))
@@ -88,12 +93,12 @@ class StoreClient:
             started = await asyncio.shield(asked)
         except asyncio.CancelledError:  # the master may have granted: the space must not wait for the writer's deadline
             with contextlib.suppress(MooncakeError):
-                await Putting(self._master, self._engine, wanted, await asked, sent).end(
+                await Putting(self._master, self._engine, wanted, await asked, sent, timeout_s).end(
                     timeout_s=timeout_s, commit=False
                 )
             raise
-        deadline = sent + min(timeout_s, started.writer_deadline_s)
-        return Putting(self._master, self._engine, wanted, started, deadline)
+        deadline = sent + min(timeout_s if writing_s is None else writing_s, started.writer_deadline_s)
+        return Putting(self._master, self._engine, wanted, started, deadline, timeout_s)
 
     async def get(self, keys: Sequence[str], destinations: Sequence[Pieces], *, timeout_s: float) -> list[bool]:
         """Reads objects into the destinations; whether each is there whole. Never leaves wrong bytes in one that is True."""

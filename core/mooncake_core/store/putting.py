@@ -11,8 +11,8 @@ from mooncake_core.errors import DeadlineExceeded, StaleSegment, TransferError
 from mooncake_core.store import checksums
 from mooncake_core.store.layout import SLOT_BYTES, Header, Slot, SlotState, header_bytes, pack_header, pack_slot
 from mooncake_core.store.waiting import all_ended
-from mooncake_core.transfer.contract import Range
-from mooncake_core.transfer.engine import TransferEngine, first_error
+from mooncake_core.transfer.contract import Kind, Range
+from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.slices import total_bytes
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages.pool import Commit, Grant, NewObject, PutEnd, PutEnded, PutStarted
@@ -44,17 +44,27 @@ class Putting:
     """A put under way; made by StoreClient.begin_put. One write at a time; `end` must follow, whatever happens."""
 
     def __init__(
-        self, master: Client, engine: TransferEngine, wanted: Sequence[NewObject], started: PutStarted, deadline: float
+        self,
+        master: Client,
+        engine: TransferEngine,
+        wanted: Sequence[NewObject],
+        started: PutStarted,
+        deadline: float,
+        write_timeout_s: float,
     ) -> None:
         self._master = master
         self._engine = engine
         self._started = started
-        self._deadline = deadline
+        self.deadline = deadline
+        """time.monotonic() after which nothing is written any more."""
+        self._write_timeout_s = write_timeout_s
         self._objects = {
             index: _Object(new, grant)
             for index, (new, grant) in enumerate(zip(wanted, started.grants, strict=True))
             if grant.placements
         }
+        self.bytes_by_path: dict[str, int] = {}
+        """What was moved, by the transport that carried it."""
         self._unsettled: set[str] = set()
         """Nodes at which a write may land after it was given up."""
 
@@ -158,13 +168,16 @@ class Putting:
             self._objects[index].lost.add(node)
 
     async def _move(self, node: str, write: Write) -> TransferError | TimeoutError | None:
-        patience_s = self._deadline - time.monotonic()
+        patience_s = min(self.deadline - time.monotonic(), self._write_timeout_s)
         if patience_s <= 0:
             return DeadlineExceeded("the writer's deadline has passed")
-        error = first_error(await self._engine.write(self._started.segments[node], [write], timeout_s=patience_s))
-        if error is not None and not isinstance(error, StaleSegment):  # a withdrawn segment is touched by nobody
+        segment = self._started.segments[node]
+        (transfer,) = await self._engine.transfer(Kind.WRITE, segment, [write], timeout_s=patience_s)
+        if transfer.error is None:
+            self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + total_bytes(write[0])
+        elif not isinstance(transfer.error, StaleSegment):  # a withdrawn segment is touched by nobody
             self._unsettled.add(node)
-        return error
+        return transfer.error
 
     def _is_whole(self, item: _Object) -> bool:
         return bool(item.nodes) and item.written_bytes == item.new.size_bytes

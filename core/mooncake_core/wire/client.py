@@ -29,6 +29,8 @@ from mooncake_core.wire.messages.envelope import Done, Failure
 from mooncake_core.wire.versions import agree
 
 HELLO_TIMEOUT_S: Final = 2.0
+GONE_S: Final = 30.0
+"""A peer that was not there for so long is not looked for any more, until somebody asks for it."""
 HANDSHAKE_FAILURES: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
@@ -96,6 +98,8 @@ class Client:
         self._welcome: asyncio.Future[None] | None = None
         self._was_welcome = False
         self._watchers: set[asyncio.Future[None]] = set()
+        self._lost_at: float | None = None
+        """time.monotonic() since when nobody is there."""
 
     async def call(self, message: Message, reply_type: type[M], *, timeout_s: float) -> M:
         """The reply to a request.
@@ -160,12 +164,23 @@ class Client:
         future.add_done_callback(self._watchers.discard)
         return future
 
-    async def close(self) -> None:
-        """Frees the socket; whoever waits gets PeerUnreachable. Idempotent."""
+    def is_idle(self, since_s: float) -> bool:
+        """Whether nobody was there for so long, and nobody here waits for anything."""
+        gone = self._lost_at is not None and time.monotonic() - self._lost_at >= since_s
+        return gone and not (self._waiting or self._watchers or self._welcome)
+
+    def rest(self) -> None:
+        """Frees the socket, which would look for its peer for ever; whoever waits gets PeerUnreachable. The next call
+        connects anew."""
         self._break(PeerUnreachable(f"the connection to {self.address} was closed"))
         for channel in (self._monitor, self._channel):
             if channel:
                 channel.close()
+        self._monitor = self._channel = None
+
+    async def close(self) -> None:
+        """As `rest`, for good where the context is this client's own. Idempotent."""
+        self.rest()
         if self._owns_context and not self._context.closed:
             self._context.destroy()
 
@@ -250,6 +265,7 @@ class Client:
             if envelope.kind is Kind.WELCOME:
                 agree(self._hello, decode_hello(envelope.head))
                 self._was_welcome = True
+                self._lost_at = None
                 if self._welcome is not None and not self._welcome.done():
                     self._welcome.set_result(None)
                 return
@@ -296,6 +312,7 @@ class Client:
 
     def _break(self, error: MooncakeError) -> None:
         """Whoever waits gets the error; the next call says hello again."""
+        self._lost_at = self._lost_at or time.monotonic()
         welcome, self._welcome = self._welcome, None
         if welcome is not None and not welcome.done():
             welcome.set_exception(error)
@@ -334,9 +351,18 @@ class Clients:
         """The client for an address; it connects when it is first used."""
         client = self._clients.get(address)
         if client is None:
+            self._forget_gone()
             client = Client(address, name=self._name, key=self._key, context=self._context)
             self._clients[address] = client
         return client
+
+    def _forget_gone(self) -> None:
+        """What comes back has another address, mostly: nobody would ever ask for the old one again. Done whenever there is
+        a new one, so that there are never many."""
+        for address, client in list(self._clients.items()):
+            if client.is_idle(GONE_S):
+                del self._clients[address]
+                client.rest()
 
     async def drop(self, address: str) -> None:
         """Closes the client of a peer that is gone for good."""

@@ -47,6 +47,8 @@ class MemberLeft:
 
     join: Join
     reason: str
+    silent: bool = False
+    """It may live, and be back."""
 
 
 Change = MemberJoined | MemberReported | MemberDraining | MemberLeft
@@ -102,7 +104,7 @@ class Membership:
         silent = [record for record in self.records.values() if record.heard_at + self._lease_s <= now]
         for record in silent:
             del self.records[record.join.name]
-        return [MemberLeft(record.join, f"was silent for {self._lease_s:g}s") for record in silent]
+        return [MemberLeft(record.join, f"was silent for {self._lease_s:g}s", silent=True) for record in silent]
 
     def next_deadline(self) -> float | None:
         """When the first member's lease ends."""

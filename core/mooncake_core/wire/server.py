@@ -37,6 +37,8 @@ from mooncake_core.wire.messages.envelope import Done, Failure, Ping
 from mooncake_core.wire.versions import agree
 
 ZAP_ADDRESS: Final = "inproc://zeromq.zap.01"
+FEW_PEERS: Final = 256
+"""Need not be looked after."""
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +85,8 @@ class Server:
         self._channel: Channel | None = None
         self._zap: Channel | None = None
         self._peers: dict[bytes, str] = {}
+        self._most_peers = FEW_PEERS
+        """When there are more, those that are gone are looked for."""
         self._outgoing: dict[bytes, list[bytes]] = {}
         self._running: dict[tuple[bytes, int], asyncio.Task[None]] = {}
 
@@ -156,6 +160,8 @@ class Server:
             theirs = decode_hello(envelope.head)
             agree(self._hello, theirs)
             self._peers[identity] = theirs.name
+            if len(self._peers) > self._most_peers:
+                self._forget_gone()
             self._enqueue(identity, pack(Kind.WELCOME, envelope.number, encode_part(self._hello)))
         elif envelope.kind is Kind.REQUEST:
             self._start(identity, envelope)
@@ -224,6 +230,18 @@ class Server:
             self._channel.send([identity, bundle])
         except zmq.ZMQError as error:
             self._gone(identity, error)
+
+    def _forget_gone(self) -> None:
+        """Nothing tells that a peer went without being owed an answer; but what is said to it cannot be sent. A second
+        welcome changes nothing for those that are there."""
+        assert self._channel is not None  # a hello came by it
+        welcome = pack(Kind.WELCOME, 0, encode_part(self._hello))
+        for identity in list(self._peers):
+            try:
+                self._channel.send([identity, welcome])
+            except zmq.ZMQError:
+                del self._peers[identity]
+        self._most_peers = max(FEW_PEERS, 2 * len(self._peers))
 
     def _gone(self, identity: bytes, error: zmq.ZMQError) -> None:
         """The peer has vanished or stopped reading: nobody waits for its answers any more."""

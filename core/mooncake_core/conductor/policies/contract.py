@@ -17,7 +17,7 @@ class PrefillView:
     local_blocks: int
     """Leading blocks of this prompt that the instance's local node has."""
     queue_s: float
-    """Predicted time until it has finished what was dispatched to it before."""
+    """Predicted time until it has finished what was dispatched to it before and goes first."""
     cost: CostModel
 
 

@@ -52,7 +52,7 @@ async def run(context: RoleContext) -> None:
         await context.stop.wait()
     finally:
         await server.close()
-        members.close()
+        await members.close()
         await pool.close()
         await conductor.close()
         await context.clients.close()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
@@ -96,7 +96,7 @@ class ConductorDriver:
     def gateway_left(self, name: str) -> None:
         """Nobody waits for a dead gateway's requests any more."""
         for request_id in [request for request, gateway in self._asked_by.items() if gateway == name]:
-            self._end(request_id, "cancelled")
+            self._end(request_id)
 
     async def close(self) -> None:
         """Ends ticks and what instances are being asked."""
@@ -115,7 +115,7 @@ class ConductorDriver:
             self._drive.feed(_arrival(message, self.now()))
             return await answer
         except BaseException:  # cancelled too: the gateway will never say that this request ended
-            self._end(message.request_id, "cancelled")
+            self._end(message.request_id)
             raise
         finally:
             self._placing.pop(message.request_id, None)
@@ -127,13 +127,16 @@ class ConductorDriver:
         return Done()
 
     async def _request_ended(self, message: RequestEnded, call: Call) -> Done:
-        self._end(message.request_id, message.outcome)
+        self._end(message.request_id)
         return Done()
 
-    def _end(self, request_id: str, outcome: Any) -> None:
+    def _end(self, request_id: str) -> None:
+        self._forget(request_id)
+        self._drive.feed(e.RequestEnded(request_id))
+
+    def _forget(self, request_id: str) -> None:
         self._asked_by.pop(request_id, None)
         self._prompt_tokens_of.pop(request_id, None)
-        self._drive.feed(e.RequestEnded(request_id, outcome))
 
     def _execute(self, command: c.Command) -> None:
         match command:
@@ -148,6 +151,7 @@ class ConductorDriver:
             case c.Unavailable(request_id=request_id, reason=reason, retry_after_s=retry_after_s):
                 self._refuse(request_id, ServiceUnavailable(reason, retry_after_s=retry_after_s))
             case c.ReleaseDecode():
+                self._forget(command.request_id)  # also where it ended by its deadline, and nobody said so
                 self._tasks.start(self._release(command))
 
     async def _reserve(self, command: c.ReserveDecode) -> None:
@@ -223,4 +227,5 @@ def _arrival(message: Place, now: float) -> e.RequestArrived:
         deadline=now + message.deadline_s,
         avoid=message.avoid,
         fingerprint=message.fingerprint,
+        priority=message.priority,
     )

@@ -12,6 +12,7 @@ from mooncake_core.errors import MemberExists, MooncakeError
 from mooncake_core.roles.drive import SHORTEST_WAIT_S
 from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.pool import PoolDriver
+from mooncake_core.roles.master.silent_gateways import SilentGateways
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.store import events as p
 from mooncake_core.wire.client import Client, Clients
@@ -45,6 +46,7 @@ class Members:
         self._tasks = Tasks()
         self._pool: PoolDriver | None = None
         self._conductor: ConductorDriver | None = None
+        self._silent_gateways = SilentGateways(self._gateway_left)
 
     def listen(self, pool: PoolDriver, conductor: ConductorDriver) -> None:
         """Who hears of changes."""
@@ -71,10 +73,11 @@ class Members:
         record = self._membership.records.get(name)
         return record.join.control_address if record else ""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """No more expiries."""
         if self._timer:
             self._timer.cancel()
+        await self._silent_gateways.close()
 
     async def _join(self, message: Join, call: Call) -> Joined:
         await self._check_name(message)
@@ -115,8 +118,8 @@ class Members:
             match change:
                 case MemberJoined(join):
                     self._welcome(join)
-                case MemberLeft(join, reason):
-                    self._part(join, reason)
+                case MemberLeft(join, reason, silent):
+                    self._part(join, reason, silent=silent)
                 case MemberDraining(join):
                     self._drain(join)
                 case MemberReported(name, load):
@@ -130,22 +133,30 @@ class Members:
             self._pool.feed(p.NodeJoined(join.name, join.incarnation, join.segment))
         if join.instance and self._conductor and (join.role == "prefill" or join.role == "decode"):
             self._conductor.feed(e.InstanceJoined(join.name, join.role, join.instance))
+        if join.role == "gateway":
+            self._silent_gateways.joined(join)
 
     def _drain(self, join: Join) -> None:
         _log.info("%s %s gets no new work: it is about to leave", join.role, join.name)
         if self._conductor:
             self._conductor.feed(e.InstanceDraining(join.name))
 
-    def _part(self, join: Join, reason: str) -> None:
+    def _part(self, join: Join, reason: str, *, silent: bool) -> None:
         _log.info("%s %s is gone: it %s", join.role, join.name, reason)
         if join.segment and self._pool:
             self._pool.feed(p.NodeLeft(join.name, join.incarnation))
         if join.instance and self._conductor:
             self._conductor.feed(e.InstanceLeft(join.name))
-        if join.role == "gateway" and self._conductor:
-            self._conductor.gateway_left(join.name)
+        if join.role == "gateway" and silent:
+            self._silent_gateways.silent(join)
+        elif join.role == "gateway":
+            self._gateway_left(join.name)
         if join.control_address:
             self._tasks.start(self._clients.drop(join.control_address))
+
+    def _gateway_left(self, name: str) -> None:
+        if self._conductor:
+            self._conductor.gateway_left(name)
 
     def _arm(self) -> None:
         """Wakes when the first lease ends. A timer that is early arms itself again."""

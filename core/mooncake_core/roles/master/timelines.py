@@ -34,6 +34,8 @@ class Timelines:
         return SpansOf(
             spans=sorted(found, key=lambda span: span.start_s),
             silent=[name for name, answer in answers.items() if answer is None],
+            dropped=self._spans.num_dropped(message.request_id)
+            + sum(answer.dropped for answer in answers.values() if answer),
         )
 
     async def _list_requests(self, message: ListRequests, call: Call) -> Requests:

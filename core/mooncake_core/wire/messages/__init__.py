@@ -13,8 +13,8 @@ import msgspec
 from mooncake_core.errors import ProtocolError
 from mooncake_core.wire.messages import envelope, inspection, membership, pool, serving, timeline
 
-PROTOCOL_VERSION: Final = 2
-OLDEST_PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
+OLDEST_PROTOCOL_VERSION: Final = 3
 
 Message = (
     envelope.Done
@@ -51,6 +51,8 @@ Message = (
     | serving.Prefill
     | serving.Prefilled
     | serving.KVArrived
+    | serving.AskKV
+    | serving.KVState
     | serving.Decode
     | serving.Tokens
     | serving.PrefillEnded

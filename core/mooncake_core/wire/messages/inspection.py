@@ -104,6 +104,8 @@ class CandidateScore(Struct, frozen=True, kw_only=True):
     transfer_s: float
     prefill_s: float
     ttft_s: float
+    free_blocks: int = 0
+    """KV memory beside the prompts that ran or waited there."""
 
 
 class Decision(Struct, frozen=True, kw_only=True):

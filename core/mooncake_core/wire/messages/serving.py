@@ -10,7 +10,6 @@ from mooncake_core.wire.messages.membership import ModelOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
 FinishReason = Literal["stop", "length"]
-Outcome = Literal["finished", "cancelled", "failed"]
 
 
 class Sampling(Struct, frozen=True, kw_only=True):
@@ -78,7 +77,6 @@ class Reservation(Struct, frozen=True, kw_only=True):
     reservation_id: int
     memory: SegmentDescriptor
     block_offsets: list[int]
-    ttl_s: float
 
 
 class Placed(Struct, frozen=True, tag=True, kw_only=True):
@@ -157,6 +155,20 @@ class KVArrived(Struct, frozen=True, tag=True, kw_only=True):
     """When the last layer was computed, by the prefill host's time.time()."""
 
 
+class AskKV(Struct, frozen=True, tag=True, kw_only=True):
+    """Gateway to decode: has the KV arrived? Asked where the prefill instance seems to be lost."""
+
+    request_id: str
+    reservation_id: int
+
+
+class KVState(Struct, frozen=True, tag=True, kw_only=True):
+    """Of one request's KV in a decode instance."""
+
+    arrived: bool
+    """All of it is there, or it is known that it will never be: then the stream of tokens says so."""
+
+
 class Decode(Struct, frozen=True, tag=True, kw_only=True):
     """Gateway to decode: continue after the first token, once the KV has arrived. Answered with a stream of Tokens."""
 
@@ -192,5 +204,3 @@ class RequestEnded(Struct, frozen=True, tag=True, kw_only=True):
     """Gateway to master: nothing of the request runs any more."""
 
     request_id: str
-    outcome: Outcome
-    output_tokens: int = 0

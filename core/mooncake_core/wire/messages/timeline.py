@@ -19,6 +19,8 @@ class SpansOf(Struct, frozen=True, tag=True, kw_only=True):
     spans: list[Span]
     silent: list[str] = []
     """Processes that did not answer."""
+    dropped: int = 0
+    """Spans that there would be more: a process keeps a limited number per request."""
 
 
 class ListRequests(Struct, frozen=True, tag=True, kw_only=True):
