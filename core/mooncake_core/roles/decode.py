@@ -62,7 +62,7 @@ class DecodeRole:
     def handlers(self) -> dict[type, Handler]:
         return {Reserve: self.reserve, Release: self.release, KVArrived: self.kv_arrived, Decode: self.decode}
 
-    async def reserve(self, message: Reserve, call: Call) -> Reserved:
+    def reserve(self, message: Reserve, call: Call) -> Reserved:
         """Holds blocks for prompt and answer; the writer may touch only those of the prompt."""
         if message.request_id in self._held:
             raise InvalidRequest(f"request {message.request_id} holds a reservation already")
@@ -87,12 +87,12 @@ class DecodeRole:
             )
         )
 
-    async def release(self, message: Release, call: Call) -> Done:
+    def release(self, message: Release, call: Call) -> Done:
         """Gives the memory back; a running sequence ends with RequestCancelled."""
         self._free(message.request_id)
         return Done()
 
-    async def kv_arrived(self, message: KVArrived, call: Call) -> Done:
+    def kv_arrived(self, message: KVArrived, call: Call) -> Done:
         """The prefill instance has written everything, or says why it could not."""
         held = self._held_by(message.request_id, message.reservation_id)
         if not held.arrived.done():

@@ -103,7 +103,7 @@ async def _finish(context: RoleContext, gateway: Gateway, server: _Server) -> No
 def log_handlers(log: RequestLog) -> dict[type, Handler]:
     """Answers which requests came lately."""
 
-    async def latest(message: ListRequests, call: Call) -> Requests:
+    def latest(message: ListRequests, call: Call) -> Requests:
         return Requests(requests=log.latest(message.limit))
 
     return {ListRequests: latest}
