@@ -79,8 +79,9 @@ class Conductor:
                 return self._refused(request_id, reason, now)
             case e.PrefillEnded():
                 self._prefill_ended(event)
-            case e.RequestEnded(request_id):
-                return self._ended(request_id)
+            case e.RequestEnded(request_id, outcome):
+                release = self._ended(request_id)
+                return [] if outcome == "finished" else release  # then the decode instance has let go already
             case e.BlocksStored(node, keys):
                 self._index.stored(node, keys)
             case e.BlocksRemoved(node, keys):

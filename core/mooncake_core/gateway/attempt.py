@@ -65,6 +65,8 @@ class Attempt:
         self._keys = block_keys(space, self._token_ids, generation.model.block_tokens)
         self._placed: Placed | None = None
         self._lost: asyncio.Future[None] | None = None
+        self._decoded = False
+        """The decode instance has ended it, and let its memory go."""
         self.failed_at = ""
         """Name of the instance that an error came from."""
         self.failed_address = ""
@@ -111,7 +113,7 @@ class Attempt:
         finally:
             if self._lost is not None:
                 self._lost.cancel()
-            if not decode_lost:
+            if not (decode_lost or self._decoded):
                 self._notices.send(self._clients.get(placed.decode_address), Release(request_id=self.request_id))
             ended = RequestEnded(
                 request_id=self.request_id,
@@ -153,8 +155,10 @@ class Attempt:
         async with aclosing(stream) as replies:
             first = await self._first_tokens(replies, lost, placed)
             timings = msgspec.structs.replace(timings, exposed_s=first[0].exposed_s)
+            self._decoded = first[-1].finish_reason is not None
             yield _step(first, prefilled.cached_tokens, timings)
             async for tokens in replies:
+                self._decoded = tokens[-1].finish_reason is not None
                 yield _step(tokens, prefilled.cached_tokens, timings)
 
     async def _first_tokens(

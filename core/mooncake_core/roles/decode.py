@@ -102,29 +102,33 @@ class DecodeRole:
                 held.arrived.set_result(max(0.0, time.time() - message.computed_at_s))
         return Done()
 
-    async def decode(self, message: Decode, call: Call) -> Done:
-        """Waits for the KV, then replies with the tokens after the first one as they come."""
+    async def decode(self, message: Decode, call: Call) -> Tokens | Done:
+        """Waits for the KV, then replies with the tokens after the first one as they come; the last one ends it."""
         held = self._held_by(message.request_id, message.reservation_id)
         if held.expiry:
             held.expiry.cancel()
         try:
             exposed_s: float | None = await self._wait_for_kv(held, message.request_id, call)
 
+            last: Tokens | Done = Done()
+
             def reply(output: Output) -> None:
-                nonlocal exposed_s
+                nonlocal exposed_s, last
                 self._spans.add_step(message.request_id, output.started_s, output.ended_s)
-                call.reply(
-                    Tokens(
-                        token_ids=[output.token_id],
-                        finish_reason=output.finish_reason,
-                        exposed_s=exposed_s,
-                        logprobs=[output.logprobs] if output.logprobs else [],
-                    )
+                tokens = Tokens(
+                    token_ids=[output.token_id],
+                    finish_reason=output.finish_reason,
+                    exposed_s=exposed_s,
+                    logprobs=[output.logprobs] if output.logprobs else [],
                 )
                 exposed_s = None
+                if output.finish_reason:
+                    last = tokens
+                else:
+                    call.reply(tokens)
 
             await self._instance.loop.run(self._sequence(held, message), reply)
-            return Done()
+            return last
         finally:
             self._free(message.request_id)
 

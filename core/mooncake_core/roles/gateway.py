@@ -65,6 +65,8 @@ async def run(context: RoleContext) -> None:
         gateway.app(),
         log_config=None,
         log_level="warning",
+        access_log=False,
+        proxy_headers=False,  # nobody asks who the client is
         lifespan="off",
         date_header=False,
         server_header=False,

@@ -52,7 +52,7 @@ class Call:
         self.deadline = deadline
         """time.monotonic() after which nobody waits for the answer."""
         self.reply = reply
-        """Sends one of several replies, before the last one, which the handler returns: Done."""
+        """Sends one of several replies, before the last one, which the handler returns: another, or Done."""
 
     def remaining_s(self) -> float:
         """Seconds left, never negative."""

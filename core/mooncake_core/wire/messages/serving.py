@@ -158,7 +158,8 @@ class KVArrived(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Decode(Struct, frozen=True, tag=True, kw_only=True):
-    """Gateway to decode: continue after the first token, once the KV has arrived. Answered with a stream of Tokens."""
+    """Gateway to decode: continue after the first token, once the KV has arrived. Answered with a stream of
+    Tokens, which ends with the one that has the finish reason."""
 
     request_id: str
     reservation_id: int
