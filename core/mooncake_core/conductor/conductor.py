@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -61,6 +62,8 @@ class Conductor:
         self._prefill: dict[str, PrefillInstance] = {}
         self._decode: dict[str, DecodeInstance] = {}
         self._requests: dict[str, _Request] = {}
+        self._deadlines: list[tuple[float, str]] = []
+        """Of requests, some of which may have ended; the earliest first."""
         self._decisions: deque[tuple[float, Decision]] = deque(maxlen=settings.max_decisions)
 
     @property
@@ -101,7 +104,13 @@ class Conductor:
 
     def next_deadline(self) -> float | None:
         """When the first request's time is over."""
-        return min((request.arrival.deadline for request in self._requests.values()), default=None)
+        while self._deadlines:
+            deadline, request_id = self._deadlines[0]
+            request = self._requests.get(request_id)
+            if request is not None and request.arrival.deadline == deadline:
+                return deadline
+            heapq.heappop(self._deadlines)  # of a request that has ended
+        return None
 
     def describe_models(self) -> list[ModelOffer]:
         """Models that at least one prefill and one decode instance serve alike."""
@@ -167,6 +176,7 @@ class Conductor:
             return [decode]
         request = _Request(arrival, best, decode.name, decode.tbt_with(arrival.prompt_tokens))
         self._requests[request_id] = request
+        self._await_deadline(arrival)
         # Counted from now on, so that requests arriving together do not all choose the same instance.
         predicted_s = best.transfer_s + best.prefill_s
         self._prefill[best.prefill].work[request_id] = Work(predicted_s, now)
@@ -318,6 +328,12 @@ class Conductor:
                 commands += self._ended(request_id)
                 commands.append(c.Unavailable(request_id, f"instance {name} has left", SHORTEST_RETRY_S))
         return commands
+
+    def _await_deadline(self, arrival: e.RequestArrived) -> None:
+        heapq.heappush(self._deadlines, (arrival.deadline, arrival.request_id))
+        if len(self._deadlines) > 2 * len(self._requests) + 64:  # most have ended, behind one that goes on
+            self._deadlines = [(request.arrival.deadline, name) for name, request in self._requests.items()]
+            heapq.heapify(self._deadlines)
 
     def _forget(self, request_id: str) -> _Request | None:
         request = self._requests.pop(request_id, None)
