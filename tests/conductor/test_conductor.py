@@ -255,6 +255,15 @@ def test_a_cancelled_request_releases_its_memory(grant: bool) -> None:
     assert conductor.check() == []
 
 
+def test_what_its_decode_instance_has_ended_is_not_released_again() -> None:
+    conductor = make()
+    conductor.handle(arrival(), 0)
+    conductor.handle(e.ReservationGranted("r"), 0)
+    assert conductor.handle(e.RequestEnded("r", released=True), 0) == []
+    assert conductor.num_requests == 0
+    assert conductor.check() == []
+
+
 def test_without_instances_it_is_503() -> None:
     (answer,) = make(prefills=0).handle(arrival(), 0)
     assert isinstance(answer, c.Unavailable)

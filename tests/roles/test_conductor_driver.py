@@ -55,7 +55,7 @@ async def test_nothing_is_kept_of_a_request_that_ended(how: str) -> None:
     assert isinstance(placed, Placed)
     assert driver._asked_by == {"r": "gateway"}
     if how == "ended":
-        await driver.handlers()[RequestEnded](RequestEnded(request_id="r"), call)
+        driver.handlers()[RequestEnded](RequestEnded(request_id="r"), call)
     elif how == "gateway left":
         driver.gateway_left("gateway")
     await asyncio.sleep(0.4 if how == "deadline" else 0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -63,6 +64,8 @@ class Conductor:
         self._prefill: dict[str, PrefillInstance] = {}
         self._decode: dict[str, DecodeInstance] = {}
         self._requests: dict[str, _Request] = {}
+        self._deadlines: list[tuple[float, str]] = []
+        """Of requests, some of which may have ended; the earliest first."""
         self._decisions: deque[tuple[float, Decision]] = deque(maxlen=settings.max_decisions)
 
     @property
@@ -81,8 +84,9 @@ class Conductor:
                 return self._refused(request_id, reason, now)
             case e.PrefillEnded():
                 self._prefill_ended(event)
-            case e.RequestEnded(request_id):
-                return self._ended(request_id)
+            case e.RequestEnded(request_id, released):
+                release = self._ended(request_id)
+                return [] if released else release
             case e.BlocksStored(node, keys):
                 self._index.stored(node, keys)
             case e.BlocksRemoved(node, keys):
@@ -102,7 +106,13 @@ class Conductor:
 
     def next_deadline(self) -> float | None:
         """When the first request's time is over."""
-        return min((request.arrival.deadline for request in self._requests.values()), default=None)
+        while self._deadlines:
+            deadline, request_id = self._deadlines[0]
+            request = self._requests.get(request_id)
+            if request is not None and request.arrival.deadline == deadline:
+                return deadline
+            heapq.heappop(self._deadlines)  # of a request that has ended
+        return None
 
     def describe_models(self) -> list[ModelOffer]:
         """Models that at least one prefill and one decode instance serve alike."""
@@ -172,6 +182,7 @@ class Conductor:
             return [decode]
         request = _Request(arrival, best, decode.name, decode.tbt_with(arrival.prompt_tokens))
         self._requests[request_id] = request
+        self._await_deadline(arrival)
         self._record(arrival, scores, outcome="dispatched", reason=reason, now=now, request=request)
         # Counted from now on, so that requests arriving together do not all choose the same instance.
         instance = self._prefill[best.prefill]
@@ -343,6 +354,12 @@ class Conductor:
                 commands += self._ended(request_id)
                 commands.append(c.Unavailable(request_id, f"instance {name} has left", SHORTEST_RETRY_S))
         return commands
+
+    def _await_deadline(self, arrival: e.RequestArrived) -> None:
+        heapq.heappush(self._deadlines, (arrival.deadline, arrival.request_id))
+        if len(self._deadlines) > 2 * len(self._requests) + 64:  # most have ended, behind one that goes on
+            self._deadlines = [(request.arrival.deadline, name) for name, request in self._requests.items()]
+            heapq.heapify(self._deadlines)
 
     def _forget(self, request_id: str) -> _Request | None:
         request = self._requests.pop(request_id, None)

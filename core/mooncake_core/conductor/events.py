@@ -105,6 +105,8 @@ class RequestEnded:
     """Nothing of the request runs any more."""
 
     request_id: str
+    released: bool = False
+    """Its decode instance has let the memory go."""
 
 
 @dataclass(frozen=True, slots=True)

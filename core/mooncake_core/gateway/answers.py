@@ -9,12 +9,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from mooncake_core.errors import MooncakeError
-from mooncake_core.gateway.choices import Choice, close, merge, together, unless_gone
+from mooncake_core.gateway.choices import Choice, UnlessGone, close, merge, together
 from mooncake_core.gateway.completion import Piece
 from mooncake_core.gateway.http_errors import error_body
 from mooncake_core.gateway.metrics import GatewayMetrics
@@ -43,7 +43,8 @@ class Answer:
     async def whole(self, request: Request) -> Response:
         """Everything at once."""
         try:
-            pieces = await unless_gone(request, together([choice.whole() for choice in self.choices]))
+            async with UnlessGone(request.receive):
+                pieces = await together([choice.whole() for choice in self.choices])
         finally:
             await close(self.choices)
         timings = self.choices[0].completion.timings if self.timings else None
@@ -55,7 +56,8 @@ class Answer:
         """As it comes; `on_end` is called when the response has ended. Waits for each choice's first piece, so that early
         errors have a status of their own."""
         try:
-            firsts = await unless_gone(request, together([choice.next() for choice in self.choices]))
+            async with UnlessGone(request.receive):
+                firsts = await together([choice.next() for choice in self.choices])
         except BaseException:
             await close(self.choices)
             raise
@@ -105,7 +107,7 @@ class Answer:
 
 
 class _Stream(StreamingResponse):
-    """Frees what the choices hold however it ends, even if it never began."""
+    """Ends when the client hangs up; frees what the choices hold however it ends, even if it never began."""
 
     def __init__(
         self,
@@ -121,7 +123,10 @@ class _Stream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with UnlessGone(receive):
+                await self.stream_response(send)
+        except (ClientDisconnect, OSError):
+            pass  # nobody is left to be told
         finally:
             try:
                 await self._events.aclose()

@@ -175,7 +175,7 @@ class Gateway:
         self.metrics.in_progress.dec()
 
     def _counted(self, request: Request, response: Response) -> Response:
-        self.metrics.requests.labels(request.url.path, str(response.status_code)).inc()
+        self.metrics.request(request.url.path, response.status_code)
         return response
 
     async def _body(self, request: Request) -> bytes:

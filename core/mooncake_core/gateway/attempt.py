@@ -58,6 +58,8 @@ class Attempt:
         self._keys = block_keys(space, self._token_ids, generation.model.block_tokens)
         self._placed: Placed | None = None
         self._lost: asyncio.Future[None] | None = None
+        self._decoded = False
+        """The decode instance has ended it, and let its memory go."""
         self.failed_at = ""
         """Name of the instance that an error came from."""
         self.failed_address = ""
@@ -100,9 +102,9 @@ class Attempt:
         finally:
             if self._lost is not None:
                 self._lost.cancel()
-            if not decode_lost:
+            if not (decode_lost or self._decoded):
                 self._notices.send(self._clients.get(placed.decode_address), Release(request_id=self.request_id))
-            self._notices.send(master, RequestEnded(request_id=self.request_id))
+            self._notices.send(master, RequestEnded(request_id=self.request_id, released=self._decoded))
 
     async def _steps(self, placed: Placed, master: Client, deadline: float) -> AsyncGenerator[Step, None]:
         self.failed_at, self.failed_address = placed.prefill, placed.prefill_address
@@ -137,8 +139,10 @@ class Attempt:
         async with aclosing(stream) as replies:
             first = await self._first_tokens(replies, prefill, placed)
             timings = msgspec.structs.replace(timings, exposed_s=first[0].exposed_s)
+            self._decoded = first[-1].finish_reason is not None
             yield _step(first, prefilled.cached_tokens, timings)
             async for tokens in replies:
+                self._decoded = tokens[-1].finish_reason is not None
                 yield _step(tokens, prefilled.cached_tokens, timings)
 
     async def _first_tokens(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from mooncake_core.errors import MooncakeError
 from mooncake_core.gateway.completion import Completion, Piece
@@ -44,6 +45,9 @@ class Choice:
 
 async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """All results; the first failure ends the others."""
+    works = list(works)
+    if len(works) == 1:
+        return [await works[0]]
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return await asyncio.gather(*tasks)
@@ -71,21 +75,38 @@ async def merge(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Piece
         await _cancel(waiting)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of the work, unless the client hangs up before.
+class UnlessGone:
+    """A scope that is left with ClientDisconnect when the client hangs up; what runs within is cancelled, as by
+    asyncio.timeout."""
 
-    Raises:
-        ClientDisconnect: it did; the work is over by then.
-    """
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait([working, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        await _cancel([working, gone])
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._left = False
+        self._is_gone = False
+        self._task: asyncio.Task[Any]
+        self._watch: asyncio.Task[None]
+
+    async def __aenter__(self) -> None:
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._watch = asyncio.get_running_loop().create_task(_disconnected(self._receive))
+        self._watch.add_done_callback(self._gone)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._left = True
+        self._watch.cancel()
+        if not self._is_gone:
+            return
+        if kind is not asyncio.CancelledError:  # it ended by itself, at the same moment: the cancellation is to come
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        if self._task.uncancel() == 0 and (kind is None or kind is asyncio.CancelledError):
+            raise ClientDisconnect from error
+
+    def _gone(self, watch: asyncio.Task[None]) -> None:
+        if not self._left and not watch.cancelled():
+            watch.exception()  # a connection that cannot be read is gone too
+            self._is_gone = True
+            self._task.cancel()
 
 
 async def close(choices: Iterable[Choice]) -> None:
@@ -102,6 +123,6 @@ async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass

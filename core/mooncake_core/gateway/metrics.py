@@ -17,6 +17,7 @@ class GatewayMetrics:
         self.requests = Counter(
             "mooncake_requests", "Requests by route and status", ["route", "status"], registry=registry
         )
+        self._requests_by: dict[tuple[str, int], Counter] = {}
         self.in_progress = Gauge("mooncake_requests_in_progress", "Requests being served", registry=registry)
         self.ttft = Histogram(
             "mooncake_ttft_seconds", "Time to first token", buckets=LATENCY_BUCKETS, registry=registry
@@ -37,6 +38,13 @@ class GatewayMetrics:
         self.prompt_tokens = Counter("mooncake_prompt_tokens", "Prompt tokens served", registry=registry)
         self.cached_tokens = Counter("mooncake_cached_tokens", "Prompt tokens from the cache", registry=registry)
         self.output_tokens = Counter("mooncake_output_tokens", "Tokens generated", registry=registry)
+
+    def request(self, route: str, status: int) -> None:
+        """One more was answered."""
+        counter = self._requests_by.get((route, status))
+        if counter is None:  # one for each of our routes and statuses: few
+            counter = self._requests_by[route, status] = self.requests.labels(route, str(status))
+        counter.inc()
 
     def render(self) -> bytes:
         """In Prometheus' text format."""

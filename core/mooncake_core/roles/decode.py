@@ -78,7 +78,7 @@ class DecodeRole:
             Decode: self.decode,
         }
 
-    async def reserve(self, message: Reserve, call: Call) -> Reserved:
+    def reserve(self, message: Reserve, call: Call) -> Reserved:
         """Holds blocks for prompt and answer; the writer may touch only those of the prompt."""
         if message.request_id in self._held:
             raise InvalidRequest(f"request {message.request_id} holds a reservation already")
@@ -102,12 +102,12 @@ class DecodeRole:
             )
         )
 
-    async def release(self, message: Release, call: Call) -> Done:
+    def release(self, message: Release, call: Call) -> Done:
         """Gives the memory back; a running sequence ends with RequestCancelled."""
         self._free(message.request_id)
         return Done()
 
-    async def kv_arrived(self, message: KVArrived, call: Call) -> Done:
+    def kv_arrived(self, message: KVArrived, call: Call) -> Done:
         """The prefill instance has written everything, or says why it could not."""
         held = self._held_by(message.request_id, message.reservation_id)
         if not held.arrived.done():
@@ -117,12 +117,12 @@ class DecodeRole:
                 held.arrived.set_result(max(0.0, time.time() - message.computed_at_s))
         return Done()
 
-    async def kv_state(self, message: AskKV, call: Call) -> KVState:
+    def kv_state(self, message: AskKV, call: Call) -> KVState:
         """Whether the KV is there."""
         return KVState(arrived=self._held_by(message.request_id, message.reservation_id).arrived.done())
 
-    async def decode(self, message: Decode, call: Call) -> Done:
-        """Waits for the KV, then replies with the tokens after the first one as they come."""
+    async def decode(self, message: Decode, call: Call) -> Tokens | Done:
+        """Waits for the KV, then replies with the tokens after the first one as they come; the last one ends it."""
         held = self._held_by(message.request_id, message.reservation_id)
         if held.expiry:
             held.expiry.cancel()
@@ -130,23 +130,27 @@ class DecodeRole:
             exposed_s: float | None = await self._wait_for_kv(held, message.request_id, call)
             queued_at_s = time.time()
 
+            last: Tokens | Done = Done()
+
             def reply(output: Output) -> None:
-                nonlocal exposed_s
+                nonlocal exposed_s, last
                 if exposed_s is not None:
                     self._spans.add(message.request_id, "wait for engine", queued_at_s, output.started_s)
                 self._spans.add_step(message.request_id, output.started_s, output.ended_s)
-                call.reply(
-                    Tokens(
-                        token_ids=[output.token_id],
-                        finish_reason=output.finish_reason,
-                        exposed_s=exposed_s,
-                        logprobs=[output.logprobs] if output.logprobs else [],
-                    )
+                tokens = Tokens(
+                    token_ids=[output.token_id],
+                    finish_reason=output.finish_reason,
+                    exposed_s=exposed_s,
+                    logprobs=[output.logprobs] if output.logprobs else [],
                 )
                 exposed_s = None
+                if output.finish_reason:
+                    last = tokens
+                else:
+                    call.reply(tokens)
 
             await self._instance.loop.run(self._sequence(held, message), reply)
-            return Done()
+            return last
         finally:
             self._free(message.request_id)
 

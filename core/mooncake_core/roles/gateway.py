@@ -65,6 +65,8 @@ async def run(context: RoleContext) -> None:
         gateway.app(),
         log_config=None,
         log_level="warning",
+        access_log=False,
+        proxy_headers=False,  # nobody asks who the client is
         lifespan="off",
         date_header=False,
         server_header=False,
@@ -103,7 +105,7 @@ async def _finish(context: RoleContext, gateway: Gateway, server: _Server) -> No
 def log_handlers(log: RequestLog) -> dict[type, Handler]:
     """Answers which requests came lately."""
 
-    async def latest(message: ListRequests, call: Call) -> Requests:
+    def latest(message: ListRequests, call: Call) -> Requests:
         return Requests(requests=log.latest(message.limit))
 
     return {ListRequests: latest}

@@ -10,7 +10,7 @@ from mooncake_core.wire.server import Call, Handler
 def timeline_handlers(spans: Spans) -> dict[type, Handler]:
     """For a process's server."""
 
-    async def of(message: GetSpans, call: Call) -> SpansOf:
+    def of(message: GetSpans, call: Call) -> SpansOf:
         return SpansOf(spans=spans.of(message.request_id), dropped=spans.num_dropped(message.request_id))
 
     return {GetSpans: of}

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Final, TypeVar
 
 import zmq
@@ -58,6 +58,10 @@ class _Replies:
         """time.monotonic() when the first of what was taken last came."""
         self._waiter: asyncio.Future[None] | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._items
+
     def put(self, item: Message | MooncakeError) -> None:
         if not self._items:
             self.received = time.monotonic()
@@ -72,6 +76,18 @@ class _Replies:
             await self._waiter
         items, self._items = self._items, []
         return items
+
+
+class _Told:
+    """Takes the reply to what was told."""
+
+    __slots__ = ("_on_end",)
+
+    def __init__(self, on_end: Callable[[MooncakeError | None], None]) -> None:
+        self._on_end = on_end
+
+    def put(self, item: Message | MooncakeError) -> None:
+        self._on_end(item if isinstance(item, MooncakeError) else None)
 
 
 class Client:
@@ -94,7 +110,8 @@ class Client:
         self._channel: Channel | None = None
         self._monitor: Channel | None = None
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, _Replies] = {}
+        self._waiting: dict[int, _Replies | _Told] = {}
+        self._telling: set[asyncio.Task[None]] = set()
         self._welcome: asyncio.Future[None] | None = None
         self._was_welcome = False
         self._watchers: set[asyncio.Future[None]] = set()
@@ -110,16 +127,25 @@ class Client:
             DeadlineExceeded: no reply within timeout_s.
             ProtocolError: the reply is of another type.
         """
+        number, replies, timer = await self._ask(message, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                number, replies = await self._ask(message, timeout_s)
-                try:
-                    reply, *_ = await replies.take()
-                finally:
-                    self._forget(number)
-        except TimeoutError as error:
-            raise (error if isinstance(error, MooncakeError) else self._late(message, timeout_s)) from error
+            reply, *_ = await replies.take()
+        finally:
+            timer.cancel()
+            self._forget(number)
         return self._expect(reply, reply_type, message)
+
+    def tell(self, message: Message, on_end: Callable[[MooncakeError | None], None], *, timeout_s: float) -> None:
+        """As a call whose reply, Done, nobody awaits; `on_end` is told when it has come, or why it will not."""
+        if not self._greeted():
+            task = asyncio.get_running_loop().create_task(self._tell_later(message, on_end, timeout_s))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+            return
+        try:
+            self._start(message, timeout_s, _Told(on_end))
+        except MooncakeError as error:
+            on_end(error)
 
     async def stream(
         self, message: Message, reply_type: type[M], *, timeout_s: float
@@ -129,14 +155,8 @@ class Client:
 
         Raises as `call` does, after what came before; timeout_s is for the whole stream.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        late = self._late(message, timeout_s)
-        number, timer = 0, None
+        number, replies, timer = await self._ask(message, timeout_s)
         try:
-            async with asyncio.timeout_at(deadline):
-                number, replies = await self._ask(message, timeout_s)
-            timer = loop.call_at(deadline, replies.put, late)
             while True:
                 good: Arrived[M] = Arrived()
                 came = await replies.take()
@@ -150,11 +170,10 @@ class Client:
                         raise reply
                     good.append(self._expect(reply, reply_type, message))
                 yield good
-        except TimeoutError as error:
-            raise (error if isinstance(error, MooncakeError) else late) from error
+                if number not in self._waiting and replies.is_empty:  # the last reply was one of those
+                    return
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
             self._forget(number)
 
     def lost(self) -> asyncio.Future[None]:
@@ -184,17 +203,42 @@ class Client:
         if self._owns_context and not self._context.closed:
             self._context.destroy()
 
-    async def _ask(self, message: Message, timeout_s: float) -> tuple[int, _Replies]:
-        await self._greet()
-        number = next(self._numbers)
+    async def _ask(self, message: Message, timeout_s: float) -> tuple[int, _Replies, asyncio.TimerHandle]:
+        """Its number, what comes, and the timer that ends it."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        if not self._greeted():
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._greet()
+            except TimeoutError as error:
+                raise (error if isinstance(error, MooncakeError) else self._late(message, timeout_s)) from error
         replies = _Replies()
-        self._waiting[number] = replies
+        number = self._start(message, timeout_s, replies)
+        return number, replies, loop.call_at(deadline, self._time_out, replies, message, timeout_s)
+
+    def _start(self, message: Message, timeout_s: float, waiting: _Replies | _Told) -> int:
+        number = next(self._numbers)
+        self._waiting[number] = waiting
         try:
             self._send(pack(Kind.REQUEST, number, encode_part(Head(timeout_s=timeout_s)), encode(message)))
         except MooncakeError:
             del self._waiting[number]
             raise
-        return number, replies
+        return number
+
+    def _time_out(self, replies: _Replies, message: Message, timeout_s: float) -> None:
+        replies.put(self._late(message, timeout_s))
+
+    async def _tell_later(
+        self, message: Message, on_end: Callable[[MooncakeError | None], None], timeout_s: float
+    ) -> None:
+        try:
+            await self.call(message, Done, timeout_s=timeout_s)
+        except MooncakeError as error:
+            on_end(error)
+        else:
+            on_end(None)
 
     def _forget(self, number: int) -> None:
         """The asker has its answer, or does not want it any more; then the peer is told."""

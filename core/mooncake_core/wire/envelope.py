@@ -36,6 +36,9 @@ class Kind(enum.Enum):
     CANCEL = b"C"
 
 
+_KINDS: Final = {kind.value: kind for kind in Kind}
+
+
 class Hello(Struct, frozen=True, kw_only=True):
     """The first thing either side says."""
 
@@ -97,8 +100,8 @@ def unpack(frames: list[bytes]) -> list[Envelope]:
             start = body + body_bytes
             if start > len(data):
                 raise ProtocolError(f"an envelope of {len(data)} bytes was cut off")
-            found.append(Envelope(Kind(kind), number, data[head:body], data[body:start]))
-    except (ValueError, struct.error) as error:
+            found.append(Envelope(_KINDS[kind], number, data[head:body], data[body:start]))
+    except (KeyError, struct.error) as error:
         raise ProtocolError(f"expected envelopes, got {len(data)} bytes of something else: {error}") from error
     return found
 

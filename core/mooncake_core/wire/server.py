@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, cast
 
 import zmq
+from msgspec import Struct
 
 from mooncake_core.address import HostPort
 from mooncake_core.errors import (
@@ -53,15 +54,16 @@ class Call:
         self.deadline = deadline
         """time.monotonic() after which nobody waits for the answer."""
         self.reply = reply
-        """Sends one of several replies, before the last one, which the handler returns: Done."""
+        """Sends one of several replies, before the last one, which the handler returns: another, or Done."""
 
     def remaining_s(self) -> float:
         """Seconds left, never negative."""
         return max(0.0, self.deadline - time.monotonic())
 
 
-Handler = Callable[[Any, Call], Awaitable[Message]]
-"""Answers one request. It is cancelled when the asker cancels, the deadline passes, or the server closes."""
+Handler = Callable[[Any, Call], Coroutine[Any, Any, Message] | Message]
+"""Answers one request: at once, or, as a coroutine, later. Then it is cancelled when the asker cancels, the deadline
+passes, or the server closes."""
 
 
 class Server:
@@ -78,7 +80,7 @@ class Server:
         key: ClusterKey | None = None,
         versions: tuple[int, int] = (OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION),
     ) -> None:
-        self._handlers = {Ping: _pong, **handlers}
+        self._handlers: dict[type, Handler] = {Ping: _pong, **handlers}
         self._key = key
         self._hello = Hello(name=name, oldest=versions[0], newest=versions[1])
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -89,6 +91,7 @@ class Server:
         """When there are more, those that are gone are looked for."""
         self._outgoing: dict[bytes, list[bytes]] = {}
         self._running: dict[tuple[bytes, int], asyncio.Task[None]] = {}
+        self._loop: asyncio.AbstractEventLoop
 
     async def start(self, address: HostPort) -> HostPort:
         """Binds; port 0 takes a free one. Returns the real address.
@@ -96,6 +99,7 @@ class Server:
         Raises:
             WireError: the address cannot be bound; says which, why, and what to do.
         """
+        self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
         socket = self._context.socket(zmq.ROUTER)
         limit(socket)
@@ -185,27 +189,56 @@ class Server:
             time.monotonic() + decode_head(envelope.head).timeout_s,
             lambda reply: self._send(identity, Kind.REPLY, envelope.number, reply),
         )
-        task = asyncio.get_running_loop().create_task(self._run(number, handler, message, call))
-        self._running[number] = task
-        task.add_done_callback(lambda _: self._running.pop(number, None))
-
-    async def _run(self, number: tuple[bytes, int], handler: Handler, message: Message, call: Call) -> None:
-        name = type(message).__name__
-        reply: Message
         try:
-            async with asyncio.timeout(call.remaining_s()):
-                reply = await handler(message, call)
-        except TimeoutError as error:
-            late = error if isinstance(error, MooncakeError) else DeadlineExceeded(f"{name} took too long")
-            reply = _failure(late)
-        except asyncio.CancelledError:
-            reply = _failure(RequestCancelled(f"{name} was cancelled, or {self._hello.name} is shutting down"))
-        except MooncakeError as error:
-            reply = _failure(error)
+            answer = handler(message, call)
         except Exception as error:
-            _log.exception("%s from %s failed", name, call.peer)
-            reply = _failure(error)
+            self._send(identity, Kind.LAST, envelope.number, self._failed(message, call, error))
+            return
+        if isinstance(answer, Struct):
+            self._send(identity, Kind.LAST, envelope.number, answer)
+            return
+        coroutine = answer
+        task = self._running[number] = self._loop.create_task(self._finish(number, coroutine, message, call))
+
+        def ended(_: object) -> None:
+            del self._running[number]
+            coroutine.close()  # a task that is cancelled at once never awaits it
+
+        task.add_done_callback(ended)
+
+    async def _finish(
+        self, number: tuple[bytes, int], answer: Coroutine[Any, Any, Message], message: Message, call: Call
+    ) -> None:
+        reply: Message
+        task = self._running[number]
+        late = False
+
+        def end() -> None:
+            nonlocal late
+            late = True
+            task.cancel()
+
+        timer = self._loop.call_later(call.remaining_s(), end)  # asyncio.timeout costs more
+        try:
+            reply = await answer
+        except asyncio.CancelledError:
+            reply = _failure(_too_late(message) if late else self._cancelled(message))
+        except Exception as error:
+            reply = self._failed(message, call, error)
+        finally:
+            timer.cancel()
         self._send(number[0], Kind.LAST, number[1], reply)
+
+    def _cancelled(self, message: Message) -> RequestCancelled:
+        return RequestCancelled(f"{type(message).__name__} was cancelled, or {self._hello.name} is shutting down")
+
+    def _failed(self, message: Message, call: Call, error: Exception) -> Failure:
+        if isinstance(error, MooncakeError):
+            return _failure(error)
+        if isinstance(error, TimeoutError):
+            return _failure(_too_late(message))
+        _log.error("%s from %s failed", type(message).__name__, call.peer, exc_info=error)
+        return _failure(error)
 
     def _send(self, identity: bytes, kind: Kind, number: int, message: Message) -> None:
         self._enqueue(identity, pack(kind, number, b"", encode(message)))
@@ -252,8 +285,12 @@ class Server:
                 task.cancel()
 
 
-async def _pong(message: Ping, call: Call) -> Done:
+def _pong(message: Ping, call: Call) -> Done:
     return Done()
+
+
+def _too_late(message: Message) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{type(message).__name__} took too long")
 
 
 def _failure(error: BaseException) -> Failure:

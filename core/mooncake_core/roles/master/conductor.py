@@ -103,7 +103,7 @@ class ConductorDriver:
         self._drive.close()
         await self._tasks.close()
 
-    async def _describe(self, message: DescribeModels, call: Call) -> Models:
+    def _describe(self, message: DescribeModels, call: Call) -> Models:
         return Models(models=list(self.conductor.describe_models()))
 
     async def _place(self, message: Place, call: Call) -> Placed:
@@ -120,19 +120,19 @@ class ConductorDriver:
         finally:
             self._placing.pop(message.request_id, None)
 
-    async def _prefill_ended(self, message: PrefillEnded, call: Call) -> Done:
+    def _prefill_ended(self, message: PrefillEnded, call: Call) -> Done:
         self.prompt_tokens += self._prompt_tokens_of.pop(message.request_id, 0)
         self.cached_tokens += message.cached_tokens
         self._drive.feed(e.PrefillEnded(message.request_id, message.cached_tokens, message.computed_s))
         return Done()
 
-    async def _request_ended(self, message: RequestEnded, call: Call) -> Done:
-        self._end(message.request_id)
+    def _request_ended(self, message: RequestEnded, call: Call) -> Done:
+        self._end(message.request_id, released=message.released)
         return Done()
 
-    def _end(self, request_id: str) -> None:
+    def _end(self, request_id: str, *, released: bool = False) -> None:
         self._forget(request_id)
-        self._drive.feed(e.RequestEnded(request_id))
+        self._drive.feed(e.RequestEnded(request_id, released))
 
     def _forget(self, request_id: str) -> None:
         self._asked_by.pop(request_id, None)

@@ -84,11 +84,11 @@ class Members:
         self._apply(self._membership.join(message, self.now()))
         return self._joined
 
-    async def _heartbeat(self, message: Heartbeat, call: Call) -> Done:
+    def _heartbeat(self, message: Heartbeat, call: Call) -> Done:
         self._apply(self._membership.heartbeat(message, self.now()))
         return Done()
 
-    async def _leave(self, message: Leave, call: Call) -> Done:
+    def _leave(self, message: Leave, call: Call) -> Done:
         self._apply(self._membership.leave(message))
         return Done()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from mooncake_core.errors import MooncakeError
@@ -73,15 +73,20 @@ class PoolDriver:
         self._drive.close()
         await self._tasks.close()
 
-    async def _ask(self, message: Any, call: Call) -> Message:
+    def _ask(self, message: Any, call: Call) -> Message | Coroutine[Any, Any, Message]:
         token = next(self._tokens)
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._asked[token] = answer
         try:
             self._drive.feed(p.Asked(token, message))
-            return await answer
-        finally:
+        except BaseException:
             del self._asked[token]
+            raise
+        if answer.done():
+            del self._asked[token]
+            return answer.result()
+        answer.add_done_callback(lambda _: self._asked.pop(token))  # also when whoever asked has gone
+        return _wait(answer)
 
     def _execute(self, command: p.Command) -> None:
         match command:
@@ -130,3 +135,7 @@ class PoolDriver:
         except MooncakeError as error:
             _log.warning("node %s did not answer %s: %s", name, type(message).__name__, error)
             return None
+
+
+async def _wait(answer: asyncio.Future[Message]) -> Message:
+    return await answer

@@ -170,7 +170,8 @@ class KVState(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Decode(Struct, frozen=True, tag=True, kw_only=True):
-    """Gateway to decode: continue after the first token, once the KV has arrived. Answered with a stream of Tokens."""
+    """Gateway to decode: continue after the first token, once the KV has arrived. Answered with a stream of
+    Tokens, which ends with the one that has the finish reason."""
 
     request_id: str
     reservation_id: int
@@ -204,3 +205,5 @@ class RequestEnded(Struct, frozen=True, tag=True, kw_only=True):
     """Gateway to master: nothing of the request runs any more."""
 
     request_id: str
+    released: bool = False
+    """The decode instance has come to the end, and let the memory go."""
