@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from mooncake_core.errors import MooncakeError
 from mooncake_core.roles.instance import Instance
+from mooncake_core.roles.kv_departure import LEAST_BYTES
 from mooncake_core.store.reading import Reading
 
 PATIENCE_S = 10.0
@@ -25,7 +26,8 @@ class KVArrival:
         self._on_layer = on_layer
         self._layers = instance.info.layout.num_layers
         self._arrived = threading.Condition()
-        self._num_arrived = 0
+        self.num_layers = 0
+        """Those that have come."""
         self.num_blocks = 0
         """Blocks of the prefix; known once `begin` has returned."""
         self.failure = ""
@@ -34,22 +36,24 @@ class KVArrival:
         """When each layer was there."""
 
     async def begin(self) -> int:
-        """Brings the first layer; returns how many blocks, from the beginning, can be had."""
+        """Brings the first layer, or all where they are too few bytes for several transfers; returns how many blocks, from
+        the beginning, can be had."""
         self._cut(self._reading.good)
+        layers = 1 if self.num_blocks * self._instance.block_bytes > LEAST_BYTES else self._layers
         if self.num_blocks:
-            await self._bring(0, 1)
+            await self._bring(0, layers)
             self._cut(self._reading.good)
         if self.num_blocks:
-            if self._layers == 1 and not self._is_whole():
+            if layers == self._layers and not self._is_whole():
                 self.num_blocks = 0
             else:
-                self._came(1)
+                self._came(layers)
         return self.num_blocks
 
     async def run(self, layers_at_once: int = 1) -> None:
         """Brings the other layers; what goes wrong is a failure, never an exception."""
         try:
-            for first in range(1, self._layers, layers_at_once):
+            for first in range(self.num_layers, self._layers, layers_at_once):
                 last = min(self._layers, first + layers_at_once)
                 await self._bring(first, last)
                 good = all(self._reading.good[: self.num_blocks])
@@ -66,7 +70,7 @@ class KVArrival:
     def wait_for_layer(self, layer: int) -> None:
         """In the computing thread: returns when the layer has come, or will never come."""
         with self._arrived:
-            if not self._arrived.wait_for(lambda: self._num_arrived > layer or self.failure, PATIENCE_S):
+            if not self._arrived.wait_for(lambda: self.num_layers > layer or self.failure, PATIENCE_S):
                 self.failure = f"layer {layer} of the prefix did not come within {PATIENCE_S:g}s"
         if not self.failure:
             self._instance.engine.stage_in(self._blocks[: self.num_blocks], layer)
@@ -88,7 +92,7 @@ class KVArrival:
 
     def _came(self, num_layers: int) -> None:
         with self._arrived:
-            before, self._num_arrived = self._num_arrived, num_layers
+            before, self.num_layers = self.num_layers, num_layers
             self._arrived.notify_all()
         for layer in range(before, num_layers):
             self.times_s.append(time.time())

@@ -63,7 +63,10 @@ class KVFlow:
         if self._arrival is None:
             return
         if self._message.by_layer:
-            self._prefix_arrived(0)
+            self._departure.prefix_arrived(0, self._arrival.num_layers)
+        if self._arrival.num_layers == self._layers:
+            self._record_arrival()
+        elif self._message.by_layer:
             self._arriving = asyncio.get_running_loop().create_task(self._arrival.run())
             self._arriving.add_done_callback(self._record_arrival)
         else:
@@ -113,7 +116,7 @@ class KVFlow:
             await self._departure.abort()
 
     def _prefix_arrived(self, layer: int) -> None:
-        # The first layer comes before it is known where the rest goes: `begin` sends it on.
+        # The first layers come before it is known where the rest goes: `begin` sends them on.
         if self._message.by_layer and self._departure is not None:
             self._departure.prefix_arrived(layer, layer + 1)
 
