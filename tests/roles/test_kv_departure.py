@@ -145,9 +145,9 @@ async def test_a_chunk_that_takes_longer_than_a_put_may_is_cached_all_the_same()
 
 async def test_a_chunk_that_is_quick_goes_into_the_pool_while_it_is_computed() -> None:
     pool = FakePool(writer_deadline_s=30)
-    leaving = departure(sent, 20, LEAST_BYTES, pool.target)
-    await compute(leaving, pool, [0.01] * 20)
-    assert pool.committed == [20]
+    leaving = departure(sent, MOST_TRANSFERS, LEAST_BYTES, pool.target)
+    await compute(leaving, pool, [0.01] * MOST_TRANSFERS)
+    assert pool.committed == [MOST_TRANSFERS]
     assert pool.began_after_layers == [2]
 
 
