@@ -21,6 +21,14 @@ def test_a_request_has_its_choices_and_attempts_and_no_others() -> None:
     assert {span.name for span in spans.of("ab")} == {"ab", "ab-1", "ab.2", "ab-1.2"}
 
 
+def test_members_of_a_process_share_what_it_keeps() -> None:
+    spans = Spans("p", num_members=100)
+    for number in range(MAX_REQUESTS // 100 + 1):
+        spans.add(f"r{number}", "x", 0, 1)
+    assert spans.of("r0") == []
+    assert len(spans.of("r1")) == 1
+
+
 def test_what_is_kept_is_bounded() -> None:
     spans = Spans("p")
     for number in range(MAX_REQUESTS + 5):

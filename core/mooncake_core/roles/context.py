@@ -42,7 +42,7 @@ class Orders:
 class RoleContext:
     """Made once per member; roles take from it what they need."""
 
-    def __init__(self, boot: Boot, spec: ProcessSpec, orders: Orders) -> None:
+    def __init__(self, boot: Boot, spec: ProcessSpec, orders: Orders, *, num_members: int = 1) -> None:
         self.config = boot.config
         self.spec = spec
         self.name = spec.name
@@ -53,7 +53,7 @@ class RoleContext:
         self.incarnation = secrets.randbits(63)
         self.key = load_key(boot.config.auth.key_file if boot.config.auth else None)
         self.master_address = boot.master_address
-        self.spans = Spans(spec.name)
+        self.spans = Spans(spec.name, num_members=num_members)
         self.clients = Clients(name=spec.name, key=self.key)
 
     @property

@@ -65,7 +65,7 @@ async def _run(boot: Boot) -> None:
     """Runs all members of this process; the first failure ends them all."""
     orders = Orders()
     specs = [spec for spec in processes(boot.config) if spec.process == boot.process]
-    contexts = [RoleContext(boot, spec, orders) for spec in specs]
+    contexts = [RoleContext(boot, spec, orders, num_members=len(specs)) for spec in specs]
     loop = asyncio.get_running_loop()
     for number, obey in ((signal.SIGTERM, orders.stop.set), (signal.SIGINT, orders.end_now)):
         loop.add_signal_handler(number, _obey, obey, contexts)

@@ -15,10 +15,11 @@ from msgspec import Struct
 
 DECODE_STEP: Final = "decode step"
 MAX_REQUESTS: Final = 1000
+"""Of all members of a process together."""
 MAX_SPANS: Final = 4096
 """Per request; what comes later is counted, not kept."""
 MAX_BYTES: Final = 64 << 20
-"""Of all requests together; the oldest go first."""
+"""Likewise; the oldest requests go first."""
 SPAN_BYTES: Final = 350
 ATTRIBUTE_BYTES: Final = 60
 STEP_BYTES: Final = 18
@@ -46,11 +47,15 @@ class _Request:
 
 
 class Spans:
-    """The spans of the latest requests, as many as fit into `max_bytes`. Written by any thread."""
+    """The spans of the latest requests, as many as fit into `max_bytes`. Written by any thread.
 
-    def __init__(self, process: str, *, max_bytes: int = MAX_BYTES) -> None:
+    `num_members` share a process, and what it keeps.
+    """
+
+    def __init__(self, process: str, *, max_bytes: int = MAX_BYTES, num_members: int = 1) -> None:
         self.process = process
-        self._max_bytes = max_bytes
+        self._max_bytes = max_bytes // num_members
+        self._max_requests = max(1, MAX_REQUESTS // num_members)
         self._num_bytes = 0
         self._requests: OrderedDict[str, _Request] = OrderedDict()
         self._lock = threading.Lock()
@@ -116,7 +121,7 @@ class Spans:
         """Counts memory; the oldest requests go where it is too much."""
         request.num_bytes += num_bytes
         self._num_bytes += num_bytes
-        while len(self._requests) > 1 and (len(self._requests) > MAX_REQUESTS or self._num_bytes > self._max_bytes):
+        while len(self._requests) > 1 and (len(self._requests) > self._max_requests or self._num_bytes > self._max_bytes):
             _, oldest = self._requests.popitem(last=False)
             self._num_bytes -= oldest.num_bytes
             oldest.num_bytes = 0
