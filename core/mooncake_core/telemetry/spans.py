@@ -121,7 +121,9 @@ class Spans:
         """Counts memory; the oldest requests go where it is too much."""
         request.num_bytes += num_bytes
         self._num_bytes += num_bytes
-        while len(self._requests) > 1 and (len(self._requests) > self._max_requests or self._num_bytes > self._max_bytes):
+        while len(self._requests) > 1 and (
+            len(self._requests) > self._max_requests or self._num_bytes > self._max_bytes
+        ):
             _, oldest = self._requests.popitem(last=False)
             self._num_bytes -= oldest.num_bytes
             oldest.num_bytes = 0
