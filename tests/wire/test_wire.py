@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -447,3 +450,27 @@ async def test_a_client_of_a_closed_set_is_unreachable() -> None:
     await clients.close()
     with pytest.raises(PeerUnreachable, match="was closed"):
         await clients.get("tcp://127.0.0.1:1").call(Ping(), Done, timeout_s=1)
+
+
+async def test_giving_up_peers_that_are_gone_holds_up_nobody_else() -> None:
+    """An event for a monitor whose receiving end was closed used to stop the thread of all zmq sockets."""
+
+    async def ask(client: Client) -> None:
+        with contextlib.suppress(MooncakeError):
+            await client.call(Ping(), Done, timeout_s=1)
+
+    server, clients = Server("s", {}), Clients("c")
+    address = await server.start(HostPort("127.0.0.1", 0))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # does not listen
+        port = nobody.getsockname()[1]
+        gone = [f"tcp://127.0.0.{number}:{port}" for number in range(2, 62)]
+        for _ in range(20):
+            asking = [asyncio.create_task(ask(clients.get(address_of_gone))) for address_of_gone in gone]
+            await asyncio.sleep(random.uniform(0.03, 0.12))
+            for address_of_gone in gone:
+                await clients.drop(address_of_gone)
+            await asyncio.gather(*asking)
+            await clients.get(address.url).call(Ping(), Done, timeout_s=5)
+    await clients.close()
+    await server.close()

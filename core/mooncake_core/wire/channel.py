@@ -50,6 +50,8 @@ class Channel:
         """Closes the socket; what is queued is sent within LINGER_MS. Idempotent."""
         if not self._socket.closed:
             self._loop.remove_reader(self._fd)
+            # An event for a monitor that nobody receives from any more would hold up the thread of all zmq sockets for ever.
+            self._socket.disable_monitor()
             self._socket.close(linger=LINGER_MS)
 
     def _schedule(self) -> None:

@@ -192,7 +192,7 @@ class Client:
         """Frees the socket, which would look for its peer for ever; whoever waits gets PeerUnreachable. The next call
         connects anew."""
         self._break(PeerUnreachable(f"the connection to {self.address} was closed"))
-        for channel in (self._monitor, self._channel):
+        for channel in (self._channel, self._monitor):  # the monitor's receiving end last
             if channel:
                 channel.close()
         self._monitor = self._channel = None
