@@ -236,17 +236,21 @@ class Shuffled:
         del self._tokens[number], self._slots[number]
 
 
-@pytest.mark.parametrize("limit_bytes", [1 << 20, 40_000])
-def test_the_decode_window_changes_nothing_however_batches_are_put_together(folder: Path, limit_bytes: int) -> None:
-    plain, windowed = TorchEngine(settings(folder)), TorchEngine(settings(folder))
-    plain._window, windowed._window = None, DecodeWindow(windowed._kv, limit_bytes)
-    sequences = Shuffled(5)
+def step_both(plain: TorchEngine, other: TorchEngine, sequences: Shuffled) -> None:
+    """150 steps of both engines, each of which must choose the same tokens."""
     for number in range(150):
         slices = sequences.slices(number)
         if slices:
             expected = plain.step(slices)
-            assert windowed.step(slices) == expected
+            assert other.step(slices) == expected
             sequences.take(expected)
+
+
+@pytest.mark.parametrize("limit_bytes", [1 << 20, 40_000])
+def test_the_decode_window_changes_nothing_however_batches_are_put_together(folder: Path, limit_bytes: int) -> None:
+    plain, windowed = TorchEngine(settings(folder)), TorchEngine(settings(folder))
+    plain._window, windowed._window = None, DecodeWindow(windowed._kv, limit_bytes)
+    step_both(plain, windowed, Shuffled(5))
     plain.close()
     windowed.close()
 
@@ -274,13 +278,7 @@ def decode(number: int, token: int, start: int, blocks: SequenceOf[int]) -> Slic
 def test_steps_of_fixed_shapes_give_the_same_tokens_however_batches_are_put_together(folder: Path) -> None:
     plain, fixed = TorchEngine(settings(folder)), static(folder)
     plain._window = None
-    sequences = Shuffled(7)
-    for number in range(150):
-        slices = sequences.slices(number)
-        if slices:
-            expected = plain.step(slices)
-            assert fixed.step(slices) == expected
-            sequences.take(expected)
+    step_both(plain, fixed, Shuffled(7))
     assert fixed._graphs is not None
     assert {bucket.num_rows for bucket in fixed._graphs._steps} >= {1, 2, 4}
     plain.close()

@@ -121,9 +121,9 @@ class KVDeparture:
         block_tokens = self._instance.block_tokens
         last = self._instance.info.layout.blocks_for(end) if whole else end // block_tokens
         first = self._sent_blocks
-        all_bytes = (last - first) * self._layers * self._instance.layer_bytes
-        num_bytes = all_bytes * (last_layer - self._first_unsent_layer) / self._layers
-        is_worth_it = num_bytes >= max(LEAST_BYTES, all_bytes / MOST_TRANSFERS)
+        layer_bytes = (last - first) * self._instance.layer_bytes
+        unsent_bytes = (last_layer - self._first_unsent_layer) * layer_bytes
+        is_worth_it = unsent_bytes >= max(LEAST_BYTES, self._layers * layer_bytes / MOST_TRANSFERS)
         if last <= first or (last_layer < self._layers and not is_worth_it):
             return
         self._send(first, last, self._first_unsent_layer, last_layer)
