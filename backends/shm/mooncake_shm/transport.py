@@ -145,9 +145,12 @@ class ShmTransport(Transport):
             if not self._is_mapped(operation):
                 self._introduce(operation)
             elif room >= 0:
-                self._complete(operation)
+                self._completions.add(self._carry_out(operation))
             else:
                 self._enqueue(operation)
+
+    def move(self, operations: Sequence[Operation]) -> list[Completion | None]:
+        return [self._carry_out(operation) if self._is_mapped(operation) else None for operation in operations]
 
     def poll(self) -> list[Completion]:
         return self._completions.take()
@@ -244,9 +247,9 @@ class ShmTransport(Transport):
             if self._closing:
                 self._failed(operation, self._closed())
             else:
-                self._complete(operation)
+                self._completions.add(self._carry_out(operation))
 
-    def _complete(self, operation: Operation) -> None:
+    def _carry_out(self, operation: Operation) -> Completion:
         error: TransferError | TimeoutError | None = None
         try:
             self._copy(operation)
@@ -255,7 +258,7 @@ class ShmTransport(Transport):
         except Exception as reason:  # whatever it is, nobody may be left waiting
             _log.exception("%s could not copy over shm", self._owner)
             error = TransferError(f"{self._owner} could not copy over shm: {reason!r}")
-        self._completions.add(Completion(operation.operation_id, error))
+        return Completion(operation.operation_id, error)
 
     def _copy(self, operation: Operation) -> None:
         path, want = _checked(operation)

@@ -18,12 +18,15 @@ from typing import Final
 
 from mooncake_core.errors import DeadlineExceeded, MooncakeError, OutOfRange, PathFailed, StaleSegment, TransferError
 
-REQUEST: Final = struct.Struct("<B3xIQ16sdQQ")
-"""Kind, further ranges, operation id, key, deadline on the target's clock, offset and length of the first range."""
+REQUEST: Final = struct.Struct("<B3xIQ16sdQQ8x")
+"""Kind, further ranges, operation id, key, deadline on the target's clock, offset and length of the first range. As long as
+a cache line, like RESPONSE: the kernel copies what follows it faster."""
 RANGE: Final = struct.Struct("<QQ")  # offset, length
 MOST_RANGES: Final = 1 << 20
-RESPONSE: Final = struct.Struct("<B7xQQd")  # status, operation id, payload length, the target's clock
+RESPONSE: Final = struct.Struct("<B7xQQd32x")  # status, operation id, payload length, the target's clock
 MAX_VECTORS: Final = 512
+
+CALL_BYTES: Final = 256 << 10
 SOCKET_BUFFER_BYTES: Final = 128 << 10
 KEEPALIVE_IDLE_S: Final = 30
 KEEPALIVE_INTERVAL_S: Final = 5
@@ -80,16 +83,44 @@ def tune(sock: socket.socket) -> None:
 
 
 def send_all(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None:
-    """Sends all buffers in order, without copying them together."""
-    views = [view for view in (memoryview(buffer) for buffer in buffers) if view.nbytes]
-    start = 0
-    while start < len(views):
-        sent = sock.sendmsg(views[start : start + MAX_VECTORS])
-        while start < len(views) and sent >= views[start].nbytes:
-            sent -= views[start].nbytes
-            start += 1
-        if sent:
-            views[start] = views[start][sent:]
+    """Sends all buffers in order, without copying them together: what is short with one call, what is long with several,
+    because the other end receives while this one is between calls."""
+    together: list[bytes | memoryview] = []
+    num_bytes = 0
+    for buffer in buffers:
+        length = len(buffer)
+        if num_bytes + length > CALL_BYTES or len(together) == MAX_VECTORS:
+            first_bytes = max(0, CALL_BYTES - num_bytes)
+            view = memoryview(buffer)
+            _send_together(sock, [*together, view[:first_bytes]])
+            for start in range(first_bytes, length, CALL_BYTES):
+                sock.sendall(view[start : start + CALL_BYTES])
+            together, num_bytes = [], 0
+        else:
+            together.append(buffer)
+            num_bytes += length
+    if together:
+        _send_together(sock, together)
+
+
+def _send_together(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None:
+    sent = sock.sendmsg(buffers)
+    if sent < sum([len(buffer) for buffer in buffers]):
+        for left in _after(buffers, sent):
+            sock.sendall(left)
+
+
+def _after(buffers: Sequence[bytes | memoryview], num_bytes: int) -> list[memoryview]:
+    """What is left of buffers whose first bytes are done."""
+    left = []
+    for buffer in buffers:
+        view = memoryview(buffer)
+        if num_bytes >= view.nbytes:
+            num_bytes -= view.nbytes
+        else:
+            left.append(view[num_bytes:])
+            num_bytes = 0
+    return left
 
 
 def send_some(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> list[memoryview]:
@@ -118,8 +149,22 @@ def receive_into(sock: socket.socket, view: memoryview) -> None:
         view = view[received:]
 
 
-def receive_all(sock: socket.socket, views: Sequence[memoryview]) -> None:
-    """Fills views in order, many with one call. Raises as receive_into."""
+def receive_first(sock: socket.socket, header: memoryview, views: Sequence[memoryview]) -> int:
+    """Fills a header, and as much of the views after it as there is already. How many bytes these were; raises as
+    receive_into."""
+    received = sock.recvmsg_into([header, *views[: MAX_VECTORS - 1]])[0]
+    if received == 0:
+        raise ConnectionResetError("the peer closed the connection")
+    if received < header.nbytes:
+        receive_into(sock, header[received:])
+        return 0
+    return received - header.nbytes
+
+
+def receive_all(sock: socket.socket, views: Sequence[memoryview], start_bytes: int = 0) -> None:
+    """Fills views in order, many with one call, from `start_bytes` of them all on. Raises as receive_into."""
+    if start_bytes:
+        views = _after(views, start_bytes)
     if len(views) == 1:
         receive_into(sock, views[0])
         return

@@ -20,7 +20,7 @@ from mooncake_core.errors import AuthenticationFailed, VersionMismatch
 from mooncake_tcp.frames import receive_into
 
 MAGIC: Final = b"MNCK"
-VERSION: Final = 3
+VERSION: Final = 4
 NONCE_BYTES: Final = 16
 PROOF_BYTES: Final = 32
 TIMEOUT_S: Final = 5.0

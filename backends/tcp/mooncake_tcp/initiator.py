@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, PathFailed, TransferError, VersionMismatch
-from mooncake_core.transfer.contract import Completion, Kind, Operation, Range
-from mooncake_tcp import handshake
+from mooncake_core.transfer.contract import Completion, Kind, Operation
 from mooncake_tcp.clock import PeerClock
+from mooncake_tcp.connecting import break_off, connect, name_of, path_failed
 from mooncake_tcp.frames import (
-    RANGE,
     REQUEST,
     RESPONSE,
     Status,
@@ -28,14 +25,11 @@ from mooncake_tcp.frames import (
     receive_when_there,
     send_all,
     send_some,
-    tune,
 )
+from mooncake_tcp.requests import request
 
-CONNECT_TIMEOUT_S: Final = 5.0
 INLINE_BYTES: Final = 64 << 10
 _log = logging.getLogger(__name__)
-_DROP_UNSENT: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER: closing resets the connection and forgets what the kernel has not sent yet."""
 
 
 class Connection:
@@ -51,7 +45,7 @@ class Connection:
         on_end: Callable[[Connection], None],
     ) -> None:
         self._host, self._port = host, port
-        self.peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.peer = name_of(host, port)
         self._secret = secret
         self._complete = complete
         self._on_end = on_end
@@ -104,10 +98,8 @@ class Connection:
         with self._changed:
             self._broken = self._broken or reason
             if self._socket:
-                with contextlib.suppress(OSError):
-                    if any(operation.kind is Kind.WRITE for operation in self._pending.values()):
-                        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_UNSENT)
-                    self._socket.shutdown(socket.SHUT_RDWR)
+                writing = any(operation.kind is Kind.WRITE for operation in self._pending.values())
+                break_off(self._socket, drop_unsent=writing)
             self._changed.notify()
 
     def join(self) -> None:
@@ -129,7 +121,7 @@ class Connection:
         except (AuthenticationFailed, VersionMismatch) as error:
             self.end(PathFailed(f"{self.peer} over tcp: {error}"))
         except OSError as error:
-            self.end(self._path_failed(error))
+            self.end(path_failed(self.peer, error))
         except Exception as error:  # out of threads, say: whatever it is, nobody may be left waiting
             _log.exception("the connection to %s failed", self.peer)
             self.end(PathFailed(f"{self.peer} over tcp: {error!r}"))
@@ -147,12 +139,7 @@ class Connection:
             self._socket = sock  # from here on, `end` interrupts
             if self._broken:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "ended before it was connected")
-        sock.settimeout(CONNECT_TIMEOUT_S)
-        sock.connect((self._host, self._port))
-        tune(sock)
-        sock.settimeout(handshake.TIMEOUT_S)
-        self._clock.hear(handshake.introduce(sock, self._secret, self.peer))
-        sock.settimeout(None)
+        connect(sock, (self._host, self._port), self._secret, self._clock)
         return sock
 
     def _next_frames(self) -> list[bytes | memoryview]:
@@ -168,9 +155,7 @@ class Connection:
     def _frames(self, operations: Sequence[tuple[Operation, bytes]]) -> list[bytes | memoryview]:
         frames: list[bytes | memoryview] = []
         for operation, key in operations:
-            frames.append(_header(operation, key, self._clock.at_peer(operation.deadline_s)))
-            if operation.kind is Kind.WRITE:
-                frames.extend(operation.pieces)
+            frames += request(operation, key, self._clock)
         return frames
 
     def _send_now(self, frames: list[bytes | memoryview]) -> list[bytes | memoryview]:
@@ -193,7 +178,7 @@ class Connection:
                 self._clock.hear(clock_s)
                 self._receive_one(sock, Status(status), operation_id, length)
         except OSError as error:
-            self.end(self._path_failed(error))
+            self.end(path_failed(self.peer, error))
         except (ValueError, KeyError) as error:
             self.end(PathFailed(f"{self.peer} over tcp answered nonsense: {error!r}"))
 
@@ -209,10 +194,6 @@ class Connection:
             self.pending_bytes -= operation.length
         self._complete(Completion(operation_id, None if status is Status.OK else error_of(status, self.peer)))
 
-    def _path_failed(self, error: OSError) -> PathFailed:
-        reason = error.strerror or str(error) or type(error).__name__
-        return PathFailed(f"{self.peer} over tcp: {reason}", peer=self.peer, path="tcp", errno=error.errno or 0)
-
     def _fail_pending(self) -> None:
         now = time.monotonic()
         with self._changed:
@@ -222,14 +203,6 @@ class Connection:
             late = operation.deadline_s <= now
             error = DeadlineExceeded(f"{self.peer} over tcp did not finish the transfer in time") if late else reason
             self._complete(Completion(operation.operation_id, error))
-
-
-def _header(operation: Operation, key: bytes, deadline_s: float) -> bytes:
-    first, *further = operation.ranges or (Range(0, 0),)
-    head = REQUEST.pack(
-        operation.kind, len(further), operation.operation_id, key, deadline_s, first.offset, first.length
-    )
-    return head + b"".join(RANGE.pack(part.offset, part.length) for part in further)
 
 
 def _num_bytes(operations: Sequence[tuple[Operation, bytes]]) -> int:

@@ -79,22 +79,25 @@ class Serving:
         while True:
             receive_into(self._connection, header)
             kind, more, operation_id, key, deadline_s, offset, length = REQUEST.unpack(header)
-            ranges = [Range(offset, length), *(_further(self._connection, more) if more else ())]
+            ranges = [Range(offset, length)]
+            if more:
+                ranges += _further(self._connection, more)
             try:
-                self._serve_one(Kind(kind), operation_id, key, ranges, deadline_s)
+                self._serve_one(kind, operation_id, key, ranges, deadline_s)
             except (TransferError, DeadlineExceeded) as error:
                 if kind == Kind.WRITE:
                     discard(self._connection, sum(part.length for part in ranges), scratch)
                 self._connection.sendall(_response(status_of(error), operation_id))
 
-    def _serve_one(self, kind: Kind, operation_id: int, key: bytes, ranges: list[Range], deadline_s: float) -> None:
+    def _serve_one(self, kind: int, operation_id: int, key: bytes, ranges: list[Range], deadline_s: float) -> None:
         if deadline_s <= time.monotonic():
             raise DeadlineExceeded("the request arrived after its deadline")
-        access = self._exports.enter(key, ranges, write=kind is Kind.WRITE, interrupt=self.shut_down)
+        reads = kind == Kind.READ
+        access = self._exports.enter(key, ranges, write=not reads, interrupt=self.shut_down)
         self._deadline_s = deadline_s
         self._note_deadline(deadline_s)
         try:
-            if kind is Kind.READ:
+            if reads:
                 response = _response(Status.OK, operation_id, total_bytes(access.memories))
                 send_all(self._connection, [response, *access.memories])
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from msgspec import Struct
 from mooncake_core.errors import DeadlineExceeded, PathFailed
 from mooncake_core.transfer.contract import Capabilities, Completion, Operation, TransportSettings
 from mooncake_core.transfer.exporting import ExportingTransport
+from mooncake_tcp.exchange import Pair
+from mooncake_tcp.exchanges import Exchanges
 from mooncake_tcp.initiator import Connection
 from mooncake_tcp.target import Target
 
@@ -45,8 +48,9 @@ class TcpTransport(ExportingTransport):
             raise
         self._lock = threading.Condition()
         self._connections: dict[tuple[str, int], list[Connection]] = {}
+        self._exchanges = Exchanges(settings.secret, self._note_deadline)
         self._closing = False
-        self._earliest: float | None = None
+        self._earliest = math.inf
         self._timer = threading.Thread(target=self._watch_deadlines, name="tcp-deadlines", daemon=True)
         self._timer.start()
 
@@ -57,16 +61,20 @@ class TcpTransport(ExportingTransport):
         return _decode(path).key
 
     def post(self, operations: Sequence[Operation]) -> None:
-        peers: dict[tuple[str, int], list[tuple[Operation, bytes]]] = {}
-        now = time.monotonic()
-        for operation in operations:
-            if operation.deadline_s <= now:
-                self.completions.add(Completion(operation.operation_id, DeadlineExceeded("posted after its deadline")))
-                continue
-            path = _decode(operation.path)
-            peers.setdefault((path.host, path.port), []).append((operation, path.key))
+        peers, late = _by_peer(operations)
+        for operation in late:
+            self.completions.add(_late(operation))
         for peer, pairs in peers.items():
             self._post_to(peer, pairs)
+
+    def move(self, operations: Sequence[Operation]) -> list[Completion | None]:
+        peers, late = _by_peer(operations)
+        ended = {operation.operation_id: _late(operation) for operation in late}
+        for peer, pairs in peers.items():
+            for completion in self._exchanges.carry_out(peer, pairs) or ():
+                if completion is not None:
+                    ended[completion.operation_id] = completion
+        return [ended.get(operation.operation_id) for operation in operations]
 
     def close(self) -> None:
         with self._lock:
@@ -75,15 +83,17 @@ class TcpTransport(ExportingTransport):
             self._closing = True
             connections = [connection for pool in self._connections.values() for connection in pool]
             self._lock.notify_all()
+        closed = PathFailed(f"the transport of {self._settings.owner} was closed")
         for connection in connections:
-            connection.end(PathFailed(f"the transport of {self._settings.owner} was closed"))
+            connection.end(closed)
+        self._exchanges.close(closed)
         self._target.close()
         for connection in connections:
             connection.join()
         self._timer.join()
         super().close()
 
-    def _post_to(self, peer: tuple[str, int], pairs: Sequence[tuple[Operation, bytes]]) -> None:
+    def _post_to(self, peer: tuple[str, int], pairs: Sequence[Pair]) -> None:
         """Spreads operations over the peer's connections, by bytes under way."""
         shares = self._share(peer, pairs)
         if not shares:
@@ -97,9 +107,7 @@ class TcpTransport(ExportingTransport):
                 self._post_to(peer, share)
         self._note_deadline(min(operation.deadline_s for operation, _ in pairs))
 
-    def _share(
-        self, peer: tuple[str, int], pairs: Sequence[tuple[Operation, bytes]]
-    ) -> list[tuple[Connection, list[tuple[Operation, bytes]]]]:
+    def _share(self, peer: tuple[str, int], pairs: Sequence[Pair]) -> list[tuple[Connection, list[Pair]]]:
         with self._lock:
             if self._closing:
                 return []
@@ -111,7 +119,7 @@ class TcpTransport(ExportingTransport):
             while len(pool) < max(wanted, 1):
                 pool.append(self._connect(peer))
             loads = [(connection.pending_bytes, index) for index, connection in enumerate(pool)]
-            shares: list[list[tuple[Operation, bytes]]] = [[] for _ in pool]
+            shares: list[list[Pair]] = [[] for _ in pool]
             for pair in pairs:
                 load, index = min(loads)
                 shares[index].append(pair)
@@ -130,9 +138,10 @@ class TcpTransport(ExportingTransport):
                     del self._connections[peer]
 
     def _note_deadline(self, deadline: float) -> None:
-        with self._lock:
-            if self._earliest is None or deadline < self._earliest:
-                self._earliest = deadline
+        # Looked at without the lock, once what it is for is under way: who sets a new earliest looks at all of it after that.
+        if deadline < self._earliest:
+            with self._lock:
+                self._earliest = min(deadline, self._earliest)
                 self._lock.notify_all()
 
     def _watch_deadlines(self) -> None:
@@ -141,16 +150,35 @@ class TcpTransport(ExportingTransport):
             with self._lock:
                 if self._closing:
                     return
-                patience = None if self._earliest is None else max(0.0, self._earliest - time.monotonic())
-                if patience is None or patience > 0:
-                    self._lock.wait(patience)
+                patience_s = self._earliest - time.monotonic()
+                if patience_s > 0:
+                    self._lock.wait(min(patience_s, threading.TIMEOUT_MAX))
                     continue
                 connections = [connection for pool in self._connections.values() for connection in pool]
-                self._earliest = None
+                self._earliest = math.inf
             for connection in connections:
                 connection.expire(time.monotonic())
                 if (deadline := connection.earliest_deadline()) is not None:
                     self._note_deadline(deadline)
+            self._note_deadline(self._exchanges.expire(time.monotonic()))
+
+
+def _by_peer(operations: Sequence[Operation]) -> tuple[dict[tuple[str, int], list[Pair]], list[Operation]]:
+    """What goes to each peer; and what is late already."""
+    peers: dict[tuple[str, int], list[Pair]] = {}
+    late = []
+    now = time.monotonic()
+    for operation in operations:
+        if operation.deadline_s <= now:
+            late.append(operation)
+            continue
+        path = _decode(operation.path)
+        peers.setdefault((path.host, path.port), []).append((operation, path.key))
+    return peers, late
+
+
+def _late(operation: Operation) -> Completion:
+    return Completion(operation.operation_id, DeadlineExceeded("posted after its deadline"))
 
 
 @lru_cache

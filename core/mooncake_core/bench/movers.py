@@ -18,8 +18,8 @@ from typing import Final
 import xxhash
 from msgspec import Struct
 
-from mooncake_core.transfer.contract import Kind, Range
-from mooncake_core.transfer.engine import TransferEngine, TransferRequest, first_error
+from mooncake_core.transfer.contract import Kind
+from mooncake_core.transfer.engine import TransferEngine, first_error
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
 RAW_REQUEST: Final = struct.Struct("<BQQ")
@@ -79,7 +79,7 @@ class Mover(ABC):
 
 
 class EngineMover(Mover):
-    """Batches through the Transfer Engine."""
+    """Through the Transfer Engine, as a thread does it that waits for its transfers."""
 
     def __init__(
         self,
@@ -98,17 +98,10 @@ class EngineMover(Mover):
 
     def step(self, thread: int) -> int:
         blocks = [self._next_block(thread) for _ in range(self._batch)]
-        requests = []
-        for offset, block in blocks:
+        for _, block in blocks:
             self._sum(block, Kind.WRITE)
-            where = (Range(offset, block.nbytes),)
-            requests.append(TransferRequest(self.load.kind, (block,), self._segment, where))
-        batch = self._engine.allocate_batch(self._batch)
-        self._engine.submit(batch, requests)
-        self._engine.wait(batch)
-        error = first_error([found for _, found in self._engine.status(batch)])
-        self._engine.free(batch)
-        if error is not None:
+        moved = self._engine.move(self.load.kind, self._segment, [((block,), offset) for offset, block in blocks])
+        if (error := first_error([transfer.error for transfer in moved])) is not None:
             raise error
         for _, block in blocks:
             self._sum(block, Kind.READ)

@@ -51,9 +51,9 @@ class TransferSettings(Struct, frozen=True, kw_only=True):
     kinds: list[str] = field(default_factory=lambda: ["read", "write"])
     checksums: list[bool] = field(default_factory=lambda: [False, True])
     batch: int = 4
-    """Blocks per submission."""
+    """Blocks that a thread moves at once."""
     threads: int = 2
-    """That submit; and that copy, in the baseline of one host."""
+    """That move blocks and wait; and that copy, in the baseline of one host."""
     connections: int = 2
     """Of the engine to its peer; and of the baseline of a network, each with a thread."""
     seconds: float = 0.3
@@ -73,7 +73,7 @@ class Cell(Struct, frozen=True, kw_only=True):
     block_bytes: int
     checksum: bool
     latency_s: Quantiles | None
-    """Of a submission of `batch` blocks, until all have moved."""
+    """Of `batch` blocks, until all have moved."""
     bytes_per_s: float
     baseline: str
     """socket or memcpy; it sums its blocks where the engine's are summed."""

@@ -52,12 +52,16 @@ class Relay:
         self._threads = [threading.Thread(target=self._accept, name="relay-accept", daemon=True)]
         self._threads[0].start()
 
-    def close(self) -> None:
-        """Ends all connections."""
-        _shut_down(self._listener)
-        self._threads[0].join()
+    def cut(self) -> None:
+        """Ends the connections that there are."""
         for sock in self._sockets:
             _shut_down(sock)
+
+    def close(self) -> None:
+        """Ends all connections, for good."""
+        _shut_down(self._listener)
+        self._threads[0].join()
+        self.cut()
         self.to_target.open()
         self.to_initiator.open()
         for thread in self._threads:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from mooncake_core.errors import TransferError
 from mooncake_core.transfer.contract import Kind, Range
@@ -20,8 +21,7 @@ class State(enum.Enum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class TransferRequest:
+class TransferRequest(Struct, frozen=True):
     """One transfer between local pieces and ranges of a segment, of the same total length."""
 
     kind: Kind

@@ -84,7 +84,7 @@ class Operation(Struct, frozen=True):
     def length(self) -> int:
         """Bytes to move."""
         pieces = self.pieces
-        return pieces[0].nbytes if len(pieces) == 1 else sum(piece.nbytes for piece in pieces)
+        return pieces[0].nbytes if len(pieces) == 1 else sum([piece.nbytes for piece in pieces])
 
 
 class Completion(Struct, frozen=True):
@@ -144,6 +144,15 @@ class Transport(ABC):
         unknown key StaleSegment, a range outside of the export OutOfRange, a wrong secret AuthenticationFailed wrapped
         in PathFailed. Every posted operation gets exactly one completion, by its deadline at the latest; after `close`
         that is PathFailed too."""
+
+    def move(self, operations: Sequence[Operation]) -> Sequence[Completion | None]:
+        """Carries operations out in the calling thread, for one that would only wait: no other thread has to wake up.
+
+        Returns one completion each, in order, when all have ended; `poll` and `deliver` do not see them. None for an
+        operation that was not touched, and is to be posted. Also when it raises (an interrupt), nothing touches the
+        pieces any more. By default none is touched.
+        """
+        return [None] * len(operations)
 
     @abstractmethod
     def poll(self) -> list[Completion]:

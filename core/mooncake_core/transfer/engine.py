@@ -33,6 +33,9 @@ from mooncake_core.transfer.slices import cut, total_bytes
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
 PAUSE_S: Final = 0.1
+TOGETHER_BYTES: Final = 1 << 20
+TOGETHER_RANGES: Final = 256
+"""So much one operation carries for several transfers at most: a withdrawal waits for an operation under way."""
 LOCAL: Final = LocalTransport.name
 Buffer = memoryview | bytearray | mmap
 Where = int | Sequence[Range]
@@ -152,22 +155,28 @@ class TransferEngine:
         """Starts transfers; returns at once. What fails shows in `status`."""
         if len(batch.transfers) + len(requests) > batch.capacity:
             raise OutOfRange(f"a batch of {batch.capacity} cannot take {len(requests)} requests more")
-        for request in requests:
-            near, far = total_bytes(request.pieces), sum(part.length for part in request.ranges)
-            if near != far:
-                raise OutOfRange(f"the local pieces have {near} bytes, the remote ranges {far}")
-        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
-        transfers = [Transfer(request, deadline_s) for request in requests]
-        with self._lock:
-            batch.transfers.extend(transfers)
-            batch.pending += len(transfers)
-        posts: dict[str, list[Operation]] = {}
-        for transfer in transfers:
-            self._plan(batch, transfer, posts)
-        for name, operations in posts.items():
-            self._post(self._transports[name], operations)
-        if self._closed:  # nobody else collects any more
-            self._collect()
+        self._start(batch, self._transfers(requests, timeout_s))
+
+    def move(
+        self,
+        kind: Kind,
+        segment: SegmentDescriptor,
+        transfers: Sequence[tuple[Sequence[memoryview], Where]],
+        *,
+        timeout_s: float | None = None,
+    ) -> list[Transfer]:
+        """Moves (pieces, where) pairs from or to a segment, all at once, and waits; what became of each.
+
+        Where the path allows it the calling thread does the work, and no other one has to wake up: the fastest way for a
+        thread that would only wait. What fails there is tried again as `submit` does.
+        """
+        moved = self._transfers(_requests(kind, segment, transfers), timeout_s)
+        left = self._move_here(segment, moved)
+        if left:
+            batch = self.allocate_batch(len(left))
+            self._start(batch, left)
+            self._wait_uninterrupted(batch)
+        return moved
 
     def status(self, batch: Batch) -> list[tuple[State, TransferError | TimeoutError | None]]:
         """State and error of each request, in the order submitted."""
@@ -228,10 +237,7 @@ class TransferEngine:
         done = asyncio.Event()
         batch = self.allocate_batch(len(transfers))
         batch.on_done = lambda: _call_soon(loop, done.set)
-        requests = [
-            TransferRequest(kind, tuple(pieces), segment, _ranges(pieces, where)) for pieces, where in transfers
-        ]
-        self.submit(batch, requests, timeout_s)
+        self._start(batch, self._transfers(_requests(kind, segment, transfers), timeout_s))
         # The pieces belong to the transports until the batch has ended: cancelling does not change that.
         cancelled = False
         while not done.is_set():
@@ -256,6 +262,69 @@ class TransferEngine:
         self._closed = True
         self._collect()
         os.close(self._wake_fd)
+
+    def _transfers(self, requests: Sequence[TransferRequest], timeout_s: float | None) -> list[Transfer]:
+        for request in requests:
+            near, far = total_bytes(request.pieces), sum([part.length for part in request.ranges])
+            if near != far:
+                raise OutOfRange(f"the local pieces have {near} bytes, the remote ranges {far}")
+        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        return [Transfer(request, deadline_s) for request in requests]
+
+    def _start(self, batch: Batch, transfers: Sequence[Transfer]) -> None:
+        with self._lock:
+            batch.transfers.extend(transfers)
+            batch.pending += len(transfers)
+        posts: dict[str, list[Operation]] = {}
+        for transfer in transfers:
+            self._plan(batch, transfer, posts)
+        for name, operations in posts.items():
+            self._post(self._transports[name], operations)
+        if self._closed:  # nobody else collects any more
+            self._collect()
+
+    def _move_here(self, segment: SegmentDescriptor, transfers: Sequence[Transfer]) -> list[Transfer]:
+        """Moves what can be moved in this thread over the best path; the others, which are to be submitted.
+
+        Transfers share an operation: for blocks of a megabyte and less, much of the time goes into requests. Where one is
+        refused it is not known whose fault that is, so they are submitted one by one.
+        """
+        best = next(iter(self._candidates(segment)), None)
+        if best is None or self._closing:
+            return list(transfers)
+        left: list[Transfer] = []
+        groups = _together(transfers)
+        completions = best.move([self._operation(group, segment.paths[best.name]) for group in groups])
+        for group, completion in zip(groups, completions, strict=True):
+            error = None if completion is None else completion.error
+            if completion is None or isinstance(error, PathFailed) or (error is not None and len(group) > 1):
+                left += group
+                continue
+            for transfer in group:
+                transfer.path = best.name
+                transfer.error = error
+                transfer.state = State.DONE if error is None else State.FAILED
+        return left
+
+    def _operation(self, group: Sequence[Transfer], path: bytes) -> Operation:
+        """One that carries several transfers."""
+        first = group[0]
+        pieces, ranges = first.request.pieces, first.request.ranges
+        for transfer in group[1:]:
+            pieces += transfer.request.pieces
+            ranges += transfer.request.ranges
+        return Operation(next(self._operation_ids), first.request.kind, pieces, path, ranges, first.deadline_s)
+
+    def _wait_uninterrupted(self, batch: Batch) -> None:
+        """The pieces belong to the transports until the batch has ended: an interrupt does not change that."""
+        interrupt: BaseException | None = None
+        while batch.pending:
+            try:
+                self.wait(batch)
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def _plan(self, batch: Batch, transfer: Transfer, posts: dict[str, list[Operation]]) -> None:
         """Cuts a request into slices for the best path there is."""
@@ -371,6 +440,27 @@ class TransferEngine:
             ended.set()
         if batch.on_done:
             batch.on_done()
+
+
+def _requests(
+    kind: Kind, segment: SegmentDescriptor, transfers: Sequence[tuple[Sequence[memoryview], Where]]
+) -> list[TransferRequest]:
+    return [TransferRequest(kind, tuple(pieces), segment, _ranges(pieces, where)) for pieces, where in transfers]
+
+
+def _together(transfers: Sequence[Transfer]) -> list[Sequence[Transfer]]:
+    """Transfers of one kind to one segment, grouped so that each group is worth an operation, and no longer than that."""
+    groups: list[Sequence[Transfer]] = []
+    group: list[Transfer] = []
+    num_bytes = num_ranges = 0
+    for transfer in transfers:
+        num_bytes += total_bytes(transfer.request.pieces)
+        num_ranges += len(transfer.request.ranges)
+        if group and (num_bytes > TOGETHER_BYTES or num_ranges > TOGETHER_RANGES):
+            groups.append(group)
+            group, num_bytes, num_ranges = [], total_bytes(transfer.request.pieces), len(transfer.request.ranges)
+        group.append(transfer)
+    return [*groups, group] if group else groups
 
 
 def _ranges(pieces: Sequence[memoryview], where: Where) -> tuple[Range, ...]:

@@ -72,13 +72,15 @@ class Exports:
 
     def __init__(self) -> None:
         self._by_key: dict[bytes, Export] = {}
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._withdrawing = 0
 
     def add(self, memory: memoryview, *, writable: bool, ranges: Sequence[Range] | None) -> bytes:
         """Makes memory reachable; returns the key."""
         check_ranges(ranges, memory.nbytes)
         export = Export(memory, writable=writable, ranges=ranges)
-        with self._changed:
+        with self._lock:
             self._by_key[export.key] = export
         return export.key
 
@@ -89,7 +91,7 @@ class Exports:
             StaleSegment: no such key, or withdrawn.
             OutOfRange: outside of the exported ranges, or a write to what is read-only.
         """
-        with self._changed:
+        with self._lock:
             export = self._by_key.get(key)
             if export is None:
                 raise StaleSegment("the segment was withdrawn, or its process was started anew")
@@ -105,24 +107,27 @@ class Exports:
 
     def leave(self, access: Access) -> None:
         """Ends an access."""
-        with self._changed:
+        with self._lock:
             access.export.accesses.discard(access)
-            self._changed.notify_all()
+            if self._withdrawing:
+                self._changed.notify_all()
 
     def withdraw(self, key: bytes) -> None:
         """Removes an export; returns when nobody touches its memory any more. Who is too slow is interrupted."""
-        with self._changed:
+        with self._lock:
             export = self._by_key.pop(key, None)
             if export is None:
                 return
+            self._withdrawing += 1
             if not self._changed.wait_for(lambda: not export.accesses, WITHDRAW_PATIENCE_S):
                 for access in export.accesses:
                     access.interrupt()
                 self._changed.wait_for(lambda: not export.accesses)
+            self._withdrawing -= 1
 
     def withdraw_all(self, memory: memoryview | None = None) -> None:
         """Removes the exports of one region, or all."""
-        with self._changed:
+        with self._lock:
             keys = [key for key, export in self._by_key.items() if memory is None or export.memory is memory]
         for key in keys:
             self.withdraw(key)

@@ -24,17 +24,22 @@ class LocalTransport(ExportingTransport):
         self._closing = False
 
     def post(self, operations: Sequence[Operation]) -> None:
-        for operation in operations:
-            try:
-                self._copy(operation)
-            except (TransferError, DeadlineExceeded) as error:
-                self.completions.add(Completion(operation.operation_id, error))
-            else:
-                self.completions.add(Completion(operation.operation_id))
+        for completion in self.move(operations):
+            self.completions.add(completion)
+
+    def move(self, operations: Sequence[Operation]) -> list[Completion]:
+        return [self._complete(operation) for operation in operations]
 
     def close(self) -> None:
         self._closing = True
         super().close()
+
+    def _complete(self, operation: Operation) -> Completion:
+        try:
+            self._copy(operation)
+        except (TransferError, DeadlineExceeded) as error:
+            return Completion(operation.operation_id, error)
+        return Completion(operation.operation_id)
 
     def _copy(self, operation: Operation) -> None:
         if self._closing:

@@ -16,7 +16,7 @@ Slice = tuple[tuple[memoryview, ...], tuple[Range, ...]]
 
 def total_bytes(pieces: Sequence[memoryview]) -> int:
     """Of all pieces."""
-    return sum(piece.nbytes for piece in pieces)
+    return pieces[0].nbytes if len(pieces) == 1 else sum([piece.nbytes for piece in pieces])
 
 
 def cut(pieces: Sequence[memoryview], ranges: Sequence[Range], slice_bytes: int = SLICE_BYTES) -> list[Slice]:

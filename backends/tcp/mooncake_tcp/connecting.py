@@ -1,0 +1,51 @@
+"""How an initiator gets a connection to a peer, and what it says when there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from typing import Final
+
+from mooncake_core.errors import PathFailed
+from mooncake_tcp import handshake
+from mooncake_tcp.clock import PeerClock
+from mooncake_tcp.frames import tune
+
+CONNECT_TIMEOUT_S: Final = 5.0
+_DROP_UNSENT: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER: closing resets the connection and forgets what the kernel has not sent yet."""
+
+
+def connect(sock: socket.socket, peer: tuple[str, int], secret: bytes | None, clock: PeerClock) -> None:
+    """Connects, and does the handshake. Another thread may shut the socket down meanwhile.
+
+    Raises:
+        OSError: there is no connection.
+        AuthenticationFailed, VersionMismatch: the peer is not one to talk to.
+    """
+    sock.settimeout(CONNECT_TIMEOUT_S)
+    sock.connect(peer)
+    tune(sock)
+    sock.settimeout(handshake.TIMEOUT_S)
+    clock.hear(handshake.introduce(sock, secret, name_of(*peer)))
+    sock.settimeout(None)
+
+
+def break_off(sock: socket.socket, *, drop_unsent: bool) -> None:
+    """Wakes whoever is sending or receiving. With `drop_unsent` no byte of a write lands after the socket was closed."""
+    with contextlib.suppress(OSError):  # it may be closed already
+        if drop_unsent:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_UNSENT)
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def name_of(host: str, port: int) -> str:
+    """Of a peer, for messages."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def path_failed(peer: str, error: OSError) -> PathFailed:
+    """An error of a socket in words that name the peer."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return PathFailed(f"{peer} over tcp: {reason}", peer=peer, path="tcp", errno=error.errno or 0)

@@ -1,0 +1,207 @@
+"""A connection for one thread at a time, which sends its requests and receives the answers itself: nobody has to wake up."""
+
+from __future__ import annotations
+
+import errno
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, PathFailed, TransferError, VersionMismatch
+from mooncake_core.transfer.contract import Completion, Kind, Operation
+from mooncake_tcp.clock import PeerClock
+from mooncake_tcp.connecting import break_off, connect, name_of, path_failed
+from mooncake_tcp.frames import (
+    RANGE,
+    REQUEST,
+    RESPONSE,
+    Status,
+    error_of,
+    family_of,
+    receive_all,
+    receive_first,
+    receive_into,
+    send_all,
+)
+from mooncake_tcp.requests import request
+
+MOST_UNANSWERED: Final = 256
+MOST_UNANSWERED_BYTES: Final = 32 << 10
+"""Of headers. Nothing is received while requests are sent, so they and their answers' headers must fit in the sockets'
+buffers, or both ends would wait for each other."""
+
+Pair = tuple[Operation, bytes]
+"""An operation, and the key of the export it names."""
+
+
+class _MixedUpError(Exception):
+    """An operation was refused, and bytes of the next answer lie in its pieces: the answers that follow are lost."""
+
+
+class Exchange:
+    """Carries operations out in the caller's thread. What breaks it ends it."""
+
+    def __init__(self, host: str, port: int, *, secret: bytes | None, note_deadline: Callable[[float], None]) -> None:
+        self._address = host, port
+        self._peer = name_of(host, port)
+        self._secret = secret
+        self._note_deadline = note_deadline
+        self._clock = PeerClock()
+        self._header = memoryview(bytearray(RESPONSE.size))
+        self._changed = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._broken: TransferError | None = None
+        self._deadline_s = math.inf
+        self._writing = False
+
+    @property
+    def deadline_s(self) -> float:
+        """Of the first operation under way to end; infinity where there is none."""
+        return self._deadline_s
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it has ended, as far as is known here."""
+        return self._broken is not None
+
+    def is_good(self) -> bool:
+        """Whether it can be used (again): the peer has not ended it meanwhile."""
+        if self._broken:
+            return False
+        if self._socket is None:
+            return True
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False  # ended, or bytes that nobody asked for
+
+    def carry_out(self, pairs: Sequence[Pair]) -> list[Completion | None]:
+        """Returns when all operations have ended; one completion each, in order; None for what is to be asked again."""
+        ended: list[Completion] = []
+        try:
+            sock = self._begin(pairs)
+            for together in _together(pairs):
+                self._exchange(sock, together, ended)
+        except (AuthenticationFailed, VersionMismatch) as error:
+            self.end(PathFailed(f"{self._peer} over tcp: {error}"))
+        except OSError as error:
+            self.end(path_failed(self._peer, error))
+        except _MixedUpError:
+            self.end(PathFailed(f"{self._peer} over tcp refused a transfer among others"))
+            self._finish()
+            return [*ended, *[None] * (len(pairs) - len(ended))]
+        except BaseException as error:  # nonsense from the peer, an interrupt: the rest of an answer may be on its way
+            self.end(PathFailed(f"{self._peer} over tcp answered nonsense: {error!r}"))
+            if not isinstance(error, ValueError):
+                self._finish()
+                raise
+        self._finish()
+        if len(ended) == len(pairs):
+            return [*ended]
+        return [*ended, *self._failures(pairs[len(ended) :])]
+
+    def expire(self, now: float) -> None:
+        """Breaks off an operation that is late: only so it is sure that its memory is not touched any more."""
+        if self._deadline_s <= now:
+            self.end(PathFailed(f"{self._peer} over tcp was set aside: a transfer missed its deadline"))
+
+    def end(self, reason: TransferError) -> None:
+        """Breaks the connection; what is under way fails. Idempotent, from any thread."""
+        with self._changed:
+            self._broken = self._broken or reason
+            if self._socket is not None:
+                break_off(self._socket, drop_unsent=self._writing)
+                if self._deadline_s == math.inf:
+                    self._close()
+
+    def _begin(self, pairs: Sequence[Pair]) -> socket.socket:
+        first = pairs[0][0]
+        deadline_s = first.deadline_s if len(pairs) == 1 else min([operation.deadline_s for operation, _ in pairs])
+        with self._changed:
+            if self._broken:
+                raise ConnectionAbortedError(errno.ECONNABORTED, "it was ended")
+            self._deadline_s = deadline_s
+            self._writing = first.kind is Kind.WRITE or any(operation.kind is Kind.WRITE for operation, _ in pairs)
+            sock = self._socket
+            is_new = sock is None
+            if sock is None:
+                sock = self._socket = socket.socket(family_of(self._address[0]), socket.SOCK_STREAM)
+        self._note_deadline(deadline_s)
+        if is_new:
+            connect(sock, self._address, self._secret, self._clock)
+        return sock
+
+    def _exchange(self, sock: socket.socket, pairs: Sequence[Pair], ended: list[Completion]) -> None:
+        frames: list[bytes | memoryview] = []
+        for operation, key in pairs:
+            frames += request(operation, key, self._clock)
+        send_all(sock, frames)
+        for operation, _ in pairs:
+            more_bytes = self._receive_header(sock, operation)
+            number, operation_id, length, clock_s = RESPONSE.unpack(self._header)
+            if operation_id != operation.operation_id:
+                raise ValueError(f"an answer to operation {operation_id} where {operation.operation_id} was asked")
+            if number != Status.OK:
+                ended.append(Completion(operation_id, error_of(Status(number), self._peer)))
+                if more_bytes:
+                    raise _MixedUpError
+            else:
+                if operation.kind is Kind.READ:
+                    self._receive_rest(sock, operation, length, more_bytes)
+                ended.append(Completion(operation_id))
+        self._clock.hear(clock_s)
+
+    def _receive_header(self, sock: socket.socket, operation: Operation) -> int:
+        """Of an answer. How many bytes behind it came with it, in the pieces of a read: those that were read, mostly."""
+        if operation.kind is Kind.READ:
+            return receive_first(sock, self._header, operation.pieces)
+        receive_into(sock, self._header)
+        return 0
+
+    def _receive_rest(self, sock: socket.socket, operation: Operation, length: int, received_bytes: int) -> None:
+        expected = operation.length
+        if length != expected:
+            raise ValueError(f"{length} bytes for a read of {expected}")
+        if received_bytes < length:
+            receive_all(sock, operation.pieces, received_bytes)
+
+    def _finish(self) -> None:
+        with self._changed:
+            self._deadline_s = math.inf
+            if self._broken:
+                self._close()
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _failures(self, pairs: Sequence[Pair]) -> Iterator[Completion]:
+        now = time.monotonic()
+        late = DeadlineExceeded(f"{self._peer} over tcp did not finish the transfer in time")
+        for operation, _ in pairs:
+            yield Completion(operation.operation_id, late if operation.deadline_s <= now else self._broken)
+
+
+def _together(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
+    """Parts whose requests are sent before the first of their answers is received."""
+    part: list[Pair] = []
+    num_bytes = 0
+    if len(pairs) == 1:
+        yield pairs
+        return
+    for pair in pairs:
+        more = REQUEST.size + RANGE.size * len(pair[0].ranges)
+        if part and (len(part) == MOST_UNANSWERED or num_bytes + more > MOST_UNANSWERED_BYTES):
+            yield part
+            part, num_bytes = [], 0
+        part.append(pair)
+        num_bytes += more
+    if part:
+        yield part

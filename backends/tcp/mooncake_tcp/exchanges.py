@@ -1,0 +1,93 @@
+"""The exchanges with all peers, lent to threads that wait for their transfers."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from mooncake_core.errors import PathFailed, TransferError
+from mooncake_core.transfer.contract import Completion
+from mooncake_tcp.exchange import Exchange, Pair
+
+MOST_PER_PEER: Final = 8
+
+Address = tuple[str, int]
+
+
+class Exchanges:
+    """A few per peer, opened on demand. Used by many threads."""
+
+    def __init__(self, secret: bytes | None, note_deadline: Callable[[float], None]) -> None:
+        """`note_deadline` is told until when each thing under way must have ended; `expire` is to be called then."""
+        self._secret = secret
+        self._note_deadline = note_deadline
+        self._lock = threading.Lock()
+        self._returned = threading.Condition(self._lock)
+        self._idle: dict[Address, list[Exchange]] = {}
+        self._lent: dict[Exchange, Address] = {}
+        self._num_lent: dict[Address, int] = {}
+        self._closed = False
+
+    def carry_out(self, peer: Address, pairs: Sequence[Pair]) -> list[Completion | None] | None:
+        """Carries operations out in the calling thread; None where all exchanges with the peer are lent out."""
+        exchange = self._lend(peer)
+        if exchange is None:
+            return None
+        try:
+            return exchange.carry_out(pairs)
+        finally:
+            self._take_back(exchange)
+
+    def expire(self, now: float) -> float:
+        """Breaks off what is late; the first deadline of the rest, infinity where nothing is under way."""
+        with self._lock:
+            lent = list(self._lent)
+        for exchange in lent:
+            exchange.expire(now)
+        return min((exchange.deadline_s for exchange in lent if exchange.deadline_s > now), default=math.inf)
+
+    def close(self, reason: TransferError) -> None:
+        """Ends all, and waits for those who use one. Idempotent."""
+        with self._lock:
+            self._closed = True
+            idle = [exchange for exchanges in self._idle.values() for exchange in exchanges]
+            self._idle.clear()
+            for exchange in [*idle, *self._lent]:
+                exchange.end(reason)
+            self._returned.wait_for(lambda: not self._lent)
+
+    def _lend(self, peer: Address) -> Exchange | None:
+        with self._lock:
+            if self._closed or self._num_lent.get(peer, 0) >= MOST_PER_PEER:
+                return None
+            exchange = self._pick(peer)
+            self._lent[exchange] = peer
+            self._num_lent[peer] = self._num_lent.get(peer, 0) + 1
+            return exchange
+
+    def _pick(self, peer: Address) -> Exchange:
+        idle = self._idle.setdefault(peer, [])
+        while idle:
+            exchange = idle.pop()
+            if exchange.is_good():
+                return exchange
+            exchange.end(PathFailed("its peer has ended it"))
+        return Exchange(*peer, secret=self._secret, note_deadline=self._note_deadline)
+
+    def _take_back(self, exchange: Exchange) -> None:
+        with self._lock:
+            peer = self._lent.pop(exchange)
+            self._num_lent[peer] -= 1
+            if not (exchange.is_broken or self._closed):
+                self._idle.setdefault(peer, []).append(exchange)
+                return
+            exchange.end(PathFailed("it is not used any more"))
+            self._forget_unused(peer)
+            self._returned.notify_all()
+
+    def _forget_unused(self, peer: Address) -> None:
+        if not self._num_lent[peer] and not self._idle.get(peer):
+            del self._num_lent[peer]
+            self._idle.pop(peer, None)
