@@ -168,7 +168,8 @@ def _cache_rows(report: CacheReport) -> list[list[object]]:
         ["waiting to be free", format_size(report.quarantined_bytes)],
         ["puts", f"{report.puts} (skipped {report.skipped_puts}, refused {report.refused_puts})"],
         ["reads", f"{report.hits} hits, {report.misses} misses"],
-        ["evicted", report.evicted],
+        ["evicted", f"{report.evicted} ({format_size(report.evicted_bytes)} in {report.eviction_rounds} rounds)"],
+        ["eviction stalled", f"{report.stalled_rounds} times; now: {', '.join(report.stalled_nodes) or 'nowhere'}"],
         ["prompt tokens from the cache", f"{report.cached_tokens} of {report.prompt_tokens} ({share})"],
     ]
 

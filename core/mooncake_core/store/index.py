@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from mooncake_core.store.node_space import Extent, NodeSpace
@@ -50,6 +51,7 @@ class ObjectIndex:
 
     def begin(self, entry: PoolObject) -> None:
         """An object is going to be written."""
+        entry.position = self._position_after(entry.parent)
         self._by_key[entry.key] = entry
         self._writing[entry.allocation_id] = entry
 
@@ -61,7 +63,8 @@ class ObjectIndex:
 
     def publish(self, entry: PoolObject, now: float) -> None:
         """From now on the object can be read, and evicted."""
-        self._writing.pop(entry.allocation_id, None)
+        if self._writing.pop(entry.allocation_id, None) is None:
+            entry.position = self._position_after(entry.parent)
         self._by_key[entry.key] = entry
         entry.readable = True
         entry.used_at = now
@@ -92,10 +95,9 @@ class ObjectIndex:
             if name in entry.replicas:
                 self.drop_replica(entry, name)
 
-    def may_go(self, key: str, node: str, now: float) -> bool:
-        """Whether a node may evict a key: it has it, nobody reads it, and no chain goes on from it."""
-        entry = self.readable(key)
-        return entry is not None and node in entry.replicas and entry.lease_until <= now and key not in self._children
+    def held_until(self, key: str) -> float:
+        """Until when a readable object is not evicted: to the end of its lease; for ever while a chain goes on from it."""
+        return math.inf if key in self._children else self._by_key[key].lease_until
 
     def take_changes(self) -> Changes:
         """What changed since the last call."""
@@ -108,7 +110,7 @@ class ObjectIndex:
         return check(self._nodes, [*self._by_key.values(), *doomed], set(self._writing), self._children)
 
     def _shown(self, entry: PoolObject, name: str) -> None:
-        self._nodes[name].eviction.added(entry.key)
+        self._nodes[name].eviction.added(entry.key, size_bytes=entry.size_bytes, position=entry.position)
         self._changes.stored.setdefault(name, []).append(entry.key)
 
     def _forget(self, entry: PoolObject) -> None:
@@ -119,3 +121,15 @@ class ObjectIndex:
             self._children[entry.parent] -= 1
             if not self._children[entry.parent]:
                 del self._children[entry.parent]
+                self._release(entry.parent)
+
+    def _release(self, key: str) -> None:
+        """Nothing holds an object any more but leases."""
+        entry = self.readable(key)
+        for name in entry.replicas if entry is not None else ():
+            self._nodes[name].eviction.released(key)
+
+    def _position_after(self, parent: str) -> int:
+        """In a chain; 1 where something comes before it that is not known."""
+        entry = self._by_key.get(parent)
+        return entry.position + 1 if entry is not None else int(bool(parent))

@@ -22,12 +22,13 @@ from mooncake_core.errors import (
     StaleAllocation,
 )
 from mooncake_core.store.events import Answer, Asked, BlocksRemoved, BlocksStored, Command, Event, Tick
+from mooncake_core.store.evicting import Evicting
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.layout import extent_bytes, header_bytes
-from mooncake_core.store.node_space import Extent, NodeSpace
+from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.objects import Counters, PoolObject
-from mooncake_core.store.placement import in_order_of_choice, victims
+from mooncake_core.store.placement import Placing, Strategy, free_ratio_first
 from mooncake_core.store.roster import Roster
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.inspection import CacheReport
@@ -76,16 +77,26 @@ class Pool:
         term: int,
         next_id: Callable[[], int],
         eviction: Callable[[], Eviction],
+        placement: Strategy = free_ratio_first,
     ) -> None:
         """`next_id` gives numbers that no master of this cluster gave before; `eviction` makes a policy per node."""
         self._settings = settings
         self._term = term
         self._next_id = next_id
+        self._placement = placement
         self._nodes: dict[str, NodeSpace] = {}
         self._index = ObjectIndex(self._nodes)
         self._roster = Roster(self._nodes, self._index, old_lease_s=settings.read_lease_s + MARGIN_S, eviction=eviction)
         self._writer_deadlines: list[tuple[float, int]] = []
         self._counters = Counters()
+        self._evicting = Evicting(
+            self._nodes,
+            self._index,
+            self._counters,
+            self._drop_replica,
+            high_watermark=settings.high_watermark,
+            low_watermark=settings.low_watermark,
+        )
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Takes notice of an event; says what is to be done."""
@@ -94,17 +105,19 @@ class Pool:
                 commands: list[Command] = [Answer(token, self._answer(message, now))]
             case Tick():
                 commands = self._roster.retry(now)
+                self._evicting.go_on(now)
             case _:
                 commands = self._roster.handle(event, now)
         self._expire(now)
         commands += self._roster.requests(now)
-        return [*self._changes(), *commands]
+        return [*self._changes(), *self._evicting.notices(), *commands]
 
     def next_deadline(self) -> float | None:
         """When time itself is the next event."""
         writer = self._writer_deadlines[0][0] if self._writer_deadlines else None
         nodes = min(self._roster.deadlines(), default=None)
-        return min((deadline for deadline in (writer, nodes) if deadline is not None), default=None)
+        deadlines = (writer, nodes, self._evicting.next_deadline())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def usage(self, name: str) -> tuple[int, int, int, str]:
         """(capacity, used bytes, objects, state) of a node."""
@@ -130,6 +143,10 @@ class Pool:
             hits=counters.hits,
             misses=counters.misses,
             evicted=counters.evicted,
+            evicted_bytes=counters.evicted_bytes,
+            eviction_rounds=counters.eviction_rounds,
+            stalled_rounds=counters.stalled_rounds,
+            stalled_nodes=self._evicting.stalled_nodes(),
             prompt_tokens=0,
             cached_tokens=0,
             entries=[entry.describe(now) for entry in entries],
@@ -159,11 +176,11 @@ class Pool:
     # Writing
 
     def _put_start(self, message: PutStart, now: float) -> PutStarted:
-        wanting: dict[str, int] = {}
-        grants = [self._grant(wanted, message, wanting, now) for wanted in message.objects]
+        placing = Placing(self._nodes, self._placement, [message.preferred_node])
+        grants = [self._grant(wanted, message.replicas, placing, now) for wanted in message.objects]
         names = {placement.node for grant in grants for placement in grant.placements}
-        for name in names | wanting.keys():
-            self._make_room(self._nodes[name], now, wanting.get(name, 0))
+        for name in names | placing.wanting.keys():
+            self._evicting.make_room(self._nodes[name], placing.wanting.get(name, 0), now)
         return PutStarted(
             term=self._term,
             writer_deadline_s=self._settings.writer_deadline_s,
@@ -171,7 +188,7 @@ class Pool:
             segments={name: self._nodes[name].write for name in names},
         )
 
-    def _grant(self, wanted: NewObject, message: PutStart, wanting: dict[str, int], now: float) -> Grant:
+    def _grant(self, wanted: NewObject, num_replicas: int, placing: Placing, now: float) -> Grant:
         if wanted.key in self._index:
             self._counters.skipped_puts += 1
             return Grant(key=wanted.key, refusal=ObjectExists.code)
@@ -180,10 +197,10 @@ class Pool:
         except InvalidRequest as error:
             return Grant(key=wanted.key, refusal=error.code)
         allocation_id = self._next_id()
-        replicas = self._place(length, allocation_id, message)
+        replicas = placing.place(length, allocation_id, num_replicas)
         if not replicas:
             self._counters.refused_puts += 1
-            self._note_refused(length, message, wanting)
+            placing.note_refused(length, num_replicas)
             return Grant(key=wanted.key, refusal=NoSpace.code)
         write_until = now + self._settings.writer_deadline_s + MARGIN_S
         entry = PoolObject(
@@ -192,27 +209,6 @@ class Pool:
         self._index.begin(entry)
         heapq.heappush(self._writer_deadlines, (write_until, allocation_id))
         return Grant(key=wanted.key, allocation_id=allocation_id, placements=self._placements(entry))
-
-    def _place(self, length: int, allocation_id: int, message: PutStart) -> dict[str, Extent]:
-        """Space on different nodes."""
-        replicas: dict[str, Extent] = {}
-        for node in in_order_of_choice(self._nodes.values(), message.preferred_node):
-            if len(replicas) == message.replicas:
-                break
-            extent = node.allocate(length, allocation_id)
-            if extent is not None:
-                replicas[node.name] = extent
-        return replicas
-
-    def _note_refused(self, length: int, message: PutStart, wanting: dict[str, int]) -> None:
-        """Adds to what nodes want room for: those that would take the object, were they not full."""
-        fitting = (
-            node
-            for node in in_order_of_choice(self._nodes.values(), message.preferred_node)
-            if wanting.get(node.name, 0) + length <= node.offer.capacity_bytes
-        )
-        for node, _ in zip(fitting, range(message.replicas), strict=False):
-            wanting[node.name] = wanting.get(node.name, 0) + length
 
     def _put_end(self, message: PutEnd, now: float) -> PutEnded:
         settled = set(message.settled)
@@ -316,19 +312,6 @@ class Pool:
     def _drop_replica(self, entry: PoolObject, name: str, now: float) -> None:
         """A replica is gone; its space is used again once no lease covers it."""
         self._nodes[name].give_up(self._index.drop_replica(entry, name), entry.lease_until, now)
-
-    def _make_room(self, node: NodeSpace, now: float, refused_bytes: int) -> None:
-        """Evicts from above the high watermark to below the low one; and where a put was just refused, for want of
-        bytes, of slots, or of a long enough extent, at least as much as it wanted: the next one finds room."""
-        capacity = node.offer.capacity_bytes
-        if not refused_bytes and node.live_bytes <= self._settings.high_watermark * capacity:
-            return
-        target = min(self._settings.low_watermark * capacity, node.live_bytes - refused_bytes)
-        for entry in victims(node, self._index, now) if node.live_bytes > target else ():
-            self._drop_replica(entry, node.name, now)
-            self._counters.evicted += 1
-            if node.live_bytes <= target:
-                return
 
     def _changes(self) -> list[Command]:
         changes = self._index.take_changes()

@@ -1,0 +1,126 @@
+"""Rounds of eviction: when one begins, how far it goes, and whether it gets there. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from mooncake_core.store.events import EvictionGoesOn, EvictionStalled
+from mooncake_core.store.index import ObjectIndex
+from mooncake_core.store.node_space import NodeSpace
+from mooncake_core.store.objects import Counters, PoolObject
+
+STEP_OBJECTS: Final = 256
+"""Evicted at once at most: others have their turn before the round goes on."""
+
+Drop = Callable[[PoolObject, str, float], None]
+"""Takes an object from a node (object, node, now)."""
+
+
+class Evicting:
+    """The rounds of all nodes."""
+
+    def __init__(
+        self,
+        nodes: Mapping[str, NodeSpace],
+        index: ObjectIndex,
+        counters: Counters,
+        drop: Drop,
+        *,
+        high_watermark: float,
+        low_watermark: float,
+    ) -> None:
+        self._nodes = nodes
+        self._index = index
+        self._counters = counters
+        self._drop = drop
+        self._high_watermark = high_watermark
+        self._low_watermark = low_watermark
+        self._targets: dict[str, float] = {}
+        """Node → bytes of objects it may keep. Its round is not at its end."""
+        self._stalled: set[str] = set()
+        self._notices: list[EvictionStalled | EvictionGoesOn] = []
+        self._paused_at = 0.0
+
+    def make_room(self, node: NodeSpace, refused_bytes: int, now: float) -> None:
+        """Begins a round where objects exceed the high watermark, down to the low one; and where a put was just refused, for
+        want of bytes, of slots, or of a long enough extent, so that the next one finds room: at least as much as it wanted."""
+        if not refused_bytes and not self._too_full(node):
+            return
+        target = min(self._low_watermark * node.offer.capacity_bytes, node.live_bytes - refused_bytes)
+        if node.name not in self._targets:
+            self._counters.eviction_rounds += 1
+        self._targets[node.name] = min(target, self._targets.get(node.name, target))
+        self._step(node, now)
+
+    def go_on(self, now: float) -> None:
+        """Time has passed: rounds that are not at their end go on."""
+        for name in list(self._targets):
+            if name in self._nodes:
+                self._step(self._nodes[name], now)
+            else:
+                del self._targets[name]
+
+    def next_deadline(self) -> float | None:
+        """A round that is not at its end goes on at once."""
+        return self._paused_at if self._targets else None
+
+    def stalled_nodes(self) -> list[str]:
+        """Too full, and nothing there may go."""
+        return sorted(self._stalled & self._nodes.keys())
+
+    def notices(self) -> list[EvictionStalled | EvictionGoesOn]:
+        """What people should hear since the last call."""
+        for name in list(self._stalled):
+            if name not in self._nodes:
+                self._stalled.remove(name)
+            elif self._has_room(self._nodes[name]):
+                self._unstall(name)
+        notices, self._notices = self._notices, []
+        return notices
+
+    def _step(self, node: NodeSpace, now: float) -> None:
+        """Evicts until the round's target, or for as long as its turn lasts."""
+        self._paused_at = now
+        for _ in range(STEP_OBJECTS):
+            if node.live_bytes <= self._targets[node.name]:
+                self._unstall(node.name)
+                break
+            key = node.eviction.next_victim(self._index.held_until, now)
+            if key is None:
+                self._found_nothing(node)
+                break
+            self._evict(key, node, now)
+        else:
+            return
+        del self._targets[node.name]
+
+    def _evict(self, key: str, node: NodeSpace, now: float) -> None:
+        entry = self._index.readable(key)
+        assert entry is not None  # only what can be read is ranked
+        self._counters.evicted += 1
+        self._counters.evicted_bytes += entry.replicas[node.name].length
+        self._drop(entry, node.name, now)
+
+    def _found_nothing(self, node: NodeSpace) -> None:
+        if not self._crowded(node):
+            return  # there is room, or will be when what has gone is cleared
+        self._counters.stalled_rounds += 1
+        if node.name not in self._stalled:
+            self._stalled.add(node.name)
+            self._notices.append(EvictionStalled(node.name, node.live_bytes, node.offer.capacity_bytes))
+
+    def _unstall(self, name: str) -> None:
+        if name in self._stalled:
+            self._stalled.remove(name)
+            self._notices.append(EvictionGoesOn(name))
+
+    def _too_full(self, node: NodeSpace) -> bool:
+        return node.live_bytes > self._high_watermark * node.offer.capacity_bytes
+
+    def _crowded(self, node: NodeSpace) -> bool:
+        """Objects have all the space, or all the slots."""
+        return self._too_full(node) or not node.spare_slots
+
+    def _has_room(self, node: NodeSpace) -> bool:
+        return node.spare_slots > 0 and node.live_bytes <= self._low_watermark * node.offer.capacity_bytes
