@@ -191,6 +191,34 @@ def test_the_hand_of_sieve_goes_on_from_where_it_was() -> None:
     assert "".join(all_named(made)) == "cefgda"  # the second time round, a is spared again
 
 
+def hits_of_sieve_in_a_list(requests: list[str], capacity: int) -> int:
+    """The paper's algorithm as it is told: a list, the oldest first, and an index into it."""
+    queue: list[str] = []
+    read: dict[str, bool] = {}
+    hand = hits = 0
+    for key in requests:
+        if key in read:
+            hits += 1
+            read[key] = True
+            continue
+        if len(queue) == capacity:
+            while read[queue[hand := hand % capacity]]:
+                read[queue[hand]] = False
+                hand += 1
+            del read[queue.pop(hand)]
+        queue.append(key)
+        read[key] = False
+    return hits
+
+
+@pytest.mark.parametrize("capacity", [1, 7, 50, 300])
+def test_sieve_does_what_the_paper_says(capacity: int) -> None:
+    rng = random.Random(capacity)
+    weights = [1 / (rank + 1) for rank in range(1000)]
+    requests = [str(number) for number in rng.choices(range(1000), weights, k=5000)]
+    assert Cache(Sieve(), capacity).hits(requests) == hits_of_sieve_in_a_list(requests, capacity)
+
+
 def test_ranks_that_nobody_has_do_not_pile_up() -> None:
     ranks: Ranks[int] = Ranks()
     for rank in range(10_000):

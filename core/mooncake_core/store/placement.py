@@ -125,7 +125,7 @@ class Placing:
 
     def note_refused(self, length: int, num_replicas: int) -> None:
         """An object found no room: adds to what nodes want."""
-        noted = set()
+        noted: set[str] = set()
         with closing(self._order.walk()) as walk:
             for node in self._spread(walk, set()):
                 if len(noted) == num_replicas:
