@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from mooncake_core.store.events import EvictionGoesOn, EvictionStalled
@@ -13,8 +13,16 @@ from mooncake_core.store.objects import Counters, PoolObject
 STEP_OBJECTS: Final = 256
 """Evicted at once at most: others have their turn before the round goes on."""
 
-Drop = Callable[[PoolObject, str, float], None]
+Evict = Callable[[PoolObject, NodeSpace, float], None]
 """Takes an object from a node (object, node, now)."""
+
+
+def victims(node: NodeSpace, index: ObjectIndex, now: float) -> Iterator[PoolObject]:
+    """What a node evicts, in the order of its policy; the caller takes each one from it before it asks for the next."""
+    while (key := node.eviction.next_victim(index.held_until, now)) is not None:
+        entry = index.readable(key)
+        assert entry is not None  # only what can be read is ranked
+        yield entry
 
 
 class Evicting:
@@ -25,7 +33,7 @@ class Evicting:
         nodes: Mapping[str, NodeSpace],
         index: ObjectIndex,
         counters: Counters,
-        drop: Drop,
+        evict: Evict,
         *,
         high_watermark: float,
         low_watermark: float,
@@ -33,7 +41,7 @@ class Evicting:
         self._nodes = nodes
         self._index = index
         self._counters = counters
-        self._drop = drop
+        self._evict = evict
         self._high_watermark = high_watermark
         self._low_watermark = low_watermark
         self._targets: dict[str, float] = {}
@@ -42,7 +50,7 @@ class Evicting:
         self._notices: list[EvictionStalled | EvictionGoesOn] = []
         self._paused_at = 0.0
 
-    def make_room(self, node: NodeSpace, refused_bytes: int, now: float) -> None:
+    def make_room(self, node: NodeSpace, now: float, refused_bytes: int) -> None:
         """Begins a round where objects exceed the high watermark, down to the low one; and where a put was just refused, for
         want of bytes, of slots, or of a long enough extent, so that the next one finds room: at least as much as it wanted."""
         if not refused_bytes and not self._too_full(node):
@@ -82,25 +90,18 @@ class Evicting:
     def _step(self, node: NodeSpace, now: float) -> None:
         """Evicts until the round's target, or for as long as its turn lasts."""
         self._paused_at = now
+        found = victims(node, self._index, now)
         for _ in range(STEP_OBJECTS):
             if node.live_bytes <= self._targets[node.name]:
                 self._unstall(node.name)
                 break
-            key = node.eviction.next_victim(self._index.held_until, now)
-            if key is None:
+            if (entry := next(found, None)) is None:
                 self._found_nothing(node)
                 break
-            self._evict(key, node, now)
+            self._evict(entry, node, now)
         else:
             return
         del self._targets[node.name]
-
-    def _evict(self, key: str, node: NodeSpace, now: float) -> None:
-        entry = self._index.readable(key)
-        assert entry is not None  # only what can be read is ranked
-        self._counters.evicted += 1
-        self._counters.evicted_bytes += entry.replicas[node.name].length
-        self._drop(entry, node.name, now)
 
     def _found_nothing(self, node: NodeSpace) -> None:
         if not self._crowded(node):

@@ -93,7 +93,7 @@ class Pool:
             self._nodes,
             self._index,
             self._counters,
-            self._drop_replica,
+            self._evict,
             high_watermark=settings.high_watermark,
             low_watermark=settings.low_watermark,
         )
@@ -180,7 +180,7 @@ class Pool:
         grants = [self._grant(wanted, message.replicas, placing, now) for wanted in message.objects]
         names = {placement.node for grant in grants for placement in grant.placements}
         for name in names | placing.wanting.keys():
-            self._evicting.make_room(self._nodes[name], placing.wanting.get(name, 0), now)
+            self._evicting.make_room(self._nodes[name], now, placing.wanting.get(name, 0))
         return PutStarted(
             term=self._term,
             writer_deadline_s=self._settings.writer_deadline_s,
@@ -312,6 +312,11 @@ class Pool:
     def _drop_replica(self, entry: PoolObject, name: str, now: float) -> None:
         """A replica is gone; its space is used again once no lease covers it."""
         self._nodes[name].give_up(self._index.drop_replica(entry, name), entry.lease_until, now)
+
+    def _evict(self, entry: PoolObject, node: NodeSpace, now: float) -> None:
+        self._counters.evicted += 1
+        self._counters.evicted_bytes += entry.replicas[node.name].length
+        self._drop_replica(entry, node.name, now)
 
     def _changes(self) -> list[Command]:
         changes = self._index.take_changes()
