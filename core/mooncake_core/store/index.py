@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import Changes, PoolObject, check
 from mooncake_core.store.pins import HARD, Pins
+
+GROUP_PATIENCE_S: Final = 1.0
+"""A group that may not go is looked at again after so long: that means looking at each of its objects."""
 
 
 class ObjectIndex:
@@ -22,8 +27,8 @@ class ObjectIndex:
         self._children: dict[str, int] = {}
         self._groups: dict[str, dict[str, PoolObject]] = {}
         """Group → its objects that can be read, by key."""
-        self._stuck_groups: set[tuple[str, bool]] = set()
-        """Groups that were found not to go, with or without soft pins, since changes were last taken."""
+        self._stuck_groups: dict[str, float] = {}
+        """Groups that were found not to go → when to look again."""
         self._pins = Pins()
         self._changes = Changes()
 
@@ -72,6 +77,7 @@ class ObjectIndex:
 
     def begin(self, entry: PoolObject) -> None:
         """An object is going to be written; of a key that can be read already it becomes the successor."""
+        entry.position = self._position_after(entry.parent)
         named = self._replacing if entry.key in self._by_key else self._by_key
         named[entry.key] = entry
         self._writing[entry.allocation_id] = entry
@@ -86,6 +92,7 @@ class ObjectIndex:
     def publish(self, entry: PoolObject, now: float) -> None:
         """From now on the object can be read, and evicted. One that it replaces must be gone."""
         if self._writing.pop(entry.allocation_id, None) is None:  # a node has reported it
+            entry.position = self._position_after(entry.parent)
             entry.account.used_bytes += entry.extent_bytes
             if (writing := self._by_key.get(entry.key)) is not None:
                 self._replacing[entry.key] = writing
@@ -115,7 +122,7 @@ class ObjectIndex:
         entry.account.used_bytes -= extent.length
         if entry.readable:
             if not entry.pin_until:
-                self._nodes[name].eviction.removed(entry.key)
+                self._unrank(entry, name)
             self._changes.removed.setdefault(name, []).append(entry.key)
         if not entry.replicas:
             self._forget(entry)
@@ -134,8 +141,7 @@ class ObjectIndex:
         self._pins.set(entry, until)
         if was_pinned != bool(until):
             for name in entry.replicas:
-                ranks = self._nodes[name].eviction
-                ranks.removed(entry.key) if until else ranks.added(entry.key)
+                self._unrank(entry, name) if until else self._rank(entry, name)
 
     def end_pins(self, now: float) -> None:
         """Takes the soft pins off that have ended."""
@@ -146,13 +152,24 @@ class ObjectIndex:
         """Of a node, the one whose pin ends first first."""
         return self._pins.soft(node)
 
-    def may_go(self, key: str, node: str, now: float, *, despite_soft_pins: bool = False) -> bool:
-        """Whether a node may evict a key: it has it, nobody reads it, it is not pinned, no chain goes on from it; and if it
-        is of a group, the same is true of all of it."""
-        entry = self.readable(key)
-        if entry is None or node not in entry.replicas or not _is_free(entry, now, despite_soft_pins):
+    def held_until(self, key: str, now: float) -> float:
+        """Until when a readable object without a pin is not evicted: to the end of its lease; for ever while a chain goes on
+        from it. A group goes as a whole: where it may not, it is looked at again some time later."""
+        entry = self._by_key[key]
+        if not entry.group:
+            return math.inf if key in self._children else entry.lease_until
+        until = self._stuck_groups.get(entry.group, 0.0)
+        if until <= now and not self._group_may_go(entry.group, now, despite_soft_pins=False):
+            until = self._stuck_groups[entry.group] = now + GROUP_PATIENCE_S
+        return until
+
+    def may_go_despite_pin(self, entry: PoolObject, node: str, now: float) -> bool:
+        """Whether a softly pinned object may be evicted from a node, where nothing else can be."""
+        if not entry.readable or node not in entry.replicas or not _is_free(entry, now, despite_soft_pins=True):
             return False
-        return self._group_may_go(entry.group, now, despite_soft_pins) if entry.group else key not in self._children
+        if entry.group:
+            return self._group_may_go(entry.group, now, despite_soft_pins=True)
+        return entry.key not in self._children
 
     def goes_with(self, entry: PoolObject) -> list[PoolObject]:
         """All that is evicted when this object is: itself, or its group."""
@@ -160,7 +177,6 @@ class ObjectIndex:
 
     def take_changes(self) -> Changes:
         """What changed since the last call."""
-        self._stuck_groups.clear()
         changes, self._changes = self._changes, Changes()
         return changes
 
@@ -175,23 +191,18 @@ class ObjectIndex:
             problems.append("the groups are not those of the objects")
         return problems
 
-    def _group_may_go(self, group: str, now: float, despite_soft_pins: bool) -> bool:
+    def _group_may_go(self, group: str, now: float, *, despite_soft_pins: bool) -> bool:
         """Not if a chain goes on from one of its objects to one outside of it."""
-        if (group, despite_soft_pins) in self._stuck_groups:
-            return False
         members = self._groups[group]
         inside = Counter(entry.parent for entry in members.values())
-        goes = all(
-            _is_free(entry, now, despite_soft_pins) and self._children.get(key, 0) == inside[key]
+        return all(
+            _is_free(entry, now, despite_soft_pins=despite_soft_pins) and self._children.get(key, 0) == inside[key]
             for key, entry in members.items()
         )
-        if not goes:
-            self._stuck_groups.add((group, despite_soft_pins))
-        return goes
 
     def _shown(self, entry: PoolObject, name: str) -> None:
         if not entry.pin_until:
-            self._nodes[name].eviction.added(entry.key)
+            self._rank(entry, name)
         self._changes.stored.setdefault(name, []).append(entry.key)
 
     def _forget(self, entry: PoolObject) -> None:
@@ -209,6 +220,24 @@ class ObjectIndex:
             self._children[entry.parent] -= 1
             if not self._children[entry.parent]:
                 del self._children[entry.parent]
+                self._release(entry.parent)
+
+    def _rank(self, entry: PoolObject, name: str) -> None:
+        self._nodes[name].eviction.added(entry.key, size_bytes=entry.size_bytes, position=entry.position)
+
+    def _unrank(self, entry: PoolObject, name: str) -> None:
+        self._nodes[name].eviction.removed(entry.key)
+
+    def _release(self, key: str) -> None:
+        """Nothing holds an object any more but leases."""
+        entry = self.readable(key)
+        for name in entry.replicas if entry is not None else ():
+            self._nodes[name].eviction.released(key)
+
+    def _position_after(self, parent: str) -> int:
+        """In a chain; 1 where something comes before it that is not known."""
+        entry = self._by_key.get(parent)
+        return entry.position + 1 if entry is not None else int(bool(parent))
 
     def _unname(self, entry: PoolObject) -> None:
         """The key is not this object's any more: it is that of its successor, if there is one, or free."""
@@ -223,9 +252,10 @@ class ObjectIndex:
         del members[entry.key]
         if not members:
             del self._groups[entry.group]
+            self._stuck_groups.pop(entry.group, None)
 
 
-def _is_free(entry: PoolObject, now: float, despite_soft_pins: bool) -> bool:
+def _is_free(entry: PoolObject, now: float, *, despite_soft_pins: bool) -> bool:
     if entry.lease_until > now:
         return False
     return not entry.pin_until or (despite_soft_pins and entry.pin_until != HARD)

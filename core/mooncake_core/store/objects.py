@@ -34,6 +34,8 @@ class PoolObject:
     """Its writer's deadline."""
     lease_until: float = 0.0
     used_at: float = 0.0
+    position: int = 0
+    """How many objects of its chain come before it, as far as they were known."""
 
     @property
     def extent_bytes(self) -> int:
@@ -65,6 +67,9 @@ class Counters:
     hits: int = 0
     misses: int = 0
     evicted: int = 0
+    evicted_bytes: int = 0
+    eviction_rounds: int = 0
+    stalled_rounds: int = 0
 
 
 @dataclass(slots=True)

@@ -93,6 +93,12 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
     """Resident memory of the master's process."""
     master_bytes_per_object: int = 0
     """How much of it has come per object since its start; 0 where there are too few objects to tell."""
+    evicted_bytes: int = 0
+    eviction_rounds: int = 0
+    stalled_rounds: int = 0
+    """Rounds of eviction that ended because nothing more could go."""
+    stalled_nodes: list[str] = []
+    """Nodes that are too full now, where nothing may go."""
 
 
 class InspectDecisions(Struct, frozen=True, tag=True, kw_only=True):
