@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mooncake_core.errors import MooncakeError
@@ -19,6 +19,7 @@ from mooncake_core.wire.messages.pool import (
     RemoveAll,
     SlotClearing,
 )
+from mooncake_core.wire.messages.tasks import OperatorQuestion, Pull
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Asked:
     """A client asks; answered with Answer of the same token."""
 
     token: int
-    message: PutStart | PutEnd | Get | Exists | Remove | RemoveAll
+    message: PutStart | PutEnd | Get | Exists | Remove | RemoveAll | OperatorQuestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,29 @@ class NodeLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectsPulled:
+    """A node has copied objects to itself, or could not: pull id → error code, empty for success."""
+
+    name: str
+    incarnation: int
+    refusals: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMarked:
+    """A node remembers whether it drains."""
+
+    name: str
+    incarnation: int
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
 
-Event = Asked | NodeJoined | NodeFenced | BlocksReported | SlotsCleared | NodeLeft | Tick
+Event = Asked | NodeJoined | NodeFenced | BlocksReported | SlotsCleared | NodeLeft | ObjectsPulled | NodeMarked | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,4 +152,24 @@ class BlocksRemoved:
     keys: Sequence[str]
 
 
-Command = Answer | FenceNode | AskReport | ClearNodeSlots | BlocksStored | BlocksRemoved
+@dataclass(frozen=True, slots=True)
+class PullToNode:
+    """Ask a node to copy objects to itself. `round` is that of its newest fence."""
+
+    name: str
+    incarnation: int
+    round: int
+    source: SegmentDescriptor
+    pulls: Sequence[Pull]
+
+
+@dataclass(frozen=True, slots=True)
+class MarkNode:
+    """Have a node remember whether it drains."""
+
+    name: str
+    incarnation: int
+    draining: bool
+
+
+Command = Answer | FenceNode | AskReport | ClearNodeSlots | BlocksStored | BlocksRemoved | PullToNode | MarkNode

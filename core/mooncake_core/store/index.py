@@ -38,6 +38,10 @@ class ObjectIndex:
         entry = self._by_key.get(key)
         return entry if entry is not None and entry.readable else None
 
+    def keys(self) -> list[str]:
+        """Of all objects, and of those being written, the oldest first."""
+        return list(self._by_key)
+
     def all_readable(self) -> Iterator[PoolObject]:
         return (entry for entry in self._by_key.values() if entry.readable)
 
@@ -93,9 +97,11 @@ class ObjectIndex:
                 self.drop_replica(entry, name)
 
     def may_go(self, key: str, node: str, now: float) -> bool:
-        """Whether a node may evict a key: it has it, nobody reads it, and no chain goes on from it."""
+        """Whether a node may evict a key: it has it, nobody reads or copies it, and no chain goes on from it."""
         entry = self.readable(key)
-        return entry is not None and node in entry.replicas and entry.lease_until <= now and key not in self._children
+        if entry is None or node not in entry.replicas or entry.copies_under_way:
+            return False
+        return entry.lease_until <= now and key not in self._children
 
     def take_changes(self) -> Changes:
         """What changed since the last call."""

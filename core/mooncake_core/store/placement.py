@@ -12,7 +12,7 @@ from mooncake_core.store.objects import PoolObject
 def in_order_of_choice(nodes: Iterable[NodeSpace], preferred_node: str) -> list[NodeSpace]:
     """Nodes as a put takes them: the preferred one first, then those with the largest free share."""
     return sorted(
-        (node for node in nodes if node.writable),
+        (node for node in nodes if node.accepts),
         key=lambda node: (node.name != preferred_node, -node.free_ratio(), node.name),
     )
 

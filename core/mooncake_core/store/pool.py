@@ -21,12 +21,23 @@ from mooncake_core.errors import (
     ObjectNotFound,
     StaleAllocation,
 )
-from mooncake_core.store.events import Answer, Asked, BlocksRemoved, BlocksStored, Command, Event, Tick
+from mooncake_core.store.events import (
+    Answer,
+    Asked,
+    BlocksRemoved,
+    BlocksStored,
+    Command,
+    Event,
+    NodeMarked,
+    ObjectsPulled,
+    Tick,
+)
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.layout import extent_bytes, header_bytes
 from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import Counters, PoolObject
+from mooncake_core.store.operations import Operations
 from mooncake_core.store.placement import in_order_of_choice, victims
 from mooncake_core.store.roster import Roster
 from mooncake_core.wire.messages import Message
@@ -50,6 +61,7 @@ from mooncake_core.wire.messages.pool import (
     Removed,
     RemovedAll,
 )
+from mooncake_core.wire.messages.tasks import DrainStatus, OperatorQuestion
 
 MARGIN_S: Final = 1.0
 """Added to a reader's lease and a writer's deadline before their space is touched: clocks run at different speed, and a
@@ -86,6 +98,13 @@ class Pool:
         self._roster = Roster(self._nodes, self._index, old_lease_s=settings.read_lease_s + MARGIN_S, eviction=eviction)
         self._writer_deadlines: list[tuple[float, int]] = []
         self._counters = Counters()
+        self._operations = Operations(
+            self._nodes,
+            self._index,
+            next_id=next_id,
+            drop_replica=self._drop_replica,
+            high_watermark=settings.high_watermark,
+        )
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Takes notice of an event; says what is to be done."""
@@ -94,9 +113,12 @@ class Pool:
                 commands: list[Command] = [Answer(token, self._answer(message, now))]
             case Tick():
                 commands = self._roster.retry(now)
+            case ObjectsPulled() | NodeMarked():
+                commands = []
             case _:
                 commands = self._roster.handle(event, now)
         self._expire(now)
+        commands += self._operations.after(event, now)
         commands += self._roster.requests(now)
         return [*self._changes(), *commands]
 
@@ -104,7 +126,8 @@ class Pool:
         """When time itself is the next event."""
         writer = self._writer_deadlines[0][0] if self._writer_deadlines else None
         nodes = min(self._roster.deadlines(), default=None)
-        return min((deadline for deadline in (writer, nodes) if deadline is not None), default=None)
+        operations = self._operations.next_deadline()
+        return min((deadline for deadline in (writer, nodes, operations) if deadline is not None), default=None)
 
     def usage(self, name: str) -> tuple[int, int, int, str]:
         """(capacity, used bytes, objects, state) of a node."""
@@ -112,6 +135,10 @@ class Pool:
         if node is None:
             return 0, 0, 0, "unknown"
         return node.offer.capacity_bytes, node.used_bytes, len(node.taken), node.state.value
+
+    def drain_of(self, name: str) -> DrainStatus | None:
+        """How far a node's draining is; None where it does not drain."""
+        return self._operations.drain_of(name)
 
     def report(self, now: float, *, prefix: str = "", limit: int = 0) -> CacheReport:
         """The pool in numbers, and some of its objects. Prompt token counts are left to the caller."""
@@ -140,7 +167,7 @@ class Pool:
         return self._index.check()
 
     def _answer(
-        self, message: PutStart | PutEnd | Get | Exists | Remove | RemoveAll, now: float
+        self, message: PutStart | PutEnd | Get | Exists | Remove | RemoveAll | OperatorQuestion, now: float
     ) -> Message | MooncakeError:
         match message:
             case PutStart():
@@ -155,6 +182,8 @@ class Pool:
                 return Removed(refusals=[self._remove(key, force, now) for key in keys])
             case RemoveAll(force=force):
                 return self._remove_all(force, now)
+            case _:
+                return self._operations.answer(message, now)
 
     # Writing
 
@@ -300,7 +329,7 @@ class Pool:
         entry = self._index.readable(key)
         if entry is None:
             return ObjectNotFound.code
-        if entry.lease_until > now and not force:
+        if (entry.lease_until > now or entry.copies_under_way) and not force:
             return ObjectLeased.code
         for name in list(entry.replicas):
             self._drop_replica(entry, name, now)
