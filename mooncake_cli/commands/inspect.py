@@ -13,6 +13,7 @@ from mooncake_cli.request_ids import belongs, resolve
 
 if TYPE_CHECKING:
     from mooncake_core.wire.messages.inspection import CacheReport, Decision
+    from mooncake_core.wire.messages.tasks import DrainStatus
 
 
 ALL_KEPT: Final = 1 << 31
@@ -92,10 +93,11 @@ def nodes(as_json: bool, **where: Any) -> None:
             format_size(member.used_bytes),
             format_size(member.capacity_bytes),
             f"{member.used_bytes / max(1, member.capacity_bytes):.1%}",
+            _drained(member.drain),
         ]
         for member in members
     ]
-    console.table(["node", "state", "local to", "objects", "used", "capacity", "full"], rows)
+    console.table(["node", "state", "local to", "objects", "used", "capacity", "full", "drained"], rows)
 
 
 @command.command(
@@ -171,6 +173,14 @@ def _cache_rows(report: CacheReport) -> list[list[object]]:
         ["evicted", report.evicted],
         ["prompt tokens from the cache", f"{report.cached_tokens} of {report.prompt_tokens} ({share})"],
     ]
+
+
+def _drained(drain: DrainStatus | None) -> str:
+    if drain is None:
+        return "-"
+    gone = drain.moved + drain.released + drain.dropped
+    stuck = f", {drain.stuck} stuck ({drain.reason})" if drain.stuck else ""
+    return f"{gone} of {gone + drain.objects_left}{stuck}"
 
 
 def _decision_row(decision: Decision) -> list[object]:
