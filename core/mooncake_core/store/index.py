@@ -11,8 +11,8 @@ from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import Changes, PoolObject, check
 from mooncake_core.store.pins import HARD, Pins
 
-GROUP_PATIENCE_S: Final = 1.0
-"""A group that may not go is looked at again after so long: that means looking at each of its objects."""
+LOOK_AGAIN_S: Final = 1.0
+"""What is copied, and a group that may not go, is looked at again after so long: that means looking at all of the group."""
 
 
 class ObjectIndex:
@@ -52,6 +52,10 @@ class ObjectIndex:
         """The object of a key, if it can be read."""
         entry = self._by_key.get(key)
         return entry if entry is not None and entry.readable else None
+
+    def keys(self) -> list[str]:
+        """Of all objects, and of those being written, the oldest first."""
+        return list(self._by_key)
 
     def all_readable(self) -> Iterator[PoolObject]:
         return (entry for entry in self._by_key.values() if entry.readable)
@@ -153,14 +157,15 @@ class ObjectIndex:
         return self._pins.soft(node)
 
     def held_until(self, key: str, now: float) -> float:
-        """Until when a readable object without a pin is not evicted: to the end of its lease; for ever while a chain goes on
-        from it. A group goes as a whole: where it may not, it is looked at again some time later."""
+        """Until when a readable object without a pin is not evicted: to the end of its lease, or of copying it; for ever while
+        a chain goes on from it. A group goes as a whole: where it may not, it is looked at again some time later."""
         entry = self._by_key[key]
         if not entry.group:
-            return math.inf if key in self._children else entry.lease_until
+            copied = now + LOOK_AGAIN_S if entry.copies_under_way else 0.0
+            return math.inf if key in self._children else max(entry.lease_until, copied)
         until = self._stuck_groups.get(entry.group, 0.0)
         if until <= now and not self._group_may_go(entry.group, now, despite_soft_pins=False):
-            until = self._stuck_groups[entry.group] = now + GROUP_PATIENCE_S
+            until = self._stuck_groups[entry.group] = now + LOOK_AGAIN_S
         return until
 
     def may_go_despite_pin(self, entry: PoolObject, node: str, now: float) -> bool:
@@ -256,6 +261,6 @@ class ObjectIndex:
 
 
 def _is_free(entry: PoolObject, now: float, *, despite_soft_pins: bool) -> bool:
-    if entry.lease_until > now:
+    if entry.lease_until > now or entry.copies_under_way:
         return False
     return not entry.pin_until or (despite_soft_pins and entry.pin_until != HARD)

@@ -92,7 +92,7 @@ class Placing:
 
     def __init__(self, nodes: Mapping[str, NodeSpace], strategy: Strategy, preferred: Sequence[str]) -> None:
         """`preferred`: names of nodes, which may have gone."""
-        self._nodes = {name: node for name, node in nodes.items() if node.writable}
+        self._nodes = {name: node for name, node in nodes.items() if node.accepts}
         self._preferred = list(preferred)
         self._order = strategy(
             list(self._nodes.values()), next((nodes[name].host for name in preferred if name in nodes), "")
