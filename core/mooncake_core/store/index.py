@@ -107,7 +107,12 @@ class ObjectIndex:
     def check(self) -> list[str]:
         """What does not add up."""
         doomed = [entry for entry in self._writing.values() if entry.doomed]
-        return check(self._nodes, [*self._by_key.values(), *doomed], set(self._writing), self._children)
+        problems = check(self._nodes, [*self._by_key.values(), *doomed], set(self._writing), self._children)
+        for node in self._nodes.values():
+            problems += [
+                f"{node.name} does not know that {key} may go" for key in node.eviction.forgotten(self.held_until)
+            ]
+        return problems
 
     def _shown(self, entry: PoolObject, name: str) -> None:
         self._nodes[name].eviction.added(entry.key, size_bytes=entry.size_bytes, position=entry.position)
