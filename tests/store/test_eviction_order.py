@@ -70,6 +70,16 @@ def test_what_is_held_without_end_goes_when_it_is_released(ordered: Ordered) -> 
     assert ordered.victims(2.0) == "ba"
 
 
+def test_a_release_that_was_missed_is_found(ordered: Ordered) -> None:
+    ordered.until = {"a": math.inf, "b": math.inf, "c": 5.0}
+    assert ordered.victims(1.0) == "def"
+    assert ordered.order.forgotten(ordered.held_until) == []
+    ordered.until["a"] = 5.0
+    assert ordered.order.forgotten(ordered.held_until) == ["a"]
+    ordered.order.released("a")
+    assert ordered.order.forgotten(ordered.held_until) == []
+
+
 def test_releasing_what_is_not_held_changes_nothing(ordered: Ordered) -> None:
     ordered.order.released("d")
     assert ordered.victims(1.0) == "abcdef"

@@ -7,6 +7,7 @@ is not looked at again before; so what a round of eviction costs does not depend
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 
 from mooncake_core.store.eviction import Eviction
@@ -53,9 +54,14 @@ class EvictionOrder:
             if until <= now:
                 return key
             self._held[key] = until
-            if until != float("inf"):
+            if until != math.inf:
                 heapq.heappush(self._held_until, (until, key))
         return None
+
+    def forgotten(self, held_until: Callable[[str], float]) -> list[str]:
+        """Objects that wait for a release that has been missed: there should be none."""
+        waiting = (key for key, until in self._held.items() if until == math.inf)
+        return [key for key in waiting if held_until(key) != math.inf]
 
     def _next_named(self) -> str | None:
         """The latest that has come due goes first: a chain goes as a whole, from its tail."""

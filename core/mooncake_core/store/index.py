@@ -194,6 +194,9 @@ class ObjectIndex:
         grouped = {entry.allocation_id for entry in self.all_readable() if entry.group}
         if grouped != {entry.allocation_id for group in self._groups.values() for entry in group.values()}:
             problems.append("the groups are not those of the objects")
+        for node in self._nodes.values():
+            forgotten = node.eviction.forgotten(lambda key: self.held_until(key, 0.0))
+            problems += [f"{node.name} does not know that {key} may go" for key in forgotten]
         return problems
 
     def _group_may_go(self, group: str, now: float, *, despite_soft_pins: bool) -> bool:
