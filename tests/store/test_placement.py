@@ -113,8 +113,8 @@ def test_a_full_host_does_not_keep_replicas_from_lying_together(by: str) -> None
 def test_any_node_that_has_room_is_found(by: str) -> None:
     put = placing(*[node(f"n{number}", used=CAPACITY - 64 * (number % 7)) for number in range(50)], by=by)
     assert len([1 for number in range(8) if put.place(64 * 6, number, 1)]) == 7
-    assert put.place(64 * 6, 8, 1) == {}
-    assert put.place(64 * 7, 9, 1) == {}
+    assert not put.place(64 * 6, 8, 1)
+    assert not put.place(64 * 7, 9, 1)
     assert put.place(64 * 5, 10, 1)  # what is too long for all says nothing about what is shorter
 
 
@@ -124,7 +124,7 @@ def test_nodes_that_cannot_be_written_to_are_left_out(by: str) -> None:
     put = placing(closed, node("b"), by=by, preferred="a")
     assert set(put.place(64, 1, 2)) == {"b"}
     put = placing(closed, by=by, preferred="nobody")
-    assert put.place(64, 1, 1) == {}
+    assert not put.place(64, 1, 1)
     put.note_refused(64, 1)
     assert put.wanting == {}
 
@@ -142,11 +142,11 @@ def test_what_is_refused_is_wanted_where_it_would_have_gone() -> None:
 def test_a_put_that_finds_no_room_is_told_so_without_a_look_at_the_nodes() -> None:
     full = [node(f"n{number}", used=CAPACITY) for number in range(3)]
     put = placing(*full)
-    assert put.place(64 * 2, 1, 1) == {}
+    assert not put.place(64 * 2, 1, 1)
     for made in full:
         made.allocate = None  # type: ignore[method-assign, assignment]
-    assert put.place(64 * 2, 2, 1) == {}
-    assert put.place(64 * 3, 3, 1) == {}
+    assert not put.place(64 * 2, 2, 1)
+    assert not put.place(64 * 3, 3, 1)
 
 
 def test_strategies_by_function_are_those_by_name() -> None:

@@ -22,7 +22,7 @@ from mooncake_core.wire.messages.pool import SlotClearing
 
 
 class Extent(Struct, frozen=True, order=True, gc=False):
-    """Space of one replica: a slot and a range. There are so many of them that the garbage collector is not to look at them."""
+    """Space of one replica: a slot and a range. One per replica: the garbage collector need not look at them."""
 
     slot: int
     offset: int

@@ -12,7 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 
-from mooncake_core.store.node_space import Extent, NodeSpace
+from mooncake_core.store.node_space import NodeSpace
+from mooncake_core.store.replicas import Replicas
 
 
 class Order(ABC):
@@ -107,10 +108,10 @@ class Placing:
         """These nodes are preferred too, after those that are already."""
         self._preferred += [name for name in dict.fromkeys(names) if name not in self._preferred]
 
-    def place(self, length: int, allocation_id: int, num_replicas: int, near: Sequence[str] = ()) -> dict[str, Extent]:
+    def place(self, length: int, allocation_id: int, num_replicas: int, near: Sequence[str] = ()) -> Replicas:
         """Node → its space; fewer replicas than asked for, or none, where there is no more room. For this object the nodes
         of `near` are preferred after those that are for all."""
-        replicas: dict[str, Extent] = {}
+        replicas = Replicas()
         if self._too_long is not None and length >= self._too_long:
             return replicas
         hosts: set[str] = set()
