@@ -86,6 +86,7 @@ def _show_object(key: str, found: ObjectDescription | None, as_json: bool) -> in
 def _object_rows(found: ObjectDescription) -> list[list[object]]:
     from mooncake_core.units import format_duration, format_size
 
+    replaced: list[list[object]] = [["being replaced", "yes"]] if found.being_replaced else []
     soft = f"for {format_duration(found.soft_pin_s)}" if found.soft_pin_s else "no"
     return [
         ["tenant", found.tenant],
@@ -96,7 +97,7 @@ def _object_rows(found: ObjectDescription) -> list[list[object]]:
         ["idle", format_duration(found.idle_s)],
         ["block before it", found.parent or "-"],
         ["group", found.group or "-"],
-        *([["being replaced", "yes"]] if found.being_replaced else []),
+        *replaced,
     ]
 
 

@@ -8,7 +8,6 @@ import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
@@ -22,6 +21,7 @@ from mooncake_core.conductor.policies.contract import PolicySettings
 from mooncake_core.config.schema import AuthConfig, ClusterConfig, MasterConfig
 from mooncake_core.errors import WireError
 from mooncake_core.roles.master.conductor import ConductorDriver
+from mooncake_core.roles.master.http import keys
 from mooncake_core.roles.master.http.access import Access
 from mooncake_core.roles.master.http.keys import SLICE, KeyRoutes
 from mooncake_core.roles.master.http.port import AdminPort
@@ -31,11 +31,12 @@ from mooncake_core.telemetry.loop_pauses import LoopPauses
 from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.client import Clients
 from mooncake_core.wire.messages.membership import Join
-from mooncake_core.wire.messages.pool import RemoveAll, Removed, RemovedAll
+from mooncake_core.wire.messages.objects import Described, KeyList, ListKeys
 from tests.store.world import SIZE, World, world
 
 TERM = 7
 KEYS = ["k0", "k1", "k2"]
+MANY = 5000
 
 
 @asynccontextmanager
@@ -161,6 +162,7 @@ async def test_metrics_are_the_figures_of_the_pool() -> None:
             assert found["mooncake_node_capacity_bytes", name] == capacity
             assert found["mooncake_node_used_bytes", name] == used
             assert found["mooncake_node_objects", name] == objects
+        assert 'mooncake_tenant_objects{tenant="default"} 3.0' in answer.text
         assert found["mooncake_event_loop_longest_pause_seconds", ""] == 2.5
         assert found["mooncake_master_term", ""] == TERM
         assert "objects=3" in (await client.get("/metrics/summary")).text
@@ -183,9 +185,9 @@ async def test_the_only_master_is_the_leader() -> None:
 
 async def test_what_is_not_offered_or_unknown_is_said_so() -> None:
     async with filled() as (_, client):
-        quotas = await client.get("/api/v1/tenant_quotas")
-        assert (quotas.status_code, quotas.json()["error_code"]) == (501, -1012)
-        assert "does not offer /api/v1/drain_jobs" in (await client.post("/api/v1/drain_jobs", json={})).text
+        drain = await client.post("/api/v1/drain_jobs", json={})
+        assert (drain.status_code, drain.json()["error_code"]) == (501, -1012)
+        assert "does not offer /api/v1/drain_jobs" in drain.text
         assert (await client.get("/nothing")).status_code == 404
         assert (await client.get("/api/v1/remove_all")).status_code == 405
 
@@ -241,25 +243,25 @@ async def test_a_port_in_use_is_named_with_its_setting() -> None:
 
 
 class ManyKeys:
-    """A pool of which it matters only how often it is asked before others get a turn."""
+    """A pool of which it matters only how many keys it is asked for before others get a turn."""
 
     def __init__(self) -> None:
-        self.pool = SimpleNamespace(pool=SimpleNamespace(keys=lambda: [f"k{number}" for number in range(5000)]))
+        self.asked = 0
         self.most_in_a_turn = 0
         self._in_turn = 0
 
-    def is_readable(self, key: str) -> bool:
-        self._in_turn += 1
-        self.most_in_a_turn = max(self.most_in_a_turn, self._in_turn)
-        return key != "k7"
-
-    def object_report(self, key: str) -> None:
-        self.is_readable(key)
-
     async def ask(self, message: Any, reply_type: type) -> Any:
-        if isinstance(message, RemoveAll):
-            return RemovedAll(removed=0, kept=0)
-        return Removed(refusals=["" if self.is_readable(key) else "x" for key in message.keys])
+        is_list = isinstance(message, ListKeys)
+        count = message.limit if is_list else len(message.keys)
+        self.asked += count
+        self._in_turn += count
+        self.most_in_a_turn = max(self.most_in_a_turn, self._in_turn)
+        if is_list:
+            return KeyList(keys=[f"k{message.cursor}"], cursor=0 if self.asked >= MANY else self.asked)
+        return Described(objects=[None] * count)
+
+    async def let_go_on(self) -> None:
+        await asyncio.sleep(0)
 
     async def take_turns(self) -> None:
         while True:
@@ -267,20 +269,78 @@ class ManyKeys:
             await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("route", ["get_all_keys", "batch_query_keys", "remove_all"])
+@pytest.mark.parametrize("route", ["get_all_keys", "batch_query_keys"])
 async def test_long_lists_leave_the_loop_to_others_in_between(route: str) -> None:
     state = ManyKeys()
-    query = ",".join(f"k{number}" for number in range(5000))
+    query = f"keys={','.join(f'k{number}' for number in range(MANY))}".encode()
     turns = asyncio.create_task(state.take_turns())
-    answer = await getattr(KeyRoutes(cast(Any, state)), route)(
-        Request({"type": "http", "query_string": query_of(query)})
-    )
-    body = b"".join([part async for part in answer.body_iterator]) if route == "get_all_keys" else answer.body
+    answer = await getattr(KeyRoutes(cast(Any, state)), route)(Request({"type": "http", "query_string": query}))
+    if route == "get_all_keys":
+        assert len(b"".join([part async for part in answer.body_iterator]).splitlines()) == -(-MANY // SLICE)
+    else:
+        assert len(json.loads(answer.body)["data"]) == MANY
     turns.cancel()
-    assert body.count(b"k4999") == (route != "remove_all")
-    assert route != "remove_all" or json.loads(body)["removed_count"] == 4999
+    assert state.asked >= MANY
     assert 0 < state.most_in_a_turn <= SLICE
 
 
-def query_of(keys: str) -> bytes:
-    return f"keys={keys}".encode()
+async def test_a_list_of_several_pages_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "SLICE", 2)
+    async with filled() as (made, client):
+        assert set((await made.put(*(f"x{number}" for number in range(7))))[0]) == {""}
+        listed = (await client.get("/get_all_keys")).text.splitlines()
+        assert sorted(listed) == [*KEYS, *(f"x{number}" for number in range(7))]
+
+
+async def test_quotas_are_shown_set_and_lifted() -> None:
+    async with filled() as (made, client):
+        path = "/api/v1/tenant_quotas"
+        (default,) = (await client.get(path)).json()["data"]
+        assert (default["tenant_id"], default["requested_quota_bytes"]) == ("default", None)
+        assert default["charged_bytes"] == made.pool.report(0).used_bytes
+        answer = await client.put(f"{path}?tenant_id=acme", json={"requested_quota_bytes": 100})
+        expected = {
+            "tenant_id": "acme",
+            "requested_quota_bytes": 100,
+            "effective_quota_bytes": 100,
+            "charged_bytes": 0,
+            "admission_closed": False,
+            "over_quota": False,
+            "has_explicit_policy": True,
+        }
+        assert answer.json() == {"success": True, "data": expected}
+        assert (await client.get(f"{path}?tenant_id=acme")).json() == {"success": True, "data": expected}
+        assert (await client.delete(f"{path}?tenant_id=acme")).json() == {"success": True, "data": None}
+        lifted = (await client.get(f"{path}?tenant_id=acme")).json()["data"]
+        assert (lifted["requested_quota_bytes"], lifted["has_explicit_policy"]) == (None, False)
+
+
+async def test_wrong_questions_about_quotas_are_said_so() -> None:
+    async with filled() as (_, client):
+        path = "/api/v1/tenant_quotas"
+        for missing in (await client.get(f"{path}?tenant_id=nobody"), await client.delete(f"{path}?tenant_id=nobody")):
+            assert (missing.status_code, missing.json()["error_code"]) == (404, -704)
+        for refused in (
+            await client.put(path, json={"requested_quota_bytes": 5}),
+            await client.put(f"{path}?tenant_id=a", json={"quota": 5}),
+            await client.put(f"{path}?tenant_id=a", json={"requested_quota_bytes": -5}),
+            await client.put(f"{path}?tenant_id=a", content=b"x"),
+        ):
+            assert (refused.status_code, refused.json()["error_code"]) == (400, -600)
+
+
+async def test_tenants_have_keys_of_their_own() -> None:
+    async with filled() as (made, client):
+        assert (await client.put("/api/v1/tenant_quotas?tenant_id=acme", json={"requested_quota_bytes": 9})).is_success
+        assert (await client.get("/get_all_keys?tenant_id=acme")).text == ""
+        assert (await client.get("/query_key?key=k0&tenant_id=acme")).status_code == 404
+        removed = await client.post("/api/v1/remove_all?force=true&tenant_id=acme")
+        assert removed.json()["removed_count"] == 0
+        assert made.pool.report(0).num_objects == 3
+
+
+async def test_a_tenant_that_is_none_is_said_so() -> None:
+    async with world("a", quotas={"acme": None}) as made, admin(made) as client:
+        for path in ("/get_all_keys", "/query_key?key=k&x=y", "/batch_query_keys?keys=k"):
+            unknown = await client.get(f"{path}{'&' if '?' in path else '?'}tenant_id=nobody")
+            assert (unknown.status_code, unknown.json()["error_code"]) == (404, -1701)

@@ -10,12 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mooncake_core.errors import MooncakeError
+from mooncake_core.errors import InvalidRequest, MooncakeError, TenantUnknown
 from mooncake_core.gateway.http_errors import HTTPError, status_of
 from mooncake_core.roles.master.http import answers
 from mooncake_core.roles.master.http.access import Access
 from mooncake_core.roles.master.http.keys import KeyRoutes
 from mooncake_core.roles.master.http.metrics import CONTENT_TYPE, MasterMetrics
+from mooncake_core.roles.master.http.quotas import QuotaRoutes
 from mooncake_core.roles.master.http.segments import SegmentRoutes
 from mooncake_core.roles.master.http.state import MasterState
 from mooncake_core.roles.master.http.summary import summary
@@ -33,7 +34,7 @@ class AdminApp:
 
     def app(self) -> Starlette:
         """The ASGI application."""
-        keys, segments = KeyRoutes(self._state), SegmentRoutes(self._state)
+        keys, segments, quotas = KeyRoutes(self._state), SegmentRoutes(self._state), QuotaRoutes(self._state)
         looking: dict[str, Answer] = {
             "/metrics": self._metrics,
             "/metrics/summary": self._summary,
@@ -51,11 +52,11 @@ class AdminApp:
         routes = [Route(path, self._guarded(answer), methods=["GET"]) for path, answer in looking.items()]
         routes += [
             Route("/health", self._health, methods=["GET"]),  # for whoever looks after processes: it has no key
+            Route("/api/v1/tenant_quotas", self._guarded(quotas.answer), methods=["GET", "PUT", "DELETE"]),
             Route("/api/v1/remove_all", self._guarded(keys.remove_all), methods=["POST"]),
             *(
                 Route(path, self._guarded(self._not_offered), methods=["GET", "POST", "PUT", "DELETE"])
                 for path in (
-                    "/api/v1/tenant_quotas",
                     "/api/v1/drain_jobs",
                     "/api/v1/drain_jobs/query",
                     "/api/v1/drain_jobs/cancel",
@@ -69,9 +70,12 @@ class AdminApp:
             try:
                 self._access.check(request)
                 return await answer(request)
+            except TenantUnknown as error:
+                return answers.failure(404, answers.TENANT_NOT_REGISTERED, error.message)
+            except (HTTPError, InvalidRequest) as error:
+                return answers.failure(status_of(error)[0], answers.INVALID_PARAMS, error.message)
             except MooncakeError as error:
-                code = answers.INVALID_PARAMS if isinstance(error, HTTPError) else answers.INTERNAL_ERROR
-                return answers.failure(status_of(error)[0], code, error.message)
+                return answers.failure(status_of(error)[0], answers.INTERNAL_ERROR, error.message)
 
         return guarded
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from mooncake_core.roles.master.http.state import MasterState
 from mooncake_core.wire.messages.inspection import CacheReport
+from mooncake_core.wire.messages.objects import TenantUsage
 from mooncake_core.wire.messages.usage import NodeUsage
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -25,6 +26,7 @@ POOL_COUNTERS: Final = (
     ("mooncake_pool_put_bytes", "Bytes of the objects committed", "put_bytes"),
     ("mooncake_pool_puts_skipped", "Objects not put because they were there or being written", "skipped_puts"),
     ("mooncake_pool_puts_refused", "Objects not put for want of space", "refused_puts"),
+    ("mooncake_pool_puts_refused_by_quota", "Objects not put because of a tenant's quota", "refused_by_quota"),
     ("mooncake_pool_hits", "Keys that reads found", "hits"),
     ("mooncake_pool_hit_bytes", "Bytes of the objects that reads found", "hit_bytes"),
     ("mooncake_pool_misses", "Keys that reads did not find", "misses"),
@@ -35,6 +37,14 @@ NODE_GAUGES: Final = (
     ("mooncake_node_used_bytes", "Bytes that cannot be given out now, those in quarantine included", "used_bytes"),
     ("mooncake_node_quarantined_bytes", "Bytes on their way to being free", "quarantined_bytes"),
     ("mooncake_node_objects", "Replicas on a node, those being written included", "num_objects"),
+)
+TENANT_GAUGES: Final = (
+    (
+        "mooncake_tenant_used_bytes",
+        "Bytes of a tenant's objects on all nodes, those being written included",
+        "used_bytes",
+    ),
+    ("mooncake_tenant_objects", "A tenant's objects that can be read", "num_objects"),
 )
 
 
@@ -52,7 +62,8 @@ class MasterCollector(Collector):
         """All figures of now."""
         report = self._state.report()
         yield from _pool(report)
-        yield from _nodes(report.nodes)
+        yield from _labelled("node", NODE_GAUGES, {node.name: node for node in report.nodes})
+        yield from _labelled("tenant", TENANT_GAUGES, {tenant.tenant: tenant for tenant in report.tenants})
         yield self._members()
         for name, text, value in self._single():
             yield GaugeMetricFamily(name, text, value)
@@ -92,9 +103,11 @@ def _pool(report: CacheReport) -> Iterator[Metric]:
         yield CounterMetricFamily(name, text, getattr(report, field))
 
 
-def _nodes(nodes: Iterable[NodeUsage]) -> Iterator[Metric]:
-    for name, text, field in NODE_GAUGES:
-        family = GaugeMetricFamily(name, text, labels=["node"])
-        for node in nodes:
-            family.add_metric([node.name], getattr(node, field))
+def _labelled(
+    label: str, gauges: Iterable[tuple[str, str, str]], reports: Mapping[str, NodeUsage | TenantUsage]
+) -> Iterator[Metric]:
+    for name, text, field in gauges:
+        family = GaugeMetricFamily(name, text, labels=[label])
+        for value, report in reports.items():
+            family.add_metric([value], getattr(report, field))
         yield family

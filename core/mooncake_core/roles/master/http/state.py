@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.telemetry.loop_pauses import LoopPauses
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.inspection import CacheReport
-from mooncake_core.wire.messages.usage import ObjectReport
 from mooncake_core.wire.server import Call
 
 M = TypeVar("M")
@@ -40,15 +40,6 @@ class MasterState:
         """The pool in numbers."""
         return self.pool.pool.report(self.pool.now())
 
-    def object_report(self, key: str) -> ObjectReport | None:
-        """One object, if it can be read."""
-        found = self.pool.pool.object_report(key, self.pool.now())
-        return found if found is not None and found.state == "readable" else None
-
-    def is_readable(self, key: str) -> bool:
-        """Whether a key is there, for long lists."""
-        return self.pool.pool.is_readable(key)
-
     def is_draining(self, name: str) -> bool:
         """Whether a member is about to leave."""
         return any(record.draining for record in self.members.records() if record.join.name == name)
@@ -59,6 +50,10 @@ class MasterState:
         found = await answer if inspect.isawaitable(answer) else answer
         assert isinstance(found, reply_type)
         return found
+
+    async def let_go_on(self) -> None:
+        """Between two slices of something long: everybody else's turn."""
+        await asyncio.sleep(0)
 
     def member_states(self) -> list[tuple[str, str]]:
         """(role, ready or draining) of each member."""
