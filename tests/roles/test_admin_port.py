@@ -157,6 +157,7 @@ async def test_metrics_are_the_figures_of_the_pool() -> None:
         assert found["mooncake_pool_puts_skipped_total", ""] == 1
         assert found["mooncake_pool_hits_total", ""] == found["mooncake_pool_misses_total", ""] == 1
         assert found["mooncake_pool_hit_bytes_total", ""] == SIZE
+        assert found["mooncake_pool_eviction_stalled_rounds_total", ""] == found["mooncake_pool_stalled_nodes", ""] == 0
         for name in ("a", "b"):
             capacity, used, objects, _ = made.pool.usage(name)
             assert found["mooncake_node_capacity_bytes", name] == capacity

@@ -31,6 +31,9 @@ POOL_COUNTERS: Final = (
     ("mooncake_pool_hit_bytes", "Bytes of the objects that reads found", "hit_bytes"),
     ("mooncake_pool_misses", "Keys that reads did not find", "misses"),
     ("mooncake_pool_evictions", "Replicas evicted", "evicted"),
+    ("mooncake_pool_evicted_bytes", "Bytes of the replicas evicted", "evicted_bytes"),
+    ("mooncake_pool_eviction_rounds", "Rounds of eviction begun", "eviction_rounds"),
+    ("mooncake_pool_eviction_stalled_rounds", "Rounds of eviction that ended because nothing may go", "stalled_rounds"),
 )
 NODE_GAUGES: Final = (
     ("mooncake_node_capacity_bytes", "Bytes of a node's segment", "capacity_bytes"),
@@ -65,6 +68,8 @@ class MasterCollector(Collector):
         yield from _labelled("node", NODE_GAUGES, {node.name: node for node in report.nodes})
         yield from _labelled("tenant", TENANT_GAUGES, {tenant.tenant: tenant for tenant in report.tenants})
         yield self._members()
+        text = "Nodes that are too full now, where nothing may go"
+        yield GaugeMetricFamily("mooncake_pool_stalled_nodes", text, len(report.stalled_nodes))
         for name, text, value in self._single():
             yield GaugeMetricFamily(name, text, value)
 
