@@ -72,6 +72,7 @@ class Running:
     master_address: str
     gateway_url: str
     key_file: str | None
+    admin_url: str = ""
 
     def url(self) -> str:
         """Of its gateway.
@@ -110,7 +111,7 @@ def find_running(config_path: Path | None, overrides: tuple[str, ...], cluster: 
     gateway_url = next((state.gateway_url for state in states if state.gateway_url), "")
     for state in states:
         if any(process.role == "master" for process in state.processes) or not loaded:
-            return Running(state.cluster, state.master_address, gateway_url, _key(state.key_file))
+            return Running(state.cluster, state.master_address, gateway_url, _key(state.key_file), state.admin_url)
     if loaded is None:
         raise PeerUnreachable(
             f"no cluster{f' called {name}' if name else ''} runs on this host: start one with "

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from mooncake_cli import console, exits
-from mooncake_cli.commands import inspect_requests
+from mooncake_cli.commands import inspect_cache, inspect_requests
 from mooncake_cli.options import ask, cluster_options, json_option
 from mooncake_cli.request_ids import belongs, resolve
 
 if TYPE_CHECKING:
-    from mooncake_core.wire.messages.inspection import CacheReport, Decision
-    from mooncake_core.wire.messages.objects import TenantUsage
+    from mooncake_core.wire.messages.inspection import Decision
     from mooncake_core.wire.messages.tasks import DrainStatus
 
 
@@ -26,55 +25,8 @@ def command() -> None:
     """The group."""
 
 
+command.add_command(inspect_cache.command)
 command.add_command(inspect_requests.command)
-
-
-@command.command("cache", help="What the pool holds, and how much of the prompts came from it.")
-@click.option("--key", "prefix", default="", help="Only objects whose key begins so.")
-@click.option("--limit", default=0, show_default=True, help="List so many objects.")
-@click.option("--check", is_flag=True, help="Check that every byte is accounted for. Exit code 1 if one is not.")
-@cluster_options
-@json_option
-def cache(prefix: str, limit: int, check: bool, as_json: bool, **where: Any) -> int:
-    from mooncake_core.wire.messages.inspection import CacheReport, InspectCache
-
-    limit = limit or (20 if prefix else 0)
-    report = ask(InspectCache(prefix=prefix, limit=limit, check=check), CacheReport, **where)
-    if as_json:
-        import msgspec
-
-        passed = {"check_passed": not report.problems} if check else {}
-        console.json({**msgspec.to_builtins(report), **passed})
-        return exits.FAILED if report.problems else exits.DONE
-    rows = _cache_rows(report)
-    if check:
-        rows.append(["check", "failed" if report.problems else "passed: every byte is accounted for"])
-    console.table(["pool", "value"], rows)
-    if len(report.tenants) > 1:
-        console.data("")
-        console.table(["tenant", "objects", "used", "quota"], [_tenant_row(tenant) for tenant in report.tenants])
-    if report.entries:
-        from mooncake_core.units import format_duration, format_size
-
-        console.data("")
-        console.table(
-            ["key", "tenant", "size", "nodes", "leased", "pinned", "idle"],
-            [
-                [
-                    entry.key,
-                    entry.tenant,
-                    format_size(entry.size_bytes),
-                    ",".join(entry.nodes),
-                    "yes" if entry.leased else "no",
-                    "yes" if entry.pinned else "no",
-                    format_duration(entry.idle_s),
-                ]
-                for entry in report.entries
-            ],
-        )
-    for problem in report.problems:
-        console.error(problem)
-    return exits.FAILED if report.problems else exits.DONE
 
 
 @command.command("nodes", help="The nodes of the pool and how full they are.")
@@ -163,33 +115,6 @@ def _decisions_of(request_id: str, where: dict[str, Any]) -> list[Decision]:
     found = ask(InspectDecisions(limit=ALL_KEPT, request_id=request_id), Decisions, **where).decisions
     request = resolve(request_id, (decision.request_id for decision in found))
     return [decision for decision in found if request and belongs(decision.request_id, request)]
-
-
-def _cache_rows(report: CacheReport) -> list[list[object]]:
-    from mooncake_core.units import format_size
-
-    per_object = f" ({report.master_bytes_per_object} bytes per object)" if report.master_bytes_per_object else ""
-    share = f"{report.cached_tokens / report.prompt_tokens:.1%}" if report.prompt_tokens else "-"
-    return [
-        ["objects", report.num_objects],
-        ["being written", report.num_writing],
-        ["used", f"{format_size(report.used_bytes)} of {format_size(report.capacity_bytes)}"],
-        ["waiting to be free", format_size(report.quarantined_bytes)],
-        ["puts", f"{report.puts} (skipped {report.skipped_puts}, refused {report.refused_puts})"],
-        ["reads", f"{report.hits} hits, {report.misses} misses"],
-        ["evicted", f"{report.evicted} ({format_size(report.evicted_bytes)} in {report.eviction_rounds} rounds)"],
-        ["eviction stalled", f"{report.stalled_rounds} times; now: {', '.join(report.stalled_nodes) or 'nowhere'}"],
-        *([["refused for a tenant's quota", report.refused_by_quota]] if report.refused_by_quota else []),
-        ["master's memory", format_size(report.master_bytes) + per_object],
-        ["prompt tokens from the cache", f"{report.cached_tokens} of {report.prompt_tokens} ({share})"],
-    ]
-
-
-def _tenant_row(tenant: TenantUsage) -> list[object]:
-    from mooncake_core.units import format_size
-
-    quota = "-" if tenant.quota_bytes is None else format_size(tenant.quota_bytes)
-    return [tenant.tenant, tenant.num_objects, format_size(tenant.used_bytes), quota]
 
 
 def _drained(drain: DrainStatus | None) -> str:

@@ -31,7 +31,8 @@ def command(config_path: Path | None, overrides: tuple[str, ...], cluster: str |
     if as_json:
         import msgspec
 
-        console.json({**msgspec.to_builtins(status), "gateway_url": running.gateway_url, "ready": not status.missing})
+        urls = {"gateway_url": running.gateway_url, "admin_url": running.admin_url}
+        console.json({**msgspec.to_builtins(status), **urls, "ready": not status.missing})
     else:
         state = "ready" if not status.missing else "not ready: " + "; ".join(status.missing)
         console.note(f"cluster {status.cluster} at {running.master_address}: {state}, {status.num_requests} requests")

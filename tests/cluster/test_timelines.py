@@ -121,5 +121,5 @@ def test_a_check_of_the_cache_says_that_it_passed(cluster: Cluster) -> None:
     assert as_json(cluster.command("inspect", "cache", "--check", "--json"))["check_passed"] is True
     assert "check_passed" not in as_json(cluster.command("inspect", "cache", "--json"))
     entries = cluster.command("inspect", "cache", "--limit", "5").stdout.partition("key\t")[2].splitlines()[1:]
-    assert {entry.split("\t")[3] for entry in entries} <= {"yes", "no"}
+    assert {entry.split("\t")[4] for entry in entries} <= {"yes", "no"}
     assert entries

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from mooncake_core.address import HostPort
@@ -36,10 +36,11 @@ class World:
         read_lease_s: float,
         writer_deadline_s: float,
         checksum: Choice,
+        quotas: Mapping[str, int | None],
     ) -> None:
         self.transports = transports
         self.checksum = checksum
-        self.settings = PoolSettings(read_lease_s=read_lease_s, writer_deadline_s=writer_deadline_s)
+        self.settings = PoolSettings(read_lease_s=read_lease_s, writer_deadline_s=writer_deadline_s, quotas=quotas)
         self.clients = Clients("master")
         self.addresses: dict[str, str] = {}
         self.nodes: dict[str, tuple[Node, Server, TransferEngine]] = {}
@@ -129,8 +130,15 @@ async def world(
     read_lease_s: float = 5,
     writer_deadline_s: float = 5,
     checksum: Choice = "auto",
+    quotas: Mapping[str, int | None] = {},
 ) -> AsyncIterator[World]:
-    made = World(transports, read_lease_s=read_lease_s, writer_deadline_s=writer_deadline_s, checksum=checksum)
+    made = World(
+        transports,
+        read_lease_s=read_lease_s,
+        writer_deadline_s=writer_deadline_s,
+        checksum=checksum,
+        quotas=quotas,
+    )
     await made.start_master(1)
     try:
         for name in nodes:

@@ -136,10 +136,10 @@ class TransferRun:
         """
         available = self._available()
         with ExitStack() as stack:
-            memory = stack.enter_context(_region("bench-initiator", self._memory_bytes))
-            other = stack.enter_context(_region("bench-other", self._memory_bytes))
+            memory = stack.enter_context(region("bench-initiator", self._memory_bytes))
+            other = stack.enter_context(region("bench-other", self._memory_bytes))
             remote = [name for name in available if name != LOCAL]
-            target = stack.enter_context(_target(remote, self._memory_bytes)) if remote else None
+            target = stack.enter_context(target_process(remote, self._memory_bytes)) if remote else None
             for name, transport in available.items():
                 self._measure_transport(name, transport, memory, other, target)
         return self.report()
@@ -319,7 +319,7 @@ def _engine(transports: Sequence[str], connections: int) -> TransferEngine:
 
 
 @contextmanager
-def _region(name: str, num_bytes: int) -> Generator[SharedMemory]:
+def region(name: str, num_bytes: int) -> Generator[SharedMemory]:
     region = SharedMemory(name, num_bytes)
     _fill(region.view, 0)  # no page is touched for the first time while the clock runs
     try:
@@ -329,7 +329,7 @@ def _region(name: str, num_bytes: int) -> Generator[SharedMemory]:
 
 
 @contextmanager
-def _target(transports: list[str], num_bytes: int) -> Generator[Ready]:
+def target_process(transports: list[str], num_bytes: int) -> Generator[Ready]:
     """The child process; it ends when its stdin does, so with this process at the latest."""
     command = [sys.executable, "-m", "mooncake_core.bench.transfer_target"]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -40,12 +40,17 @@ def json_schema() -> dict[str, Any]:
 
 
 def redacted(config: ClusterConfig) -> ClusterConfig:
-    """The configuration for display: API keys are not shown."""
+    """The configuration for display: keys are not shown."""
     hidden: dict[str, schema.ApiKeys] = {
         tenant: REDACTED if isinstance(keys, str) else [REDACTED] * len(keys)
         for tenant, keys in config.gateway.api_keys.items()
     }
-    return msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, api_keys=hidden))
+    master = config.master
+    return msgspec.structs.replace(
+        config,
+        gateway=msgspec.structs.replace(config.gateway, api_keys=hidden),
+        master=msgspec.structs.replace(master, admin_key=REDACTED if master.admin_key else ""),
+    )
 
 
 def commented_yaml(config: ClusterConfig) -> str:

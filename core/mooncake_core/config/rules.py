@@ -27,6 +27,7 @@ def findings(config: ClusterConfig) -> Iterator[Finding]:
     specs = processes(config)
     yield from _names(specs)
     yield from _ports(specs)
+    yield from _admin_port(config.master, specs)
     yield from _hosts(config)
     yield from _plugins(config)
     yield from _shared_processes(config)
@@ -56,6 +57,16 @@ def _ports(specs: list[ProcessSpec]) -> Iterator[Finding]:
                 _port_path(spec),
                 f"expected ports to be used once per host, got {port} for {other.name} and {spec.name}",
                 because=(_port_path(other), f"{spec.path}.host", f"{other.path}.host"),
+            )
+
+
+def _admin_port(master: MasterConfig, specs: list[ProcessSpec]) -> Iterator[Finding]:
+    for spec in specs:
+        if master.admin_port and (spec.host, _port(spec)) == (master.host, master.admin_port):
+            yield Finding(
+                "master.admin_port",
+                f"expected ports to be used once per host, got {master.admin_port} for it and for {spec.name}",
+                because=(_port_path(spec), "master.host", f"{spec.path}.host"),
             )
 
 

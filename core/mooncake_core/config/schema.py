@@ -32,6 +32,12 @@ class MasterConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How often members report."""
     lease: Duration = 5.0
     """A member silent for so long is taken for dead."""
+    admin_port: Port | None = 9003
+    """HTTP port for operators and for clients made for upstream's store: metrics, keys, segments. 0 takes a free one, which
+    is published in the run directory; null: none. With `auth` and no admin_key it is open to this host only, and changes
+    nothing."""
+    admin_key: str = ""
+    """With one, the admin port wants `Authorization: Bearer KEY`."""
 
 
 ApiKeys = str | list[str]

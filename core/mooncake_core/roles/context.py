@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from mooncake_core.config.processes import ProcessSpec
 from mooncake_core.errors import ConfigError
 from mooncake_core.roles.parent import Boot, announce
+from mooncake_core.telemetry.loop_pauses import LoopPauses
 from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.client import Clients
@@ -42,10 +43,14 @@ class Orders:
 class RoleContext:
     """Made once per member; roles take from it what they need."""
 
-    def __init__(self, boot: Boot, spec: ProcessSpec, orders: Orders, *, num_members: int = 1) -> None:
+    def __init__(
+        self, boot: Boot, spec: ProcessSpec, orders: Orders, pauses: LoopPauses, *, num_members: int = 1
+    ) -> None:
         self.config = boot.config
         self.spec = spec
         self.name = spec.name
+        self.pauses = pauses
+        """Of the event loop it runs on."""
         self.stop = orders.stop
         self._hurry = orders.hurry
         self.ready = False
@@ -63,10 +68,11 @@ class RoleContext:
 
         return self.config.transfer.host_id or default_host_id()
 
-    def announce(self, address: str) -> None:
+    def announce(self, address: str, *, admin_url: str = "") -> None:
         """Tells the supervisor that this member is ready."""
         self.ready = True
-        announce(self.name, address)
+        self.pauses.begin()
+        announce(self.name, address, admin_url=admin_url)
 
     def transfer_engine(self, host: str, data_port: int) -> TransferEngine:
         """A Transfer Engine as the configuration wants it, listening on host:data_port."""

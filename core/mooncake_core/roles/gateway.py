@@ -9,8 +9,6 @@ import socket
 import time
 from typing import Final
 
-import uvicorn
-
 from mooncake_core.address import HostPort, is_wildcard, parse_host_port
 from mooncake_core.config.schema import GatewayConfig
 from mooncake_core.errors import WireError
@@ -20,6 +18,7 @@ from mooncake_core.gateway.serving import ClusterServing
 from mooncake_core.gateway.tokenizer import Tokenizer
 from mooncake_core.inference.models import resolve_model
 from mooncake_core.roles.context import DRAIN_POLL_S, RoleContext
+from mooncake_core.roles.http_server import HttpServer, listen, local_url
 from mooncake_core.roles.timeline import timeline_handlers
 from mooncake_core.wire.member import Member
 from mooncake_core.wire.messages.membership import Join
@@ -28,22 +27,6 @@ from mooncake_core.wire.server import Call, Handler, Server
 
 ERRORS_SENT_S: Final = 0.5
 """How long clients may take to read why their requests were ended."""
-
-
-class _Server(uvicorn.Server):
-    """Waits for its end instead of looking for it ten times a second. Signals are the role's business."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ending = asyncio.Event()
-
-    async def main_loop(self) -> None:
-        await self.ending.wait()
-
-    def abort_connections(self) -> None:
-        """Hangs up on clients that do not read."""
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
 
 
 async def run(context: RoleContext) -> None:
@@ -58,22 +41,10 @@ async def run(context: RoleContext) -> None:
     control = Server(context.name, {**timeline_handlers(context.spans), **log_handlers(log)}, key=context.key)
     control_address = await control.start(HostPort(_control_host(section.host, context.master_address), 0))
     serving = ClusterServing(master, context.clients, context.spans, patience_s=section.patience)
-    listener = _listen(HostPort(section.host, section.port))
-    url = f"http://{HostPort(_local_host(section.host), listener.getsockname()[1])}"
+    listener = listen(HostPort(section.host, section.port), what="the HTTP API", setting="gateway.port")
+    url = local_url(section.host, listener)
     gateway = Gateway(serving, section, tokenizer, log)
-    config = uvicorn.Config(
-        gateway.app(),
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,  # nobody asks who the client is
-        lifespan="off",
-        date_header=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = _Server(config)
-    serve = asyncio.create_task(server._serve([listener]))
+    server = HttpServer(gateway.app(), listener)
     member = Member(
         master,
         join=lambda: _join(context, control_address.url),
@@ -83,14 +54,13 @@ async def run(context: RoleContext) -> None:
     try:
         await context.serve(member, lambda: _finish(context, gateway, server))
     finally:
-        server.ending.set()
-        await serve
+        await server.close()
         await serving.close()
         await control.close()
         await context.clients.close()
 
 
-async def _finish(context: RoleContext, gateway: Gateway, server: _Server) -> None:
+async def _finish(context: RoleContext, gateway: Gateway, server: HttpServer) -> None:
     """New requests are refused, those under way finish; what is left at the end is ended with an error."""
     gateway.refuse_new()
     await context.idle(gateway.is_busy)
@@ -137,28 +107,3 @@ def _control_host(host: str, master_address: str) -> str:
             f"gateway.host is {host}, and no address of this host faces the master ({master}): {error.strerror}; "
             "correct master.host, or give gateway.host an address"
         ) from error
-
-
-def _local_host(host: str) -> str:
-    """Where this host's own commands reach the API; a wildcard is no address to connect to."""
-    if not is_wildcard(host):
-        return host
-    return "::1" if ":" in host else "127.0.0.1"
-
-
-def _listen(address: HostPort) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it the first token waits for an ACK.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((address.host, address.port))
-    except OSError as error:
-        listener.close()
-        raise WireError(
-            f"the HTTP API cannot listen on {address}: {error.strerror}; stop what uses the port, or choose another "
-            "(gateway.port, 0 takes a free one)"
-        ) from error
-    listener.listen(1024)
-    listener.setblocking(False)
-    return listener

@@ -34,6 +34,8 @@ class Announcement(Struct, frozen=True, kw_only=True):
 
     name: str
     address: str
+    admin_url: str = ""
+    """Of the HTTP port for operators, where the member has one."""
 
 
 def read_boot() -> Boot:
@@ -41,9 +43,10 @@ def read_boot() -> Boot:
     return msgspec.json.decode(_read_line(sys.stdin.fileno()), type=Boot)
 
 
-def announce(name: str, address: str) -> None:
+def announce(name: str, address: str, *, admin_url: str = "") -> None:
     """Tells the supervisor that a member is ready."""
-    os.write(sys.stdout.fileno(), msgspec.json.encode(Announcement(name=name, address=address)) + b"\n")
+    announcement = Announcement(name=name, address=address, admin_url=admin_url)
+    os.write(sys.stdout.fileno(), msgspec.json.encode(announcement) + b"\n")
 
 
 def end_with_parent() -> None:

@@ -28,6 +28,7 @@ from mooncake_core.errors import (
 from mooncake_core.roles.context import Orders, RoleContext
 from mooncake_core.roles.parent import Boot, end_with_parent, read_boot
 from mooncake_core.telemetry import logs
+from mooncake_core.telemetry.loop_pauses import LoopPauses
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIGURATION: Final = 2
@@ -49,8 +50,10 @@ def main() -> int:
     boot = read_boot()
     end_with_parent()
     logs.configure(boot.log_level)
+    pauses = LoopPauses()
     try:
-        asyncio.run(_run(boot))
+        with asyncio.Runner(loop_factory=pauses.new_loop) as runner:
+            runner.run(_run(boot, pauses))
     except _CONFIGURATION_ERRORS as error:
         return _fail(error, EXIT_CONFIGURATION)
     except MooncakeError as error:
@@ -61,11 +64,11 @@ def main() -> int:
     return 0
 
 
-async def _run(boot: Boot) -> None:
+async def _run(boot: Boot, pauses: LoopPauses) -> None:
     """Runs all members of this process; the first failure ends them all."""
     orders = Orders()
     specs = [spec for spec in processes(boot.config) if spec.process == boot.process]
-    contexts = [RoleContext(boot, spec, orders, num_members=len(specs)) for spec in specs]
+    contexts = [RoleContext(boot, spec, orders, pauses, num_members=len(specs)) for spec in specs]
     loop = asyncio.get_running_loop()
     for number, obey in ((signal.SIGTERM, orders.stop.set), (signal.SIGINT, orders.end_now)):
         loop.add_signal_handler(number, _obey, obey, contexts)

@@ -41,6 +41,8 @@ class StartState(Struct, frozen=True, kw_only=True):
     key_file: str
     processes: list[ProcessState]
     ready: bool
+    admin_url: str = ""
+    """Of the master's HTTP port for operators; empty where it has none."""
     drain_s: float = 0.0
     """How long it finishes what runs, once it is told to stop."""
 

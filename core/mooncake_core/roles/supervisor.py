@@ -44,6 +44,7 @@ class Child:
         self._members = {spec.name for spec in specs}
         self._announced: set[str] = set()
         self.address = ""
+        self.admin_url = ""
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         """Set while no process of it runs."""
@@ -85,6 +86,7 @@ class Child:
             try:
                 announcement = msgspec.json.decode(line, type=Announcement)
                 self.address = announcement.address
+                self.admin_url = announcement.admin_url
                 self._announced.add(announcement.name)
                 if self._announced == self._members:
                     self.was_ready = True
@@ -249,8 +251,13 @@ class Supervisor:
     def _pinned_config(self) -> ClusterConfig:
         """The configuration with ports that were once published: a restarted master or gateway keeps its address."""
         config = self._config
-        if port := _port_of(self._child_of("master")):
+        if port := _port_of(master := self._child_of("master")):
             config = msgspec.structs.replace(config, master=msgspec.structs.replace(config.master, port=port))
+        if master is not None and master.admin_url:
+            admin_port = parse_host_port(master.admin_url.rpartition("/")[2]).port
+            config = msgspec.structs.replace(
+                config, master=msgspec.structs.replace(config.master, admin_port=admin_port)
+            )
         if port := _port_of(self._child_of("gateway")):
             config = msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, port=port))
         return config
@@ -265,7 +272,7 @@ class Supervisor:
         return next((child for child in self._children if child.role == role), None)
 
     def _write_state(self, *, ready: bool) -> StartState:
-        gateway = self._child_of("gateway")
+        gateway, master = self._child_of("gateway"), self._child_of("master")
         state = StartState(
             cluster=self._config.cluster,
             selection=self._selection,
@@ -273,6 +280,7 @@ class Supervisor:
             config=self._config_path,
             master_address=self._master_address(),
             gateway_url=gateway.address if gateway else "",
+            admin_url=master.admin_url if master else "",
             key_file=self._config.auth.key_file if self._config.auth else "",
             processes=[
                 ProcessState(

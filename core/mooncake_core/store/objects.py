@@ -60,11 +60,13 @@ class Counters:
     """Since the master's start."""
 
     puts: int = 0
+    put_bytes: int = 0
     skipped_puts: int = 0
     refused_puts: int = 0
     """For want of space."""
     refused_by_quota: int = 0
     hits: int = 0
+    hit_bytes: int = 0
     misses: int = 0
     evicted: int = 0
     evicted_bytes: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mooncake_core.errors import MooncakeError, NodeNotFound
@@ -11,7 +11,9 @@ from mooncake_core.store.events import Command, Event, NodeJoined, NodeMarked, O
 from mooncake_core.store.evicting import Evict, victims
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.node_space import NodeSpace
+from mooncake_core.store.scans import selector
 from mooncake_core.store.tasks import CopyTasks, DropReplica
+from mooncake_core.store.tenants import qualified, split
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.tasks import (
@@ -51,7 +53,7 @@ class Operations:
     ) -> None:
         self._nodes = nodes
         self._index = index
-        self._evict_object = evict
+        self._evict_from = evict
         self._tasks = CopyTasks(nodes, index, next_id=next_id, drop_replica=drop_replica)
         self._draining = Draining(nodes, index, self._tasks, drop_replica=drop_replica, high_watermark=high_watermark)
 
@@ -59,14 +61,14 @@ class Operations:
         """What an operator is told.
 
         Raises:
-            MooncakeError: what was asked cannot be done.
+            NodeNotFound: there is no node of that name, or none that drains.
         """
         match message:
             case CopyObjects(keys=keys, target=target):
-                wanted = ((key, target) for key in keys)
-                return self._start(wanted, now, source=message.source, move=message.move)
+                wanted = [(key, target) for key in keys]
+                return self._start(message.tenant, wanted, now, source=message.source, move=message.move)
             case ReplicateObjects():
-                return self._start(self._missing(message), now)
+                return self._start(message.tenant, self._missing(message), now)
             case QueryTasks(task_ids=task_ids, limit=limit):
                 found = self._tasks.report(task_ids, limit, now)
                 return TaskReport(tasks=found, pending=self._tasks.num_pending, running=self._tasks.num_running)
@@ -114,12 +116,20 @@ class Operations:
         return next(iter(self._draining.status([name])), None)
 
     def _start(
-        self, wanted: Iterable[tuple[str, str]], now: float, *, source: str = "", move: bool = False
+        self,
+        tenant: str,
+        wanted: Sequence[tuple[str, str]],
+        now: float,
+        *,
+        source: str = "",
+        move: bool = False,
     ) -> TasksStarted:
+        """Begins copies of (key, target); keys are as the tenant calls them."""
         started = []
-        for key, target in wanted:
+        names = qualified(tenant, [key for key, _ in wanted])
+        for (key, target), name in zip(wanted, names, strict=True):
             try:
-                task = self._tasks.add(key, target, now, source=source, move=move)
+                task = self._tasks.add(name, target, now, source=source, move=move)
             except MooncakeError as error:
                 started.append(StartedTask(key=key, target=target, refusal=error.code))
             else:
@@ -129,10 +139,11 @@ class Operations:
     def _missing(self, message: ReplicateObjects) -> list[tuple[str, str]]:
         """(key, node) of the copies that are wanted beside those there are and those under way. The node is empty where an
         object is unknown, or where no node is left."""
-        keys = list(message.keys)
+        keys = list(qualified(message.tenant, message.keys))
         if message.prefix:
-            keys += [entry.key for entry in self._index.all_readable() if entry.key.startswith(message.prefix)]
-        return [(key, name) for key in dict.fromkeys(keys) for name in self._targets(key, message.replicas)]
+            selects = selector(message.tenant, prefix=message.prefix)
+            keys += [entry.key for entry in self._index.all_readable() if selects(entry.key)]
+        return [(split(key)[1], name) for key in dict.fromkeys(keys) for name in self._targets(key, message.replicas)]
 
     def _targets(self, key: str, replicas: int) -> Sequence[str]:
         """The emptiest nodes for the copies that an object lacks."""
@@ -153,7 +164,7 @@ class Operations:
         objects = size_bytes = 0
         for entry in victims(node, self._index, now):
             before_bytes, before = node.live_bytes, len(node.taken)
-            self._evict_object(entry, node, now)
+            self._evict_from(entry, node, now)
             size_bytes += before_bytes - node.live_bytes
             objects += before - len(node.taken)
             enough = bool(message.size_bytes) and size_bytes >= message.size_bytes

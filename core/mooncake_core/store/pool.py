@@ -38,6 +38,7 @@ from mooncake_core.store.events import (
 )
 from mooncake_core.store.evicting import Evicting
 from mooncake_core.store.eviction import Eviction
+from mooncake_core.store.hot_prefixes import HotPrefixes, head_of
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.layout import extent_bytes, header_bytes
 from mooncake_core.store.node_space import NodeSpace
@@ -46,6 +47,7 @@ from mooncake_core.store.operations import Operations
 from mooncake_core.store.pins import HARD, soft_until
 from mooncake_core.store.placement import Placing, Strategy, free_ratio_first
 from mooncake_core.store.replicas import Replicas
+from mooncake_core.store.reports import node_usages
 from mooncake_core.store.roster import Roster
 from mooncake_core.store.scans import Scan, selector
 from mooncake_core.store.sweeps import Sweeps
@@ -121,6 +123,7 @@ class Pool:
         self._placement = placement
         self._nodes: dict[str, NodeSpace] = {}
         self._index = ObjectIndex(self._nodes)
+        self._hot = HotPrefixes()
         self._tenants = Tenants(settings.quotas)
         self._roster = Roster(
             self._nodes,
@@ -187,21 +190,26 @@ class Pool:
         """How far a node's draining is; None where it does not drain."""
         return self._operations.drain_of(name)
 
-    def report(self, now: float, *, prefix: str = "", limit: int = 0) -> CacheReport:
+    def report(self, now: float, *, prefix: str = "", limit: int = 0, num_hottest: int = 0) -> CacheReport:
         """The pool in numbers, and some of its objects. Prompt token counts are left to the caller."""
         counters = self._counters
+        nodes = node_usages(self._nodes.values())
         found = (entry for entry in self._index.all_readable() if entry.key.startswith(prefix))
         entries = [entry for entry, _ in zip(found, range(limit), strict=False)] if limit else []
         return CacheReport(
+            nodes=nodes,
+            hottest=self._hot.hottest(num_hottest),
             num_objects=self._index.num_readable,
             num_writing=self._index.num_writing,
-            capacity_bytes=sum(node.offer.capacity_bytes for node in self._nodes.values()),
-            used_bytes=sum(node.used_bytes for node in self._nodes.values()),
-            quarantined_bytes=sum(node.quarantined_bytes for node in self._nodes.values()),
+            capacity_bytes=sum(node.capacity_bytes for node in nodes),
+            used_bytes=sum(node.used_bytes for node in nodes),
+            quarantined_bytes=sum(node.quarantined_bytes for node in nodes),
             puts=counters.puts,
+            put_bytes=counters.put_bytes,
             skipped_puts=counters.skipped_puts,
             refused_puts=counters.refused_puts,
             hits=counters.hits,
+            hit_bytes=counters.hit_bytes,
             misses=counters.misses,
             evicted=counters.evicted,
             evicted_bytes=counters.evicted_bytes,
@@ -385,6 +393,7 @@ class Pool:
         if (old := self._index.replaced_by(entry)) is not None:
             self._drop(old, now)
         self._counters.puts += 1
+        self._counters.put_bytes += entry.size_bytes
         self._index.publish(entry, now)
         return ""
 
@@ -410,6 +419,7 @@ class Pool:
         found = [self._index.readable(key) for key in self._keys(message.tenant, message.keys)]
         if message.lease:
             self._use(found, now)
+            self._note_read(found)
         objects = [None if entry is None else self._locate(entry) for entry in found]
         names = {placement.node for located in objects if located for placement in located.placements}
         return Got(
@@ -452,6 +462,14 @@ class Pool:
             checksum=entry.checksum,
             placements=self._catalogue.placements(entry),
         )
+
+    def _note_read(self, found: Sequence[PoolObject | None]) -> None:
+        """One question is about one prefix, that of the first object it finds."""
+        entries = [entry for entry in found if entry is not None]
+        if entries:
+            size_bytes = sum(entry.size_bytes for entry in entries)
+            self._counters.hit_bytes += size_bytes
+            self._hot.read(head_of(entries[0].key, self._index.get), num_objects=len(entries), size_bytes=size_bytes)
 
     # Removing
 

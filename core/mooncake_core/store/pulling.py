@@ -147,7 +147,7 @@ class Pulls:
         space = self._space(wanted)
         if unpack_header(space) != Header(wanted.allocation_id, wanted.size_bytes, wanted.key, wanted.parent):
             raise ObjectNotFound("the source has something else where it was said to be")
-        if not wanted.checksum:  # nothing to compare with
+        if wanted.checksum == checksums.NO_CHECKSUM:  # nothing to compare with
             return
         start = header_bytes(wanted.key, wanted.parent)
         digest = checksums.Digest()

@@ -30,6 +30,7 @@ from mooncake_core.store.events import ObjectsPulled, PullToNode
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import PoolObject
+from mooncake_core.store.tenants import split
 from mooncake_core.wire.messages.tasks import Pull, TaskStatus
 
 PULLS_PER_NODE: Final = 128
@@ -96,9 +97,11 @@ class Task:
 
     def describe(self, now: float) -> TaskStatus:
         """For people."""
+        tenant, key = split(self.key)
         return TaskStatus(
             task_id=self.task_id,
-            key=self.key,
+            tenant=tenant,
+            key=key,
             source=self.copying.source.name if self.copying else self.source,
             target=self.target,
             move=self.move,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from typing import TYPE_CHECKING
 
 from mooncake_core import registry
 from mooncake_core.address import HostPort
@@ -13,6 +14,7 @@ from mooncake_core.conductor.policies.contract import PolicySettings
 from mooncake_core.config.schema import ClusterConfig, MasterConfig
 from mooncake_core.roles.context import RoleContext
 from mooncake_core.roles.master.conductor import ConductorDriver
+from mooncake_core.roles.master.http.state import MasterState
 from mooncake_core.roles.master.inspection import Inspection
 from mooncake_core.roles.master.members import Members
 from mooncake_core.roles.master.pool import PoolDriver
@@ -22,6 +24,9 @@ from mooncake_core.roles.run_directory import RunDirectory
 from mooncake_core.store.placement import strategy
 from mooncake_core.store.pool import Pool, PoolSettings
 from mooncake_core.wire.server import Server
+
+if TYPE_CHECKING:
+    from mooncake_core.roles.master.http.port import AdminPort
 
 
 async def run(context: RoleContext) -> None:
@@ -47,16 +52,35 @@ async def run(context: RoleContext) -> None:
     parts = (members, pool, conductor, inspection, timelines)
     handlers = {kind: handler for part in parts for kind, handler in part.handlers().items()}
     server = Server(context.name, handlers, key=context.key)
+    admin: AdminPort | None = None
     try:
         address = await server.start(HostPort(section.host, section.port))
-        context.announce(address.url)
+        if section.admin_port is not None:
+            state = MasterState(
+                term=term,
+                address=str(address),
+                members=members,
+                pool=pool,
+                conductor=conductor,
+                pauses=context.pauses,
+            )
+            admin = _open_admin_port(context.config, section.admin_port, state)
+        context.announce(address.url, admin_url=admin.url if admin else "")
         await context.stop.wait()
     finally:
+        if admin is not None:
+            await admin.close()
         await server.close()
         await members.close()
         await pool.close()
         await conductor.close()
         await context.clients.close()
+
+
+def _open_admin_port(config: ClusterConfig, port: int, state: MasterState) -> AdminPort:
+    from mooncake_core.roles.master.http.port import AdminPort  # with an HTTP server, which takes a while to import
+
+    return AdminPort(config, port, state)
 
 
 def _conductor(config: ClusterConfig) -> Conductor:

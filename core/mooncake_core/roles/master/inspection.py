@@ -49,7 +49,12 @@ class Inspection:
         )
 
     async def _cache(self, message: InspectCache, call: Call) -> CacheReport:
-        report = self._pool.pool.report(self._pool.now(), prefix=message.prefix, limit=message.limit)
+        report = self._pool.pool.report(
+            self._pool.now(),
+            prefix=message.prefix,
+            limit=message.limit,
+            num_hottest=message.hottest,
+        )
         problems = [*self._pool.pool.check(), *self._conductor.conductor.check()] if message.check else []
         return msgspec.structs.replace(
             report,

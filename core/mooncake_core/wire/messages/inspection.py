@@ -7,6 +7,7 @@ from msgspec import Struct
 from mooncake_core.wire.messages.membership import InstanceLoad
 from mooncake_core.wire.messages.objects import TenantUsage
 from mooncake_core.wire.messages.tasks import DrainStatus
+from mooncake_core.wire.messages.usage import HotPrefix, NodeUsage
 
 
 class GetStatus(Struct, frozen=True, tag=True, kw_only=True):
@@ -56,6 +57,8 @@ class InspectCache(Struct, frozen=True, tag=True, kw_only=True):
     limit: int = 0
     check: bool = False
     """Also check that every byte, slot and request is accounted for exactly once."""
+    hottest: int = 0
+    """So many of the prefixes that are read most."""
 
 
 class CacheEntry(Struct, frozen=True, kw_only=True):
@@ -81,14 +84,20 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
     """Space taken by objects, those being written and those awaiting clearing included."""
     quarantined_bytes: int
     puts: int
+    put_bytes: int = 0
+    """Of the objects that were put."""
     skipped_puts: int
     refused_puts: int
     hits: int
+    hit_bytes: int = 0
+    """Of the objects that reads found."""
     misses: int
     evicted: int
     prompt_tokens: int
     cached_tokens: int
     entries: list[CacheEntry]
+    nodes: list[NodeUsage] = []
+    hottest: list[HotPrefix] = []
     problems: list[str] = []
     """What the check found."""
     tenants: list[TenantUsage] = []
@@ -103,6 +112,16 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
     """Rounds of eviction that ended because nothing more could go."""
     stalled_nodes: list[str] = []
     """Nodes that are too full now, where nothing may go."""
+
+    @property
+    def token_hit_ratio(self) -> float:
+        """Prompt tokens served from the cache / prompt tokens: the hit ratio, wherever one is shown."""
+        return self.cached_tokens / max(1, self.prompt_tokens)
+
+    @property
+    def byte_hit_ratio(self) -> float:
+        """Bytes found / (bytes found + bytes put): what is not found is computed, and put."""
+        return self.hit_bytes / max(1, self.hit_bytes + self.put_bytes)
 
 
 class InspectDecisions(Struct, frozen=True, tag=True, kw_only=True):

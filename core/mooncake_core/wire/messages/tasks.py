@@ -17,6 +17,7 @@ class CopyObjects(Struct, frozen=True, tag=True, kw_only=True):
     target: str
     source: str = ""
     move: bool = False
+    tenant: str = "default"
 
 
 class ReplicateObjects(Struct, frozen=True, tag=True, kw_only=True):
@@ -26,6 +27,7 @@ class ReplicateObjects(Struct, frozen=True, tag=True, kw_only=True):
     replicas: int
     keys: list[str] = []
     prefix: str = ""
+    tenant: str = "default"
 
 
 class StartedTask(Struct, frozen=True, kw_only=True):
@@ -64,6 +66,7 @@ class TaskStatus(Struct, frozen=True, kw_only=True):
     """Why it failed: an error code."""
     attempts: int = 0
     age_s: float = 0.0
+    tenant: str = "default"
 
 
 class TaskReport(Struct, frozen=True, tag=True, kw_only=True):
