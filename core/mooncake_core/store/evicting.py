@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from mooncake_core.store.events import EvictionGoesOn, EvictionStalled
@@ -19,15 +20,24 @@ Evict = Callable[[PoolObject, NodeSpace, float], None]
 
 def victims(node: NodeSpace, index: ObjectIndex, now: float) -> Iterator[PoolObject]:
     """What a node evicts, in the order of its policy; the caller takes each one from it before it asks for the next."""
-    while (key := node.eviction.next_victim(lambda key: index.held_until(key, now), now)) is not None:
+    while (key := node.eviction.next_victim(index.held_until, now)) is not None:
         entry = index.readable(key)
         assert entry is not None  # only what can be read is ranked
         yield entry
 
 
-def pinned_victims(node: NodeSpace, index: ObjectIndex, now: float) -> Iterator[PoolObject]:
-    """What goes where nothing else can: softly pinned objects, the one whose pin ends first first."""
-    return (entry for entry in index.softly_pinned(node.name) if index.may_go_despite_pin(entry, node.name, now))
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """How far a round goes: bytes of objects that a node may keep."""
+
+    target_bytes: float
+    enough_bytes: float
+    """As far as it goes where only softly pinned objects are left."""
+
+    def together_with(self, other: _Round | None) -> _Round:
+        if other is None:
+            return self
+        return _Round(min(self.target_bytes, other.target_bytes), min(self.enough_bytes, other.enough_bytes))
 
 
 class Evicting:
@@ -49,9 +59,8 @@ class Evicting:
         self._evict = evict
         self._high_watermark = high_watermark
         self._low_watermark = low_watermark
-        self._targets: dict[str, tuple[float, float]] = {}
-        """Node → bytes of objects it may keep; and how many would do, where only pinned objects are left. Its round is not
-        at its end."""
+        self._rounds: dict[str, _Round] = {}
+        """Node → its round that is not at its end."""
         self._stalled: set[str] = set()
         self._notices: list[EvictionStalled | EvictionGoesOn] = []
         self._paused_at = 0.0
@@ -61,27 +70,22 @@ class Evicting:
         want of bytes, of slots, or of a long enough extent, so that the next one finds room: at least as much as it wanted."""
         if not refused_bytes and not self._too_full(node):
             return
-        wanted = node.live_bytes - refused_bytes
-        target = min(self._low_watermark * node.offer.capacity_bytes, wanted)
-        enough = min(self._high_watermark * node.offer.capacity_bytes, wanted)
-        if (under_way := self._targets.get(node.name)) is None:
+        if node.name not in self._rounds:
             self._counters.eviction_rounds += 1
-        else:
-            target, enough = min(target, under_way[0]), min(enough, under_way[1])
-        self._targets[node.name] = target, enough
+        self._rounds[node.name] = self._round(node, refused_bytes).together_with(self._rounds.get(node.name))
         self._step(node, now)
 
     def go_on(self, now: float) -> None:
         """Time has passed: rounds that are not at their end go on."""
-        for name in list(self._targets):
+        for name in list(self._rounds):
             if name in self._nodes:
                 self._step(self._nodes[name], now)
             else:
-                del self._targets[name]
+                del self._rounds[name]
 
     def next_deadline(self) -> float | None:
         """A round that is not at its end goes on at once."""
-        return self._paused_at if self._targets else None
+        return self._paused_at if self._rounds else None
 
     def stalled_nodes(self) -> list[str]:
         """Too full, and nothing there may go."""
@@ -100,22 +104,32 @@ class Evicting:
     def _step(self, node: NodeSpace, now: float) -> None:
         """Evicts until the round's target, or for as long as its turn lasts."""
         self._paused_at = now
-        target, enough = self._targets[node.name]
-        found, pinned = victims(node, self._index, now), pinned_victims(node, self._index, now)
+        found = self._victims(node, now)
         for _ in range(STEP_OBJECTS):
-            if node.live_bytes <= target:
+            if node.live_bytes <= self._rounds[node.name].target_bytes:
                 self._unstall(node.name)
                 break
-            entry = next(found, None)
-            if entry is None and node.live_bytes > enough:
-                entry = next(pinned, None)
-            if entry is None:
+            if (entry := next(found, None)) is None:
                 self._found_nothing(node)
                 break
             self._evict(entry, node, now)
         else:
             return
-        del self._targets[node.name]
+        del self._rounds[node.name]
+
+    def _victims(self, node: NodeSpace, now: float) -> Iterator[PoolObject]:
+        """What may go; and then what is softly pinned, but only as much as must."""
+        yield from victims(node, self._index, now)
+        enough_bytes = self._rounds[node.name].enough_bytes
+        for entry in self._index.softly_pinned(node.name) if node.live_bytes > enough_bytes else ():
+            if self._index.may_go_despite_pin(entry, node.name, now):
+                yield entry
+            if node.live_bytes <= enough_bytes:
+                return
+
+    def _round(self, node: NodeSpace, refused_bytes: int) -> _Round:
+        capacity, wanted = node.offer.capacity_bytes, node.live_bytes - refused_bytes
+        return _Round(min(self._low_watermark * capacity, wanted), min(self._high_watermark * capacity, wanted))
 
     def _found_nothing(self, node: NodeSpace) -> None:
         if not self._crowded(node):

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
 
 from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import Changes, PoolObject, check
 from mooncake_core.store.pins import HARD, Pins
-
-LOOK_AGAIN_S: Final = 1.0
-"""What is copied, and a group that may not go, is looked at again after so long: that means looking at all of the group."""
 
 
 class ObjectIndex:
@@ -27,8 +23,8 @@ class ObjectIndex:
         self._children: dict[str, int] = {}
         self._groups: dict[str, dict[str, PoolObject]] = {}
         """Group → its objects that can be read, by key."""
-        self._stuck_groups: dict[str, float] = {}
-        """Groups that were found not to go → when to look again."""
+        self._held_groups: dict[str, float] = {}
+        """Group → until when it must stay, as it was found since changes were last taken."""
         self._pins = Pins()
         self._changes = Changes()
 
@@ -96,8 +92,8 @@ class ObjectIndex:
     def publish(self, entry: PoolObject, now: float) -> None:
         """From now on the object can be read, and evicted. One that it replaces must be gone."""
         if self._writing.pop(entry.allocation_id, None) is None:  # a node has reported it
-            entry.position = self._position_after(entry.parent)
             entry.account.used_bytes += entry.replicas.num_bytes
+            entry.position = self._position_after(entry.parent)
             if (writing := self._by_key.get(entry.key)) is not None:
                 self._replacing[entry.key] = writing
         self._by_key[entry.key] = entry
@@ -126,7 +122,7 @@ class ObjectIndex:
         entry.account.used_bytes -= extent.length
         if entry.readable:
             if not entry.pin_until:
-                self._unrank(entry, name)
+                self._nodes[name].eviction.removed(entry.key)
             self._changes.removed.setdefault(name, []).append(entry.key)
         if not entry.replicas:
             self._forget(entry)
@@ -139,6 +135,8 @@ class ObjectIndex:
     def copy_ends(self, entry: PoolObject) -> None:
         """The copy is there, or will not be; the object may have gone, by force."""
         entry.copies_under_way -= 1
+        self._release([entry])
+        self._release_group(entry.group)
 
     def drop_node(self, name: str) -> None:
         """A node is gone with all it had."""
@@ -147,13 +145,25 @@ class ObjectIndex:
             if name in entry.replicas:
                 self.drop_replica(entry, name)
 
+    def held_until(self, key: str) -> float:
+        """Until when a ranked object is not evicted: to the end of its lease; for ever while a chain goes on from it, or it is
+        being copied; and if it is of a group, as long as one of the group must stay."""
+        entry = self._by_key[key]
+        if entry.group:
+            return self._group_held_until(entry.group)
+        return math.inf if key in self._children or entry.copies_under_way else entry.lease_until
+
     def pin(self, entry: PoolObject, until: float) -> None:
         """Gives a readable object this pin (see pins.py). What is pinned is not ranked by the nodes' eviction policies."""
         was_pinned = bool(entry.pin_until)
         self._pins.set(entry, until)
         if was_pinned != bool(until):
             for name in entry.replicas:
-                self._unrank(entry, name) if until else self._rank(entry, name)
+                if until:
+                    self._nodes[name].eviction.removed(entry.key)
+                else:
+                    self._rank(entry, name)
+            self._release_group(entry.group)
 
     def end_pins(self, now: float) -> None:
         """Takes the soft pins off that have ended."""
@@ -164,32 +174,24 @@ class ObjectIndex:
         """Of a node, the one whose pin ends first first."""
         return self._pins.soft(node)
 
-    def held_until(self, key: str, now: float) -> float:
-        """Until when a readable object without a pin is not evicted: to the end of its lease, or of copying it; for ever while
-        a chain goes on from it. A group goes as a whole: where it may not, it is looked at again some time later."""
-        entry = self._by_key[key]
-        if not entry.group:
-            copied = now + LOOK_AGAIN_S if entry.copies_under_way else 0.0
-            return math.inf if key in self._children else max(entry.lease_until, copied)
-        until = self._stuck_groups.get(entry.group, 0.0)
-        if until <= now and not self._group_may_go(entry.group, now, despite_soft_pins=False):
-            until = self._stuck_groups[entry.group] = now + LOOK_AGAIN_S
-        return until
-
     def may_go_despite_pin(self, entry: PoolObject, node: str, now: float) -> bool:
-        """Whether a softly pinned object may be evicted from a node, where nothing else can be."""
-        if not entry.readable or node not in entry.replicas or not _is_free(entry, now, despite_soft_pins=True):
+        """Whether a node may evict what is softly pinned: it has it, nobody reads or copies it, and no chain goes on from it;
+        and if it is of a group, the same is true of all of it, and none is hard-pinned."""
+        if node not in entry.replicas:
             return False
-        if entry.group:
-            return self._group_may_go(entry.group, now, despite_soft_pins=True)
-        return entry.key not in self._children
+        members = self._groups[entry.group] if entry.group else {entry.key: entry}
+        return not self._goes_on(members) and all(
+            member.lease_until <= now and member.pin_until != HARD and not member.copies_under_way
+            for member in members.values()
+        )
 
     def goes_with(self, entry: PoolObject) -> list[PoolObject]:
-        """All that is evicted when this object is: itself, or its group."""
-        return list(self._groups[entry.group].values()) if entry.group else [entry]
+        """All that is evicted when this object is: itself, or its group, the latest first."""
+        return list(reversed(self._groups[entry.group].values())) if entry.group else [entry]
 
     def take_changes(self) -> Changes:
         """What changed since the last call."""
+        self._held_groups.clear()
         changes, self._changes = self._changes, Changes()
         return changes
 
@@ -203,18 +205,26 @@ class ObjectIndex:
         if grouped != {entry.allocation_id for group in self._groups.values() for entry in group.values()}:
             problems.append("the groups are not those of the objects")
         for node in self._nodes.values():
-            forgotten = node.eviction.forgotten(lambda key: self.held_until(key, 0.0))
-            problems += [f"{node.name} does not know that {key} may go" for key in forgotten]
+            problems += [
+                f"{node.name} does not know that {key} may go" for key in node.eviction.forgotten(self.held_until)
+            ]
         return problems
 
-    def _group_may_go(self, group: str, now: float, *, despite_soft_pins: bool) -> bool:
-        """Not if a chain goes on from one of its objects to one outside of it."""
-        members = self._groups[group]
+    def _group_held_until(self, group: str) -> float:
+        until = self._held_groups.get(group)
+        if until is None:
+            members = self._groups[group]
+            stays = any(entry.pin_until or entry.copies_under_way for entry in members.values()) or self._goes_on(
+                members
+            )
+            until = math.inf if stays else max(entry.lease_until for entry in members.values())
+            self._held_groups[group] = until
+        return until
+
+    def _goes_on(self, members: Mapping[str, PoolObject]) -> bool:
+        """Whether a chain goes on from one of these objects to one that is none of them."""
         inside = Counter(entry.parent for entry in members.values())
-        return all(
-            _is_free(entry, now, despite_soft_pins=despite_soft_pins) and self._children.get(key, 0) == inside[key]
-            for key, entry in members.items()
-        )
+        return any(self._children.get(key, 0) != inside[key] for key in members)
 
     def _shown(self, entry: PoolObject, name: str) -> None:
         if not entry.pin_until:
@@ -236,19 +246,30 @@ class ObjectIndex:
             self._children[entry.parent] -= 1
             if not self._children[entry.parent]:
                 del self._children[entry.parent]
-                self._release(entry.parent)
+            self._lost_child(entry)
+
+    def _lost_child(self, child: PoolObject) -> None:
+        """That it was there may have held the object before it."""
+        parent = self.readable(child.parent)
+        if parent is None:
+            return
+        if not parent.group and parent.key not in self._children:
+            self._release([parent])
+        elif parent.group and parent.group != child.group:
+            self._release_group(parent.group)
+
+    def _release_group(self, group: str) -> None:
+        """What held a group does so no more."""
+        self._held_groups.pop(group, None)
+        self._release(self.group(group).values())
+
+    def _release(self, entries: Iterable[PoolObject]) -> None:
+        for entry in entries:
+            for name in entry.replicas:
+                self._nodes[name].eviction.released(entry.key)
 
     def _rank(self, entry: PoolObject, name: str) -> None:
         self._nodes[name].eviction.added(entry.key, size_bytes=entry.size_bytes, position=entry.position)
-
-    def _unrank(self, entry: PoolObject, name: str) -> None:
-        self._nodes[name].eviction.removed(entry.key)
-
-    def _release(self, key: str) -> None:
-        """Nothing holds an object any more but leases."""
-        entry = self.readable(key)
-        for name in entry.replicas if entry is not None else ():
-            self._nodes[name].eviction.released(key)
 
     def _position_after(self, parent: str) -> int:
         """In a chain; 1 where something comes before it that is not known."""
@@ -268,10 +289,6 @@ class ObjectIndex:
         del members[entry.key]
         if not members:
             del self._groups[entry.group]
-            self._stuck_groups.pop(entry.group, None)
-
-
-def _is_free(entry: PoolObject, now: float, *, despite_soft_pins: bool) -> bool:
-    if entry.lease_until > now or entry.copies_under_way:
-        return False
-    return not entry.pin_until or (despite_soft_pins and entry.pin_until != HARD)
+            self._held_groups.pop(entry.group, None)
+        elif entry.pin_until or entry.copies_under_way or entry.key in self._children:
+            self._release_group(entry.group)

@@ -7,6 +7,7 @@ finds room at once.
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -64,7 +65,7 @@ class AnyNode(Order):
 
 
 Strategy = Callable[[Sequence[NodeSpace], str], Order]
-"""Makes the order of a put, from the nodes that can be written to, and the host of the preferred one (empty: none is)."""
+"""Makes the order of a put, from the nodes that take new objects, and the host of the preferred one (empty: none is)."""
 
 
 def free_ratio_first(nodes: Sequence[NodeSpace], host: str) -> Order:
@@ -105,18 +106,18 @@ class Placing:
         """Node → bytes that it would have taken, were it not full."""
 
     def prefer(self, names: Iterable[str]) -> None:
-        """These nodes are preferred too, after those that are already."""
-        self._preferred += [name for name in dict.fromkeys(names) if name not in self._preferred]
+        """For the objects to come, after those that are preferred already."""
+        self._preferred += [name for name in names if name not in self._preferred]
 
-    def place(self, length: int, allocation_id: int, num_replicas: int, near: Sequence[str] = ()) -> Replicas:
-        """Node → its space; fewer replicas than asked for, or none, where there is no more room. For this object the nodes
-        of `near` are preferred after those that are for all."""
+    def place(self, length: int, allocation_id: int, num_replicas: int, also_preferred: Sequence[str] = ()) -> Replicas:
+        """Node → its space; fewer replicas than asked for, or none, where there is no more room. `also_preferred`: for this
+        object, after the others."""
         replicas = Replicas()
         if self._too_long is not None and length >= self._too_long:
             return replicas
         hosts: set[str] = set()
         with closing(self._order.walk()) as walk:
-            for node in self._spread(walk, hosts, near):
+            for node in self._spread(walk, hosts, also_preferred):
                 if node.name in replicas:
                     continue
                 extent = node.allocate(length, allocation_id)
@@ -141,9 +142,11 @@ class Placing:
                     self.wanting[node.name] = wanted
                     noted.add(node.name)
 
-    def _spread(self, walk: Iterator[NodeSpace], hosts: set[str], near: Sequence[str] = ()) -> Iterator[NodeSpace]:
+    def _spread(
+        self, walk: Iterator[NodeSpace], hosts: set[str], also_preferred: Sequence[str] = ()
+    ) -> Iterator[NodeSpace]:
         """The preferred nodes, then those of hosts that are not in `hosts`, then the others."""
-        for name in (*self._preferred, *near):
+        for name in itertools.chain(self._preferred, also_preferred):
             if name in self._nodes:
                 yield self._nodes[name]
         later = []
