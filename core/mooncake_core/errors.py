@@ -22,6 +22,9 @@
     │   ├── ObjectNotFound
     │   ├── ObjectExists        also: somebody else is writing it
     │   ├── ObjectLeased        a reader still holds a lease
+    │   ├── ObjectBusy          an upsert of an object that somebody else is writing
+    │   ├── QuotaExceeded       the tenant may not hold more bytes
+    │   ├── TenantUnknown       the configuration names tenants, and this is none of them
     │   ├── StaleAllocation     the grant is of an older term or was reclaimed
     │   └── ChecksumMismatch    bytes read are not the bytes put
     ├── InvalidRequest          a user's request is wrong: HTTP 400
@@ -182,6 +185,24 @@ class ObjectLeased(StoreError):
     """A reader's lease still covers the object."""
 
     code = "object_leased"
+
+
+class ObjectBusy(StoreError):
+    """Somebody else is writing the object: upsert it again when that has ended."""
+
+    code = "object_busy"
+
+
+class QuotaExceeded(StoreError):
+    """The tenant would hold more bytes than its quota: remove some of its objects, or raise the quota."""
+
+    code = "quota_exceeded"
+
+
+class TenantUnknown(StoreError):
+    """Tenants are configured (`pool.tenants`), and this is none of them."""
+
+    code = "tenant_unknown"
 
 
 class StaleAllocation(StoreError):

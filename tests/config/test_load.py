@@ -53,6 +53,12 @@ def test_checksums_are_auto_on_or_off_and_truth_values_are_told_so(tmp_path: Pat
     ]
 
 
+def test_the_pools_tenants_have_quotas_or_none(tmp_path: Path) -> None:
+    tenants = load(tmp_path, "pool: {tenants: {acme: {quota: 4GiB}, zoo: {}}}").config.pool.tenants
+    assert {name: tenant.quota for name, tenant in tenants.items()} == {"acme": 4 << 30, "zoo": None}
+    assert problems(tmp_path, "pool: {tenants: {Acme: {quota: lots}}}")
+
+
 def test_all_problems_come_at_once_each_in_its_place(tmp_path: Path) -> None:
     text = """cluster: Local
 modle: demo

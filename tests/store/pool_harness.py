@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec import structs
 
@@ -14,6 +15,7 @@ from mooncake_core.store.layout import SLOT_BYTES
 from mooncake_core.store.pool import Pool, PoolSettings
 from mooncake_core.wire.messages.membership import SegmentOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
+from mooncake_core.wire.messages.objects import Describe, Described, ObjectDescription, Pin, Pinned
 from mooncake_core.wire.messages.pool import (
     BlockReport,
     Commit,
@@ -170,10 +172,20 @@ class Harness:
             self.feed(p.Tick())
         self.answer_all()
 
-    def put(self, key: str, size: int = 64, parent: str = "", replicas: int = 1, preferred: str = "") -> Grant:
-        wanted = [NewObject(key=key, size_bytes=size, parent=parent)]
-        started = self.ask(PutStart(objects=wanted, replicas=replicas, preferred_node=preferred))
-        assert isinstance(started, PutStarted)
+    def put(
+        self,
+        key: str,
+        size: int = 64,
+        parent: str = "",
+        replicas: int = 1,
+        preferred: str = "",
+        group: str = "",
+        **options: Any,
+    ) -> Grant:
+        """`options` are fields of the message PutStart."""
+        wanted = [NewObject(key=key, size_bytes=size, parent=parent, group=group)]
+        started = self.ask(PutStart(objects=wanted, replicas=replicas, preferred_node=preferred, **options))
+        assert isinstance(started, PutStarted), started
         (grant,) = started.grants
         self.exports[grant.allocation_id] = started.segments
         return grant
@@ -227,8 +239,8 @@ class Harness:
         assert isinstance(ended, PutEnded)
         return "" if revoke else ended.refusals[0]
 
-    def store(self, key: str, size: int = 64, parent: str = "", **options: object) -> Grant:
-        grant = self.put(key, size, parent, **options)  # type: ignore[arg-type]
+    def store(self, key: str, size: int = 64, parent: str = "", **options: Any) -> Grant:
+        grant = self.put(key, size, parent, **options)
         assert grant.placements, grant.refusal
         self.write(grant, size, parent)
         assert self.end(grant) == ""
@@ -238,6 +250,16 @@ class Harness:
         reply = self.ask(Exists(keys=list(keys)))
         assert isinstance(reply, ExistsReply)
         return reply.present
+
+    def describe(self, key: str, tenant: str = "default") -> ObjectDescription | None:
+        described = self.ask(Describe(keys=[key], tenant=tenant))
+        assert isinstance(described, Described)
+        return described.objects[0]
+
+    def pin(self, *keys: str, hard: bool = False, soft_s: float = 0.0) -> list[str]:
+        pinned = self.ask(Pin(keys=list(keys), hard=hard, soft_s=soft_s))
+        assert isinstance(pinned, Pinned)
+        return pinned.refusals
 
     def get(self, *keys: str) -> Got:
         got = self.ask(Get(keys=list(keys)))

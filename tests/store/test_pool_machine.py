@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -61,10 +62,14 @@ class PoolMachine(RuleBasedStateMachine):
         blocks=st.integers(4, 16),
         parent=st.sampled_from(["", *KEYS]),
         copies=st.integers(1, 2),
+        options=st.fixed_dictionaries(
+            {"upsert": st.booleans(), "group": st.sampled_from(["", "", "g", "h"])},
+            optional={"soft_pin_s": st.sampled_from([0.0, 4.0]), "hard_pin": st.booleans()},
+        ),
     )
-    def put_start(self, key: str, blocks: int, parent: str, copies: int) -> None:
+    def put_start(self, key: str, blocks: int, parent: str, copies: int, options: dict[str, Any]) -> None:
         parent = "" if parent == key else parent
-        grant = self.harness.put(key, 64 * blocks, parent, copies)
+        grant = self.harness.put(key, 64 * blocks, parent, copies, **options)
         if not grant.placements:
             return
         writer = Writer(grant, 64 * blocks, parent, self.harness.now)
@@ -125,6 +130,10 @@ class PoolMachine(RuleBasedStateMachine):
                 end = placement.offset + found.header_bytes + found.size_bytes  # type: ignore[union-attr]
                 until = self.harness.now + SETTINGS.read_lease_s + LATE_S
                 self.leases.append((until, placement.node, placement.incarnation, placement.offset, end))
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=4), hard=st.booleans(), soft_s=st.sampled_from([0.0, 4.0]))
+    def pin(self, keys: list[str], hard: bool, soft_s: float) -> None:
+        self.harness.pin(*keys, hard=hard, soft_s=soft_s)
 
     @rule(keys=st.lists(st.sampled_from(KEYS), max_size=4), force=st.booleans())
     def remove(self, keys: list[str], force: bool) -> None:

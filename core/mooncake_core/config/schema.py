@@ -120,6 +120,11 @@ class InstanceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The node on the instance's own host, in a process beside it; null for none."""
 
 
+class PoolTenantConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    quota: Size | None = None
+    """Bytes its objects may take on all nodes together, such as 4GiB; null: any number."""
+
+
 class PoolConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     replicas: Count = 1
     """Copies of each block, on different nodes."""
@@ -135,6 +140,8 @@ class PoolConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Eviction goes on until a segment is emptier than this."""
     checksum: Literal["auto", "on", "off"] = "auto"
     """Verify each block's checksum on get. auto: when it came over a network (tcp), not from memory of the same host (shm)."""
+    tenants: dict[Name, PoolTenantConfig] = {}
+    """Who may use the pool under a name of its own, beside `default`; none: anybody may. Tenants share no objects."""
 
 
 class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

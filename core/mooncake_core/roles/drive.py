@@ -53,11 +53,13 @@ class Drive(Generic[E_, C_]):
 
     def _arm(self) -> None:
         deadline = self._decider.next_deadline()
-        if self._timer and deadline is not None and self._timer.when() <= deadline:
-            return  # wakes early enough; it then arms itself for the later deadline
+        if deadline is not None:
+            deadline = max(deadline, self.now() + SHORTEST_WAIT_S)
+            if self._timer and self._timer.when() <= deadline:
+                return  # wakes early enough; it then arms itself for the later deadline
         self.close()
         if deadline is not None:
-            self._timer = self._loop.call_at(max(deadline, self.now() + SHORTEST_WAIT_S), self._wake)
+            self._timer = self._loop.call_at(deadline, self._wake)
 
     def _wake(self) -> None:
         self._timer = None

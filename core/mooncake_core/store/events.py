@@ -9,6 +9,14 @@ from mooncake_core.errors import MooncakeError
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.membership import SegmentOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
+from mooncake_core.wire.messages.objects import (
+    Describe,
+    ListKeys,
+    ListTenants,
+    Pin,
+    RemoveMatching,
+    SetQuota,
+)
 from mooncake_core.wire.messages.pool import (
     BlockReport,
     Exists,
@@ -20,13 +28,16 @@ from mooncake_core.wire.messages.pool import (
     SlotClearing,
 )
 
+QuestionAboutObjects = Describe | ListKeys | Pin | SetQuota | ListTenants
+Question = PutStart | PutEnd | Get | Exists | Remove | RemoveAll | RemoveMatching | QuestionAboutObjects
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A client asks; answered with Answer of the same token."""
+    """A client asks; answered with Answer of the same token, at once or later."""
 
     token: int
-    message: PutStart | PutEnd | Get | Exists | Remove | RemoveAll
+    message: Question
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,30 @@
-"""The pool's objects by key, and how chains of them hang together. Pure."""
+"""The pool's objects by key, and how chains and groups of them hang together. Pure."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import Changes, PoolObject, check
+from mooncake_core.store.pins import HARD, Pins
 
 
 class ObjectIndex:
-    """Which objects there are, and which are being written; keeps the books of nodes and chains with it."""
+    """Which objects there are, and which are being written; keeps the books of nodes, chains, groups and tenants with it."""
 
     def __init__(self, nodes: Mapping[str, NodeSpace]) -> None:
         self._nodes = nodes
         self._by_key: dict[str, PoolObject] = {}
         self._writing: dict[int, PoolObject] = {}
+        self._replacing: dict[str, PoolObject] = {}
+        """Key → what is being written, where the key names an object that can still be read."""
         self._children: dict[str, int] = {}
+        self._groups: dict[str, dict[str, PoolObject]] = {}
+        """Group → its objects that can be read, by key."""
+        self._stuck_groups: set[tuple[str, bool]] = set()
+        """Groups that were found not to go, with or without soft pins, since changes were last taken."""
+        self._pins = Pins()
         self._changes = Changes()
 
     def __contains__(self, key: str) -> bool:
@@ -28,7 +37,8 @@ class ObjectIndex:
 
     @property
     def num_readable(self) -> int:
-        return len(self._by_key) - sum(not entry.doomed for entry in self._writing.values())
+        unnamed = len(self._replacing) + sum(entry.doomed for entry in self._writing.values())
+        return len(self._by_key) - len(self._writing) + unnamed
 
     def get(self, key: str) -> PoolObject | None:
         return self._by_key.get(key)
@@ -48,39 +58,64 @@ class ObjectIndex:
     def being_written(self) -> list[PoolObject]:
         return list(self._writing.values())
 
+    def being_replaced(self, key: str) -> bool:
+        """Whether an object that can be read has a successor that is being written."""
+        return key in self._replacing
+
+    def replaced_by(self, entry: PoolObject) -> PoolObject | None:
+        """What can be read until an object that is being written takes its place."""
+        return self._by_key.get(entry.key) if self._replacing.get(entry.key) is entry else None
+
+    def group(self, name: str) -> Mapping[str, PoolObject]:
+        """The objects of a group that can be read, by key."""
+        return self._groups.get(name, {})
+
     def begin(self, entry: PoolObject) -> None:
-        """An object is going to be written."""
-        self._by_key[entry.key] = entry
+        """An object is going to be written; of a key that can be read already it becomes the successor."""
+        named = self._replacing if entry.key in self._by_key else self._by_key
+        named[entry.key] = entry
         self._writing[entry.allocation_id] = entry
+        entry.account.used_bytes += entry.extent_bytes
 
     def doom(self, entry: PoolObject) -> None:
         """An object that is being written will not be there when it is whole; its key is free again."""
         if not entry.doomed:
             entry.doomed = True
-            del self._by_key[entry.key]
+            self._unname(entry)
 
     def publish(self, entry: PoolObject, now: float) -> None:
-        """From now on the object can be read, and evicted."""
-        self._writing.pop(entry.allocation_id, None)
+        """From now on the object can be read, and evicted. One that it replaces must be gone."""
+        if self._writing.pop(entry.allocation_id, None) is None:  # a node has reported it
+            entry.account.used_bytes += entry.extent_bytes
+            if (writing := self._by_key.get(entry.key)) is not None:
+                self._replacing[entry.key] = writing
         self._by_key[entry.key] = entry
         entry.readable = True
         entry.used_at = now
+        entry.account.num_objects += 1
         if entry.parent:
             self._children[entry.parent] = self._children.get(entry.parent, 0) + 1
+        if entry.group:
+            self._groups.setdefault(entry.group, {})[entry.key] = entry
+        if entry.pin_until:
+            self._pins.set(entry, entry.pin_until)
         for name in entry.replicas:
             self._shown(entry, name)
 
     def add_replica(self, entry: PoolObject, name: str, extent: Extent) -> None:
         """An object is on one node more."""
         entry.replicas[name] = extent
+        entry.account.used_bytes += extent.length
         if entry.readable:
             self._shown(entry, name)
 
     def drop_replica(self, entry: PoolObject, name: str) -> Extent:
         """A replica goes; the last one takes the object along. Returns where it was."""
         extent = entry.replicas.pop(name)
+        entry.account.used_bytes -= extent.length
         if entry.readable:
-            self._nodes[name].eviction.removed(entry.key)
+            if not entry.pin_until:
+                self._nodes[name].eviction.removed(entry.key)
             self._changes.removed.setdefault(name, []).append(entry.key)
         if not entry.replicas:
             self._forget(entry)
@@ -88,34 +123,109 @@ class ObjectIndex:
 
     def drop_node(self, name: str) -> None:
         """A node is gone with all it had."""
-        for entry in [*self._by_key.values(), *(entry for entry in self._writing.values() if entry.doomed)]:
+        unnamed = [entry for entry in self._writing.values() if self._by_key.get(entry.key) is not entry]
+        for entry in [*self._by_key.values(), *unnamed]:
             if name in entry.replicas:
                 self.drop_replica(entry, name)
 
-    def may_go(self, key: str, node: str, now: float) -> bool:
-        """Whether a node may evict a key: it has it, nobody reads it, and no chain goes on from it."""
+    def pin(self, entry: PoolObject, until: float) -> None:
+        """Gives a readable object this pin (see pins.py). What is pinned is not ranked by the nodes' eviction policies."""
+        was_pinned = bool(entry.pin_until)
+        self._pins.set(entry, until)
+        if was_pinned != bool(until):
+            for name in entry.replicas:
+                ranks = self._nodes[name].eviction
+                ranks.removed(entry.key) if until else ranks.added(entry.key)
+
+    def end_pins(self, now: float) -> None:
+        """Takes the soft pins off that have ended."""
+        for entry in self._pins.ended(now):
+            self.pin(entry, 0.0)
+
+    def softly_pinned(self, node: str) -> list[PoolObject]:
+        """Of a node, the one whose pin ends first first."""
+        return self._pins.soft(node)
+
+    def may_go(self, key: str, node: str, now: float, *, despite_soft_pins: bool = False) -> bool:
+        """Whether a node may evict a key: it has it, nobody reads it, it is not pinned, no chain goes on from it; and if it
+        is of a group, the same is true of all of it."""
         entry = self.readable(key)
-        return entry is not None and node in entry.replicas and entry.lease_until <= now and key not in self._children
+        if entry is None or node not in entry.replicas or not _is_free(entry, now, despite_soft_pins):
+            return False
+        return self._group_may_go(entry.group, now, despite_soft_pins) if entry.group else key not in self._children
+
+    def goes_with(self, entry: PoolObject) -> list[PoolObject]:
+        """All that is evicted when this object is: itself, or its group."""
+        return list(self._groups[entry.group].values()) if entry.group else [entry]
 
     def take_changes(self) -> Changes:
         """What changed since the last call."""
+        self._stuck_groups.clear()
         changes, self._changes = self._changes, Changes()
         return changes
 
     def check(self) -> list[str]:
         """What does not add up."""
-        doomed = [entry for entry in self._writing.values() if entry.doomed]
-        return check(self._nodes, [*self._by_key.values(), *doomed], set(self._writing), self._children)
+        unnamed = [entry for entry in self._writing.values() if self._by_key.get(entry.key) is not entry]
+        problems = check(self._nodes, [*self._by_key.values(), *unnamed], set(self._writing), self._children)
+        if any(self._by_key.get(key) in (None, entry) for key, entry in self._replacing.items()):
+            problems.append("what is being written replaces nothing")
+        grouped = {entry.allocation_id for entry in self.all_readable() if entry.group}
+        if grouped != {entry.allocation_id for group in self._groups.values() for entry in group.values()}:
+            problems.append("the groups are not those of the objects")
+        return problems
+
+    def _group_may_go(self, group: str, now: float, despite_soft_pins: bool) -> bool:
+        """Not if a chain goes on from one of its objects to one outside of it."""
+        if (group, despite_soft_pins) in self._stuck_groups:
+            return False
+        members = self._groups[group]
+        inside = Counter(entry.parent for entry in members.values())
+        goes = all(
+            _is_free(entry, now, despite_soft_pins) and self._children.get(key, 0) == inside[key]
+            for key, entry in members.items()
+        )
+        if not goes:
+            self._stuck_groups.add((group, despite_soft_pins))
+        return goes
 
     def _shown(self, entry: PoolObject, name: str) -> None:
-        self._nodes[name].eviction.added(entry.key)
+        if not entry.pin_until:
+            self._nodes[name].eviction.added(entry.key)
         self._changes.stored.setdefault(name, []).append(entry.key)
 
     def _forget(self, entry: PoolObject) -> None:
         if not entry.doomed:
-            del self._by_key[entry.key]
+            self._unname(entry)
         self._writing.pop(entry.allocation_id, None)
-        if entry.readable and entry.parent:
+        if not entry.readable:
+            return
+        entry.account.num_objects -= 1
+        if entry.pin_until:
+            self._pins.forget(entry)
+        if entry.group:
+            self._leave_group(entry)
+        if entry.parent:
             self._children[entry.parent] -= 1
             if not self._children[entry.parent]:
                 del self._children[entry.parent]
+
+    def _unname(self, entry: PoolObject) -> None:
+        """The key is not this object's any more: it is that of its successor, if there is one, or free."""
+        successor = self._replacing.pop(entry.key, None)
+        if successor is None:
+            del self._by_key[entry.key]
+        elif successor is not entry:
+            self._by_key[entry.key] = successor
+
+    def _leave_group(self, entry: PoolObject) -> None:
+        members = self._groups[entry.group]
+        del members[entry.key]
+        if not members:
+            del self._groups[entry.group]
+
+
+def _is_free(entry: PoolObject, now: float, despite_soft_pins: bool) -> bool:
+    if entry.lease_until > now:
+        return False
+    return not entry.pin_until or (despite_soft_pins and entry.pin_until != HARD)

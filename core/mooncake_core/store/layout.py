@@ -74,7 +74,13 @@ def header_bytes(key: str, parent: str) -> int:
 
 
 def extent_bytes(key: str, parent: str, size_bytes: int) -> int:
-    """Space an object takes, header included."""
+    """Space an object takes, header included.
+
+    Raises:
+        InvalidRequest: the key is empty or too long, or the size is none.
+    """
+    if size_bytes < 0:
+        raise InvalidRequest(f"expected a size of 0 bytes or more, got {size_bytes}", param="size_bytes")
     return header_bytes(key, parent) + align(size_bytes)
 
 

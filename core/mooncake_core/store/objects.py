@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mooncake_core.store.node_space import Extent, NodeSpace
+from mooncake_core.store.tenants import Account, split
 from mooncake_core.wire.messages.inspection import CacheEntry
 
 
@@ -19,6 +20,12 @@ class PoolObject:
     allocation_id: int
     replicas: dict[str, Extent]
     """Node → where."""
+    account: Account
+    """Its tenant's."""
+    group: str = ""
+    """As it is named among all tenants' groups."""
+    pin_until: float = 0.0
+    """See pins.py."""
     checksum: int = 0
     readable: bool = False
     doomed: bool = False
@@ -28,14 +35,21 @@ class PoolObject:
     lease_until: float = 0.0
     used_at: float = 0.0
 
+    @property
+    def extent_bytes(self) -> int:
+        """On all its nodes."""
+        return sum(extent.length for extent in self.replicas.values())
+
     def describe(self, now: float) -> CacheEntry:
         """For people."""
         return CacheEntry(
-            key=self.key,
+            key=split(self.key)[1],
             size_bytes=self.size_bytes,
             nodes=list(self.replicas),
             leased=self.lease_until > now,
             idle_s=now - self.used_at,
+            tenant=self.account.tenant,
+            pinned=self.pin_until > now,
         )
 
 
@@ -46,6 +60,8 @@ class Counters:
     puts: int = 0
     skipped_puts: int = 0
     refused_puts: int = 0
+    """For want of space."""
+    refused_by_quota: int = 0
     hits: int = 0
     misses: int = 0
     evicted: int = 0
@@ -70,6 +86,7 @@ def check(
     problems = [problem for node in nodes.values() for problem in node.check(owners.__contains__)]
     for entry in objects:
         problems += _check_object(entry, nodes, writing)
+    problems += _check_accounts(objects)
     counted: dict[str, int] = {}
     for entry in objects:
         if entry.readable and entry.parent:
@@ -80,7 +97,21 @@ def check(
 def _check_object(entry: PoolObject, nodes: Mapping[str, NodeSpace], writing: set[int]) -> Iterator[str]:
     if entry.readable == (entry.allocation_id in writing):
         yield f"{entry.key} is neither being written nor readable, or both"
+    if entry.doomed and entry.readable:
+        yield f"{entry.key} can be read though it is doomed"
     for name, extent in entry.replicas.items():
         node = nodes.get(name)
         if node is None or node.taken.get(extent.slot) != extent:
             yield f"{entry.key}: its replica on {name} is not that node's"
+
+
+def _check_accounts(objects: Sequence[PoolObject]) -> Iterator[str]:
+    """Those of tenants that have no object are not seen here."""
+    found: dict[str, list[PoolObject]] = {}
+    for entry in objects:
+        found.setdefault(entry.account.tenant, []).append(entry)
+    for tenant, entries in found.items():
+        account = entries[0].account
+        counted = (sum(entry.extent_bytes for entry in entries), sum(entry.readable for entry in entries))
+        if counted != (account.used_bytes, account.num_objects):
+            yield f"tenant {tenant} has {counted} bytes and objects, its account says otherwise"

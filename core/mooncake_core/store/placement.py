@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.objects import PoolObject
 
 
-def in_order_of_choice(nodes: Iterable[NodeSpace], preferred_node: str) -> list[NodeSpace]:
-    """Nodes as a put takes them: the preferred one first, then those with the largest free share."""
+def in_order_of_choice(nodes: Iterable[NodeSpace], preferred: Sequence[str]) -> list[NodeSpace]:
+    """Nodes as a put takes them: the preferred ones in their order, then those with the largest free share."""
+    ranks = {name: rank for rank, name in reversed(list(enumerate(preferred)))}
     return sorted(
         (node for node in nodes if node.writable),
-        key=lambda node: (node.name != preferred_node, -node.free_ratio(), node.name),
+        key=lambda node: (ranks.get(node.name, len(preferred)), -node.free_ratio(), node.name),
     )
 
 

@@ -8,29 +8,37 @@ write to: see docs/decisions/0006.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from mooncake_core.errors import (
     InvalidRequest,
     MooncakeError,
     NoSpace,
+    ObjectBusy,
     ObjectExists,
     ObjectLeased,
     ObjectNotFound,
+    QuotaExceeded,
     StaleAllocation,
 )
-from mooncake_core.store.events import Answer, Asked, BlocksRemoved, BlocksStored, Command, Event, Tick
+from mooncake_core.store.catalogue import Catalogue
+from mooncake_core.store.events import Answer, Asked, BlocksRemoved, BlocksStored, Command, Event, Question, Tick
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.layout import extent_bytes, header_bytes
 from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import Counters, PoolObject
+from mooncake_core.store.pins import HARD, soft_until
 from mooncake_core.store.placement import in_order_of_choice, victims
 from mooncake_core.store.roster import Roster
+from mooncake_core.store.scans import Scan, selector
+from mooncake_core.store.sweeps import Sweeps
+from mooncake_core.store.tenants import Account, Tenants, prefix_of, qualified
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.inspection import CacheReport
+from mooncake_core.wire.messages.objects import RemoveMatching
 from mooncake_core.wire.messages.pool import (
     Commit,
     Exists,
@@ -40,7 +48,6 @@ from mooncake_core.wire.messages.pool import (
     Grant,
     Located,
     NewObject,
-    Placement,
     PutEnd,
     PutEnded,
     PutStart,
@@ -48,12 +55,13 @@ from mooncake_core.wire.messages.pool import (
     Remove,
     RemoveAll,
     Removed,
-    RemovedAll,
 )
 
 MARGIN_S: Final = 1.0
 """Added to a reader's lease and a writer's deadline before their space is touched: clocks run at different speed, and a
 transfer that began in time may end a little late."""
+ROUND_TRIP_S: Final = 0.05
+"""What a put that was refused for want of space may wait for a node's answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +72,21 @@ class PoolSettings:
     writer_deadline_s: float = 30.0
     high_watermark: float = 0.95
     low_watermark: float = 0.85
+    quotas: Mapping[str, int | None] = field(default_factory=dict)
+    """Tenant → bytes it may hold, None for any number; empty: anybody may be a tenant."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is common to the objects of one put."""
+
+    message: PutStart
+    account: Account
+    preferred: list[str]
+    soft_pin_until: float | None
+    """None: not said."""
+    wanting: dict[str, int] = field(default_factory=dict)
+    """Node → bytes that were refused there."""
 
 
 class Pool:
@@ -83,7 +106,16 @@ class Pool:
         self._next_id = next_id
         self._nodes: dict[str, NodeSpace] = {}
         self._index = ObjectIndex(self._nodes)
-        self._roster = Roster(self._nodes, self._index, old_lease_s=settings.read_lease_s + MARGIN_S, eviction=eviction)
+        self._tenants = Tenants(settings.quotas)
+        self._roster = Roster(
+            self._nodes,
+            self._index,
+            self._tenants,
+            old_lease_s=settings.read_lease_s + MARGIN_S,
+            eviction=eviction,
+        )
+        self._catalogue = Catalogue(self._index, self._nodes, self._tenants, next_id)
+        self._sweeps = Sweeps(self._remove_entry)
         self._writer_deadlines: list[tuple[float, int]] = []
         self._counters = Counters()
 
@@ -91,9 +123,9 @@ class Pool:
         """Takes notice of an event; says what is to be done."""
         match event:
             case Asked(token, message):
-                commands: list[Command] = [Answer(token, self._answer(message, now))]
+                commands: list[Command] = list(self._asked(token, message, now))
             case Tick():
-                commands = self._roster.retry(now)
+                commands = [*self._sweeps.go_on(now), *self._roster.retry(now)]
             case _:
                 commands = self._roster.handle(event, now)
         self._expire(now)
@@ -102,6 +134,8 @@ class Pool:
 
     def next_deadline(self) -> float | None:
         """When time itself is the next event."""
+        if not self._sweeps.idle:
+            return 0.0
         writer = self._writer_deadlines[0][0] if self._writer_deadlines else None
         nodes = min(self._roster.deadlines(), default=None)
         return min((deadline for deadline in (writer, nodes) if deadline is not None), default=None)
@@ -133,86 +167,166 @@ class Pool:
             prompt_tokens=0,
             cached_tokens=0,
             entries=[entry.describe(now) for entry in entries],
+            tenants=self._catalogue.tenants(),
+            refused_by_quota=counters.refused_by_quota,
         )
 
     def check(self) -> list[str]:
         """The integrity check: what does not add up. Empty when every byte and slot is accounted for exactly once."""
         return self._index.check()
 
-    def _answer(
-        self, message: PutStart | PutEnd | Get | Exists | Remove | RemoveAll, now: float
-    ) -> Message | MooncakeError:
+    def _asked(self, token: int, message: Question, now: float) -> Sequence[Command]:
+        """The answer; or none yet, for what is done in slices."""
+        try:
+            if isinstance(message, RemoveAll | RemoveMatching):
+                self._begin_sweep(token, message)
+                return self._sweeps.go_on(now)
+            return [Answer(token, self._answer(message, now))]
+        except MooncakeError as error:
+            return [Answer(token, error)]
+
+    def _answer(self, message: Question, now: float) -> Message:
         match message:
             case PutStart():
                 return self._put_start(message, now)
             case PutEnd():
                 return self._put_end(message, now)
-            case Get(keys=keys):
-                return self._get(keys, now)
-            case Exists(keys=keys):
-                return ExistsReply(present=[self._index.readable(key) is not None for key in keys])
-            case Remove(keys=keys, force=force):
-                return Removed(refusals=[self._remove(key, force, now) for key in keys])
-            case RemoveAll(force=force):
-                return self._remove_all(force, now)
+            case Get():
+                return self._get(message, now)
+            case Exists(keys=keys, tenant=tenant):
+                named = self._keys(tenant, keys)
+                return ExistsReply(present=[self._index.readable(key) is not None for key in named])
+            case Remove(keys=keys, force=force, tenant=tenant):
+                return Removed(refusals=[self._remove(key, force, now) for key in self._keys(tenant, keys)])
+            case RemoveAll() | RemoveMatching():
+                raise AssertionError("these are answered by a sweep")
+            case _:
+                return self._catalogue.answer(message, now)
+
+    def _keys(self, tenant: str, keys: Sequence[str]) -> Sequence[str]:
+        """A tenant's keys as they stand in the index.
+
+        Raises:
+            TenantUnknown: there is no such tenant.
+        """
+        self._tenants.account(tenant)
+        return qualified(tenant, keys)
 
     # Writing
 
     def _put_start(self, message: PutStart, now: float) -> PutStarted:
-        wanting: dict[str, int] = {}
-        grants = [self._grant(wanted, message, wanting, now) for wanted in message.objects]
+        batch = self._batch(message, now)
+        keys = qualified(message.tenant, [wanted.key for wanted in message.objects])
+        parents = qualified(message.tenant, [wanted.parent for wanted in message.objects])
+        grants = [
+            self._grant(key, parent, wanted, batch, now)
+            for key, parent, wanted in zip(keys, parents, message.objects, strict=True)
+        ]
         names = {placement.node for grant in grants for placement in grant.placements}
-        for name in names | wanting.keys():
-            self._make_room(self._nodes[name], now, wanting.get(name, 0))
+        for name in names | batch.wanting.keys():
+            self._make_room(self._nodes[name], now, batch.wanting.get(name, 0))
+        refused = any(grant.refusal == NoSpace.code for grant in grants)
+        retry_after_s = self._retry_after_s(now) if refused else None
         return PutStarted(
             term=self._term,
             writer_deadline_s=self._settings.writer_deadline_s,
             grants=grants,
             segments={name: self._nodes[name].write for name in names},
+            retry_after_s=retry_after_s,
         )
 
-    def _grant(self, wanted: NewObject, message: PutStart, wanting: dict[str, int], now: float) -> Grant:
-        if wanted.key in self._index:
+    def _batch(self, message: PutStart, now: float) -> _Batch:
+        """What is wrong with a put as a whole is said before anything is granted.
+
+        Raises:
+            TenantUnknown: there is no such tenant.
+            InvalidRequest: no put can be like this.
+        """
+        if message.replicas < 1:
+            raise InvalidRequest(f"expected at least 1 replica, got {message.replicas}", param="replicas")
+        preferred = [name for name in (message.preferred_node, *message.preferred_nodes) if name]
+        soft = None if message.soft_pin_s is None else soft_until(message.soft_pin_s, now)
+        return _Batch(message, self._tenants.account(message.tenant), preferred, soft)
+
+    def _grant(self, key: str, parent: str, wanted: NewObject, batch: _Batch, now: float) -> Grant:
+        old = self._index.get(key)
+        if old is not None and (refusal := self._refusal(old, upsert=batch.message.upsert)):
             self._counters.skipped_puts += 1
-            return Grant(key=wanted.key, refusal=ObjectExists.code)
+            return Grant(key=key, refusal=refusal)
         try:
-            length = extent_bytes(wanted.key, wanted.parent, wanted.size_bytes)
+            length = extent_bytes(key, parent, wanted.size_bytes)
         except InvalidRequest as error:
-            return Grant(key=wanted.key, refusal=error.code)
+            return Grant(key=key, refusal=error.code)
+        if not self._is_within_quota(length, old, batch):
+            self._counters.refused_by_quota += 1
+            return Grant(key=key, refusal=QuotaExceeded.code)
         allocation_id = self._next_id()
-        replicas = self._place(length, allocation_id, message)
+        group = _group_of(wanted, batch.message, old)
+        replicas = self._place(length, allocation_id, group, batch)
         if not replicas:
             self._counters.refused_puts += 1
-            self._note_refused(length, message, wanting)
-            return Grant(key=wanted.key, refusal=NoSpace.code)
-        write_until = now + self._settings.writer_deadline_s + MARGIN_S
-        entry = PoolObject(
-            wanted.key, wanted.parent, wanted.size_bytes, allocation_id, replicas, used_at=now, write_until=write_until
-        )
-        self._index.begin(entry)
-        heapq.heappush(self._writer_deadlines, (write_until, allocation_id))
-        return Grant(key=wanted.key, allocation_id=allocation_id, placements=self._placements(entry))
+            self._note_refused(length, batch)
+            return Grant(key=key, refusal=NoSpace.code)
+        entry = PoolObject(key, parent, wanted.size_bytes, allocation_id, replicas, batch.account)
+        entry.group = group
+        entry.pin_until = _pin_until(batch, old)
+        self._begin(entry, now)
+        return Grant(key=key, allocation_id=allocation_id, placements=self._catalogue.placements(entry))
 
-    def _place(self, length: int, allocation_id: int, message: PutStart) -> dict[str, Extent]:
+    def _begin(self, entry: PoolObject, now: float) -> None:
+        """Its writer's time runs from now on."""
+        entry.used_at = now
+        entry.write_until = now + self._settings.writer_deadline_s + MARGIN_S
+        self._index.begin(entry)
+        heapq.heappush(self._writer_deadlines, (entry.write_until, entry.allocation_id))
+
+    def _refusal(self, old: PoolObject, *, upsert: bool) -> str:
+        """Why a key that is there, or being written, cannot be put: each has one writer at a time."""
+        if not upsert:
+            return ObjectExists.code
+        return "" if old.readable and not self._index.being_replaced(old.key) else ObjectBusy.code
+
+    def _is_within_quota(self, length: int, old: PoolObject | None, batch: _Batch) -> bool:
+        """What an upsert replaces does not count: it goes when the new object is there."""
+        if batch.account.quota_bytes is None:
+            return True
+        copies = min(batch.message.replicas, len(self._nodes))
+        return batch.account.has_room(length * copies - (old.extent_bytes if old is not None else 0))
+
+    def _place(self, length: int, allocation_id: int, group: str, batch: _Batch) -> dict[str, Extent]:
         """Space on different nodes."""
+        message = batch.message
         replicas: dict[str, Extent] = {}
-        for node in in_order_of_choice(self._nodes.values(), message.preferred_node):
+        preferred = batch.preferred
+        if message.same_node and group:
+            preferred = [*preferred, *(name for entry in self._index.group(group).values() for name in entry.replicas)]
+        for node in in_order_of_choice(self._nodes.values(), preferred):
             if len(replicas) == message.replicas:
                 break
             extent = node.allocate(length, allocation_id)
             if extent is not None:
                 replicas[node.name] = extent
+        if message.same_node:
+            batch.preferred = [*batch.preferred, *(name for name in replicas if name not in batch.preferred)]
         return replicas
 
-    def _note_refused(self, length: int, message: PutStart, wanting: dict[str, int]) -> None:
+    def _note_refused(self, length: int, batch: _Batch) -> None:
         """Adds to what nodes want room for: those that would take the object, were they not full."""
+        wanting = batch.wanting
         fitting = (
             node
-            for node in in_order_of_choice(self._nodes.values(), message.preferred_node)
+            for node in in_order_of_choice(self._nodes.values(), batch.preferred)
             if wanting.get(node.name, 0) + length <= node.offer.capacity_bytes
         )
-        for node, _ in zip(fitting, range(message.replicas), strict=False):
+        for node, _ in zip(fitting, range(batch.message.replicas), strict=False):
             wanting[node.name] = wanting.get(node.name, 0) + length
+
+    def _retry_after_s(self, now: float) -> float | None:
+        """When some space may be free that is on its way to it."""
+        waits = [ROUND_TRIP_S for node in self._nodes.values() if node.clearing or not node.writable]
+        deadlines = (node.next_deadline() for node in self._nodes.values())
+        waits += [max(ROUND_TRIP_S, deadline - now) for deadline in deadlines if deadline is not None]
+        return min(waits, default=None)
 
     def _put_end(self, message: PutEnd, now: float) -> PutEnded:
         settled = set(message.settled)
@@ -236,6 +350,8 @@ class Pool:
         if not entry.replicas:
             return StaleAllocation.code
         entry.checksum = commit.checksum
+        if (old := self._index.replaced_by(entry)) is not None:
+            self._drop(old, now)
         self._counters.puts += 1
         self._index.publish(entry, now)
         return ""
@@ -247,7 +363,8 @@ class Pool:
             self._nodes[name].give_up_unsettled(self._index.drop_replica(entry, name), not_before, now)
 
     def _expire(self, now: float) -> None:
-        """Drops what was not committed in time. Nobody knows about its writer, so it is shut out."""
+        """Drops what was not committed in time: nobody knows about its writer, so it is shut out. Ends soft pins."""
+        self._index.end_pins(now)
         while self._writer_deadlines and self._writer_deadlines[0][0] <= now:
             _, allocation_id = heapq.heappop(self._writer_deadlines)
             entry = self._index.written_by(allocation_id)
@@ -257,61 +374,85 @@ class Pool:
 
     # Reading
 
-    def _get(self, keys: Sequence[str], now: float) -> Got:
-        objects = [self._locate(key, now) for key in keys]
-        for key in reversed(keys):  # so that the tail of a chain counts as used before its head
-            if (entry := self._index.readable(key)) is not None:
-                for name in entry.replicas:
-                    self._nodes[name].eviction.touched(key)
-        names = {placement.node for found in objects if found for placement in found.placements}
+    def _get(self, message: Get, now: float) -> Got:
+        found = [self._index.readable(key) for key in self._keys(message.tenant, message.keys)]
+        if message.lease:
+            self._use(found, now)
+        names = {name for entry in found if entry is not None for name in entry.replicas}
         return Got(
             term=self._term,
-            lease_s=self._settings.read_lease_s,
-            objects=objects,
+            lease_s=self._settings.read_lease_s if message.lease else 0.0,
+            objects=[None if entry is None else self._locate(entry) for entry in found],
             segments={name: self._nodes[name].offer.read for name in names},
         )
 
-    def _locate(self, key: str, now: float) -> Located | None:
-        entry = self._index.readable(key)
-        if entry is None:
-            self._counters.misses += 1
-            return None
-        self._counters.hits += 1
-        entry.lease_until = max(entry.lease_until, now + self._settings.read_lease_s + MARGIN_S)
-        entry.used_at = now
+    def _use(self, found: Sequence[PoolObject | None], now: float) -> None:
+        """These objects are going to be read: a lease on each; and they, with their groups, count as used."""
+        lease_until = now + self._settings.read_lease_s + MARGIN_S
+        groups: dict[str, None] = {}
+        for entry in reversed(found):  # so that the tail of a chain counts as used before its head
+            if entry is None:
+                self._counters.misses += 1
+                continue
+            self._counters.hits += 1
+            entry.lease_until = max(entry.lease_until, lease_until)
+            entry.used_at = now
+            if entry.group:
+                groups[entry.group] = None
+            else:
+                self._touch(entry)
+        for group in groups:
+            for entry in self._index.group(group).values():
+                self._touch(entry)
+
+    def _touch(self, entry: PoolObject) -> None:
+        if not entry.pin_until:  # else it is not ranked
+            for name in entry.replicas:
+                self._nodes[name].eviction.touched(entry.key)
+
+    def _locate(self, entry: PoolObject) -> Located:
         return Located(
-            key=key,
+            key=entry.key,
             allocation_id=entry.allocation_id,
             size_bytes=entry.size_bytes,
             header_bytes=header_bytes(entry.key, entry.parent),
             checksum=entry.checksum,
-            placements=self._placements(entry),
+            placements=self._catalogue.placements(entry),
         )
-
-    def _placements(self, entry: PoolObject) -> list[Placement]:
-        return [
-            Placement(node=name, incarnation=self._nodes[name].incarnation, slot=extent.slot, offset=extent.offset)
-            for name, extent in entry.replicas.items()
-        ]
 
     # Removing
 
     def _remove(self, key: str, force: bool, now: float) -> str:
         entry = self._index.readable(key)
-        if entry is None:
+        return ObjectNotFound.code if entry is None else self._remove_entry(entry, force, now)
+
+    def _remove_entry(self, entry: PoolObject, force: bool, now: float) -> str:
+        if not entry.replicas:  # it went since it was found
             return ObjectNotFound.code
         if entry.lease_until > now and not force:
             return ObjectLeased.code
-        for name in list(entry.replicas):
-            self._drop_replica(entry, name, now)
+        self._drop(entry, now)
         return ""
 
-    def _remove_all(self, force: bool, now: float) -> RemovedAll:
-        """With force also puts that are under way come to nothing."""
-        refusals = [self._remove(entry.key, force, now) for entry in list(self._index.all_readable())]
-        for entry in self._index.being_written() if force else ():
-            self._index.doom(entry)
-        return RemovedAll(removed=refusals.count(""), kept=len(refusals) - refusals.count(""))
+    def _begin_sweep(self, token: int, message: RemoveAll | RemoveMatching) -> None:
+        """Of all objects with force also puts that are under way come to nothing."""
+        if message.tenant or isinstance(message, RemoveMatching):
+            self._tenants.account(message.tenant)
+        if isinstance(message, RemoveMatching):
+            if not message.pattern:
+                raise InvalidRequest("expected a pattern; to remove all objects, say so", param="pattern")
+            selects = selector(message.tenant, pattern=message.pattern)
+        else:
+            selects = selector(message.tenant) if message.tenant else _any_key
+            for entry in self._index.being_written() if message.force else ():
+                if selects(entry.key):
+                    self._index.doom(entry)
+        self._sweeps.begin(token, Scan(list(self._index.all_readable()), selects), force=message.force)
+
+    def _drop(self, entry: PoolObject, now: float) -> None:
+        """An object is gone with all its replicas."""
+        for name in list(entry.replicas):
+            self._drop_replica(entry, name, now)
 
     def _drop_replica(self, entry: PoolObject, name: str, now: float) -> None:
         """A replica is gone; its space is used again once no lease covers it."""
@@ -324,14 +465,48 @@ class Pool:
         if not refused_bytes and node.live_bytes <= self._settings.high_watermark * capacity:
             return
         target = min(self._settings.low_watermark * capacity, node.live_bytes - refused_bytes)
+        enough = min(self._settings.high_watermark * capacity, node.live_bytes - refused_bytes)
         for entry in victims(node, self._index, now) if node.live_bytes > target else ():
-            self._drop_replica(entry, node.name, now)
-            self._counters.evicted += 1
+            self._evict(entry, node, now)
             if node.live_bytes <= target:
                 return
+        for entry in self._index.softly_pinned(node.name) if node.live_bytes > enough else ():
+            if self._index.may_go(entry.key, node.name, now, despite_soft_pins=True):
+                self._evict(entry, node, now)
+            if node.live_bytes <= enough:
+                return
+
+    def _evict(self, entry: PoolObject, node: NodeSpace, now: float) -> None:
+        """From this node; a group goes as a whole, from all nodes."""
+        for gone in self._index.goes_with(entry):
+            for name in list(gone.replicas) if entry.group else [node.name]:
+                self._drop_replica(gone, name, now)
+            self._counters.evicted += 1
 
     def _changes(self) -> list[Command]:
         changes = self._index.take_changes()
         removed: list[Command] = [BlocksRemoved(name, keys) for name, keys in changes.removed.items()]
         stored: list[Command] = [BlocksStored(name, keys) for name, keys in changes.stored.items()]
         return [*removed, *stored]
+
+
+def _any_key(key: str) -> bool:
+    return True
+
+
+def _group_of(wanted: NewObject, message: PutStart, old: PoolObject | None) -> str:
+    """As it is named among all tenants' groups. What an upsert does not say is as it was."""
+    if wanted.group:
+        return prefix_of(message.tenant) + wanted.group
+    return "" if old is None else old.group
+
+
+def _pin_until(batch: _Batch, old: PoolObject | None) -> float:
+    """The pin of an object that is put (see pins.py). What an upsert does not say is as it was."""
+    was = 0.0 if old is None else old.pin_until
+    hard = batch.message.hard_pin
+    if hard or (hard is None and was == HARD):
+        return HARD
+    if batch.soft_pin_until is not None:
+        return batch.soft_pin_until
+    return 0.0 if was == HARD else was

@@ -22,6 +22,7 @@ from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.layout import extent_bytes
 from mooncake_core.store.node_space import Extent, NodeSpace, NodeState
 from mooncake_core.store.objects import PoolObject
+from mooncake_core.store.tenants import Tenants
 from mooncake_core.wire.messages.pool import StoredObject
 
 NODE_RETRY_S: Final = 2.0
@@ -34,6 +35,7 @@ class Roster:
         self,
         nodes: dict[str, NodeSpace],
         index: ObjectIndex,
+        tenants: Tenants,
         *,
         old_lease_s: float,
         eviction: Callable[[], Eviction],
@@ -41,6 +43,7 @@ class Roster:
         """`old_lease_s`: how long a reader of an earlier master may still read what a node reports."""
         self._nodes = nodes
         self._index = index
+        self._tenants = tenants
         self._old_lease_s = old_lease_s
         self._eviction = eviction
         self._rounds = itertools.count(1)
@@ -156,21 +159,29 @@ class Roster:
             return
         entry = self._index.written_by(stored.allocation_id) or self._index.get(stored.key)
         lease_until = now + self._old_lease_s
-        if stored.removed or (entry is not None and (entry.doomed or entry.allocation_id != stored.allocation_id)):
-            node.give_up(extent, lease_until, now)  # also where another put of the same key won
-        elif entry is not None:
+        if stored.removed or (entry is not None and _prevails(entry, stored)):
+            node.give_up(extent, lease_until, now)
+        elif entry is not None and entry.allocation_id == stored.allocation_id:
             self._index.add_replica(entry, node.name, extent)
         else:
+            if entry is not None and entry.readable:
+                self._replaced(entry, now)
             entry = PoolObject(
                 stored.key,
                 stored.parent,
                 stored.size_bytes,
                 stored.allocation_id,
                 {node.name: extent},
+                self._tenants.owner_of(stored.key),
                 checksum=stored.checksum,
                 lease_until=lease_until,
             )
             self._index.publish(entry, now)
+
+    def _replaced(self, entry: PoolObject, now: float) -> None:
+        """An upsert of it was committed, as a node has just reported."""
+        for name in list(entry.replicas):
+            self._nodes[name].give_up(self._index.drop_replica(entry, name), entry.lease_until, now)
 
     def _left(self, name: str) -> None:
         self._index.drop_node(name)
@@ -179,6 +190,14 @@ class Roster:
     def _node(self, name: str, incarnation: int) -> NodeSpace | None:
         node = self._nodes.get(name)
         return node if node is not None and node.incarnation == incarnation else None
+
+
+def _prevails(entry: PoolObject, stored: StoredObject) -> bool:
+    """Whether what is known of a key makes a reported object one that is gone: all was removed while it was written, or it
+    was replaced since. Ids grow: of two the later put has the greater one."""
+    if entry.allocation_id == stored.allocation_id:
+        return entry.doomed
+    return entry.readable and entry.allocation_id > stored.allocation_id
 
 
 def _fence(node: NodeSpace) -> Command:

@@ -74,6 +74,7 @@ def _pool(config: ClusterConfig, term: int) -> Pool:
         writer_deadline_s=config.pool.writer_deadline,
         high_watermark=config.pool.high_watermark,
         low_watermark=config.pool.low_watermark,
+        quotas={name: tenant.quota for name, tenant in config.pool.tenants.items()},
     )
     ids = itertools.count(term)  # terms are far enough apart: no two masters give the same id
     eviction = registry.load("eviction", config.pool.eviction)

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from mooncake_core.errors import MooncakeError
 from mooncake_core.roles.drive import Drive
@@ -19,20 +19,14 @@ from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.pool import (
     BlockReport,
     ClearSlots,
-    Exists,
     Fence,
     Fenced,
-    Get,
-    PutEnd,
-    PutStart,
-    Remove,
-    RemoveAll,
     ReportBlocks,
 )
 from mooncake_core.wire.server import Call, Handler
 
 NODE_TIMEOUT_S: Final = 10.0
-QUESTIONS: Final = (PutStart, PutEnd, Get, Exists, Remove, RemoveAll)
+QUESTIONS: Final = get_args(p.Question)
 
 _log = logging.getLogger(__name__)
 

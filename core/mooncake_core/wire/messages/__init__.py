@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from mooncake_core.errors import ProtocolError
-from mooncake_core.wire.messages import envelope, inspection, membership, pool, serving, timeline
+from mooncake_core.wire.messages import envelope, inspection, membership, objects, pool, serving, timeline
 
 PROTOCOL_VERSION: Final = 3
 OLDEST_PROTOCOL_VERSION: Final = 3
@@ -36,6 +36,16 @@ Message = (
     | pool.Removed
     | pool.RemoveAll
     | pool.RemovedAll
+    | objects.Describe
+    | objects.Described
+    | objects.ListKeys
+    | objects.KeyList
+    | objects.RemoveMatching
+    | objects.Pin
+    | objects.Pinned
+    | objects.SetQuota
+    | objects.ListTenants
+    | objects.TenantList
     | pool.Fence
     | pool.Fenced
     | pool.ReportBlocks

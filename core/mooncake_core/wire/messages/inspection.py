@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from mooncake_core.wire.messages.membership import InstanceLoad
+from mooncake_core.wire.messages.objects import TenantUsage
 
 
 class GetStatus(Struct, frozen=True, tag=True, kw_only=True):
@@ -62,6 +63,8 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
     leased: bool
     idle_s: float
     """Seconds since it was last put or read."""
+    tenant: str = "default"
+    pinned: bool = False
 
 
 class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
@@ -84,6 +87,12 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
     entries: list[CacheEntry]
     problems: list[str] = []
     """What the check found."""
+    tenants: list[TenantUsage] = []
+    refused_by_quota: int = 0
+    master_bytes: int = 0
+    """Resident memory of the master's process."""
+    master_bytes_per_object: int = 0
+    """How much of it has come per object since its start; 0 where there are too few objects to tell."""
 
 
 class InspectDecisions(Struct, frozen=True, tag=True, kw_only=True):

@@ -11,13 +11,15 @@ from msgspec import Struct
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
 
-class NewObject(Struct, frozen=True, kw_only=True):
+class NewObject(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An object somebody wants to put."""
 
     key: str
     size_bytes: int
     parent: str = ""
     """The object before this one in its chain (the previous block): eviction takes a chain's tail before its head."""
+    group: str = ""
+    """Objects of one group are evicted together, or not at all. Empty: none; for an upsert, that of the object replaced."""
 
 
 class Placement(Struct, frozen=True, kw_only=True):
@@ -32,20 +34,32 @@ class Placement(Struct, frozen=True, kw_only=True):
 
 class Grant(Struct, frozen=True, kw_only=True):
     """Space to write an object to. Without placements the object is to be skipped, and `refusal` says why (an error
-    code: object_exists when it is there or being written, no_space)."""
+    code: object_exists when it is there or being written, object_busy for an upsert of what is being written, no_space,
+    quota_exceeded, invalid_request)."""
 
     key: str
+    """As it is to stand in the object's header: see store/tenants.py."""
     allocation_id: int = 0
     placements: list[Placement] = []
     refusal: str = ""
 
 
-class PutStart(Struct, frozen=True, tag=True, kw_only=True):
-    """Reserves space for objects. `preferred_node` gets the first replica where it has room."""
+class PutStart(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+    """Reserves space for objects. `preferred_node`, then each of `preferred_nodes`, gets a replica where it has room."""
 
     objects: list[NewObject]
     replicas: int = 1
     preferred_node: str = ""
+    preferred_nodes: list[str] = []
+    same_node: bool = False
+    """After those: the nodes that the first of the objects, or others of its group, lie on."""
+    upsert: bool = False
+    """An object that exists is replaced when the new one is committed; until then readers see the old one."""
+    hard_pin: bool | None = None
+    """Never to be evicted. None: no; for an upsert, as the object replaced."""
+    soft_pin_s: float | None = None
+    """For so long evicted only where nothing else can go. None: not; for an upsert, as the object replaced."""
+    tenant: str = "default"
 
 
 class PutStarted(Struct, frozen=True, tag=True, kw_only=True):
@@ -56,6 +70,9 @@ class PutStarted(Struct, frozen=True, tag=True, kw_only=True):
     """End the put before this many seconds have passed; later its space is reclaimed, and its writer shut out."""
     grants: list[Grant]
     segments: dict[str, SegmentDescriptor]
+    retry_after_s: float | None = None
+    """Where space was refused (no_space): some that is on its way to being free may be so after this many seconds. None:
+    none is on its way; only removals, or leases that end, will help."""
 
 
 class Commit(Struct, frozen=True, kw_only=True):
@@ -63,6 +80,7 @@ class Commit(Struct, frozen=True, kw_only=True):
 
     allocation_id: int
     checksum: int
+    """0: there is none, the object was not written from its beginning to its end; it cannot be verified."""
     nodes: list[str]
     """Those of its placements that hold the data and the committed slot; the space of the others is given back."""
 
@@ -96,10 +114,13 @@ class Located(Struct, frozen=True, kw_only=True):
     placements: list[Placement]
 
 
-class Get(Struct, frozen=True, tag=True, kw_only=True):
+class Get(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     """Where are these objects? Takes a lease on each that is found."""
 
     keys: list[str]
+    lease: bool = True
+    """False: a probe. No lease is taken or renewed, and the objects do not count as used: their bytes must not be trusted."""
+    tenant: str = "default"
 
 
 class Got(Struct, frozen=True, tag=True, kw_only=True):
@@ -111,10 +132,11 @@ class Got(Struct, frozen=True, tag=True, kw_only=True):
     segments: dict[str, SegmentDescriptor]
 
 
-class Exists(Struct, frozen=True, tag=True, kw_only=True):
+class Exists(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     """Which of these keys can be read now? Renews no lease."""
 
     keys: list[str]
+    tenant: str = "default"
 
 
 class ExistsReply(Struct, frozen=True, tag=True, kw_only=True):
@@ -128,6 +150,7 @@ class Remove(Struct, frozen=True, tag=True, kw_only=True):
 
     keys: list[str]
     force: bool = False
+    tenant: str = "default"
 
 
 class Removed(Struct, frozen=True, tag=True, kw_only=True):
@@ -137,9 +160,12 @@ class Removed(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class RemoveAll(Struct, frozen=True, tag=True, kw_only=True):
-    """Removes every object; with `force` also leased ones, and puts under way come to nothing."""
+    """Removes every object that is there now; with `force` also leased ones, and puts under way come to nothing. Of a large
+    pool it goes slice by slice: what is put meanwhile stays."""
 
     force: bool = False
+    tenant: str = "default"
+    """Empty: of all tenants."""
 
 
 class RemovedAll(Struct, frozen=True, tag=True, kw_only=True):
