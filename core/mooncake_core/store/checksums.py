@@ -19,6 +19,9 @@ from mooncake_core.transfer.slices import total_bytes
 ON_LOOP_BYTES: Final = 1 << 20
 """Longer sums are computed in a thread: xxhash runs without the interpreter lock. Handing over takes longer than a MiB does."""
 
+NO_CHECKSUM: Final = 0
+"""Of an object that was not written from its beginning to its end: it cannot be verified."""
+
 Choice = Literal["auto", "on", "off"]
 """When a get verifies what it read; auto: when it came over a network."""
 

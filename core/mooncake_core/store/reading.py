@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mooncake_core.errors import ChecksumMismatch, MooncakeError
+from mooncake_core.errors import ChecksumMismatch, InvalidRequest, MooncakeError
 from mooncake_core.store import checksums
 from mooncake_core.store.layout import unpack_header
 from mooncake_core.store.waiting import all_ended
@@ -19,6 +19,8 @@ from mooncake_core.wire.messages.pool import Got, Located
 _log = logging.getLogger(__name__)
 
 Pieces = Sequence[memoryview]
+Cut = tuple[int, Pieces]
+"""Bytes of an object from an offset on, and where they are to go."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,8 @@ class Reading:
     def __init__(self, engine: TransferEngine, got: Got, deadline: float, *, checksum: checksums.Choice) -> None:
         self._engine = engine
         self._got = got
-        self._deadline = deadline
+        self.deadline = deadline
+        """time.monotonic() at which the lease, or the caller's patience, ends."""
         self._checksum = checksum
         self.bytes_by_path: dict[str, int] = {}
         """What was moved, by the transport that carried it."""
@@ -77,11 +80,12 @@ class Reading:
         """Reads the next bytes of some objects into pieces, given by the object's place in the get. A node that fails is
         made up for by the next replica; an object without one left is a miss from then on. Also a cancelled call returns
         only when nothing uses the pieces any more."""
-        left = [index for index in parts if index in self._objects]
-        while left:
-            jobs = self._jobs(left, parts)
-            failed = await all_ended(self._read_node(node, job) for node, job in jobs.items())
-            left = [index for indexes in failed for index in indexes if self._next_replica(index)]
+        cuts = {
+            index: [(self._objects[index].read_bytes, pieces)]
+            for index, pieces in parts.items()
+            if index in self._objects
+        }
+        await self._read(cuts, self.deadline)
         summed: list[tuple[checksums.Digest, Pieces]] = []
         for index, pieces in parts.items():
             if (item := self._objects.get(index)) is None:
@@ -93,6 +97,40 @@ class Reading:
                 summed.append((item.digest, pieces))
         if summed:
             await checksums.feed(summed)
+
+    async def read_ranges(self, cuts: Mapping[int, Sequence[Cut]], *, timeout_s: float) -> dict[int, bool]:
+        """Reads parts of objects, in any order; whether all of an object's came, within the lease. They belong to the object,
+        but cannot be verified: a checksum is of the whole. For objects that are read like this, `finish` says nothing.
+
+        Raises:
+            InvalidRequest: a part lies outside of its object; nothing was read.
+        """
+        for index, wanted in cuts.items():
+            if index in self._objects and not self.fits(index, wanted):
+                size = self._objects[index].found.size_bytes
+                raise InvalidRequest(f"expected parts within the object's {size} bytes", param="offset")
+        if time.monotonic() > self.deadline:  # the objects may be there still: it can be renewed
+            return dict.fromkeys(cuts, False)
+        until = min(self.deadline, time.monotonic() + timeout_s)
+        await self._read({index: wanted for index, wanted in cuts.items() if index in self._objects}, until)
+        in_time = time.monotonic() <= self.deadline
+        return {index: in_time and index in self._objects for index in cuts}
+
+    def fits(self, index: int, cuts: Sequence[Cut]) -> bool:
+        """Whether parts lie within an object that can be read."""
+        size = self.size_bytes(index)
+        return size is not None and all(start >= 0 and start + total_bytes(pieces) <= size for start, pieces in cuts)
+
+    def renewed(self, got: Got, deadline: float) -> list[bool]:
+        """The same objects under a new lease, or a miss where the key names another one by now, or none."""
+        self._got, self.deadline = got, deadline
+        for index, item in list(self._objects.items()):
+            found = got.objects[index]
+            if found is None or found.allocation_id != item.found.allocation_id:
+                del self._objects[index]
+            elif found.placements != item.found.placements:
+                item.found, item.replica, item.named = found, 0, False
+        return self.good
 
     def damaged(self) -> list[int]:
         """Objects that were read whole and are not what was put, where another replica may be better: they are to be read
@@ -115,7 +153,14 @@ class Reading:
                 del self._objects[index]
         return self.good
 
-    def _jobs(self, indexes: Sequence[int], parts: Mapping[int, Pieces]) -> dict[str, _Job]:
+    async def _read(self, cuts: Mapping[int, Sequence[Cut]], until: float) -> None:
+        left = list(cuts)
+        while left:
+            jobs = self._jobs(left, cuts)
+            failed = await all_ended(self._read_node(node, job, until) for node, job in jobs.items())
+            left = [index for indexes in failed for index in indexes if self._next_replica(index)]
+
+    def _jobs(self, indexes: Sequence[int], cuts: Mapping[int, Sequence[Cut]]) -> dict[str, _Job]:
         jobs: dict[str, _Job] = {}
         for index in indexes:
             item = self._objects[index]
@@ -126,15 +171,16 @@ class Reading:
                 job.headers[index] = bytearray(item.found.header_bytes)
                 job.near.append(memoryview(job.headers[index]))
                 job.far.append(Range(placement.offset, item.found.header_bytes))
-            job.near.extend(parts[index])
-            start = placement.offset + item.found.header_bytes + item.read_bytes
-            job.far.append(Range(start, total_bytes(parts[index])))
+            data = placement.offset + item.found.header_bytes
+            for start, pieces in cuts[index]:
+                job.near.extend(pieces)
+                job.far.append(Range(data + start, total_bytes(pieces)))
         return jobs
 
-    async def _read_node(self, node: str, job: _Job) -> list[int]:
+    async def _read_node(self, node: str, job: _Job, until: float) -> list[int]:
         """One transfer brings everything from a node; the objects that it could not bring."""
         segment = self._got.segments[node]
-        patience_s = max(0.0, self._deadline - time.monotonic())
+        patience_s = max(0.0, until - time.monotonic())
         (transfer,) = await self._engine.transfer(Kind.READ, segment, [(job.near, job.far)], timeout_s=patience_s)
         if transfer.error is not None:
             _log.warning("cannot read from %s: %s", segment.owner, transfer.error)
@@ -168,11 +214,13 @@ class Reading:
             raise ChecksumMismatch(f"{item.read_bytes} of its {item.found.size_bytes} bytes were read")
         if self._is_damaged(item):
             raise ChecksumMismatch("the bytes read are not the bytes put")
-        if time.monotonic() > self._deadline:
+        if time.monotonic() > self.deadline:
             raise TimeoutError("the lease ended while it was read")
 
     def _is_damaged(self, item: _Object) -> bool:
         if item.read_bytes != item.found.size_bytes or not item.must_agree:
+            return False
+        if item.found.checksum == checksums.NO_CHECKSUM:  # nothing to compare with
             return False
         # An object whose first parts were not summed, because they came by another path, cannot be told to be right.
         return item.summed_bytes != item.read_bytes or item.digest.intdigest() != item.found.checksum
