@@ -13,6 +13,7 @@ from mooncake_cli.request_ids import belongs, resolve
 
 if TYPE_CHECKING:
     from mooncake_core.wire.messages.inspection import CacheReport, Decision
+    from mooncake_core.wire.messages.objects import TenantUsage
 
 
 ALL_KEPT: Final = 1 << 31
@@ -48,18 +49,23 @@ def cache(prefix: str, limit: int, check: bool, as_json: bool, **where: Any) -> 
     if check:
         rows.append(["check", "failed" if report.problems else "passed: every byte is accounted for"])
     console.table(["pool", "value"], rows)
+    if len(report.tenants) > 1:
+        console.data("")
+        console.table(["tenant", "objects", "used", "quota"], [_tenant_row(tenant) for tenant in report.tenants])
     if report.entries:
         from mooncake_core.units import format_duration, format_size
 
         console.data("")
         console.table(
-            ["key", "size", "nodes", "leased", "idle"],
+            ["key", "tenant", "size", "nodes", "leased", "pinned", "idle"],
             [
                 [
                     entry.key,
+                    entry.tenant,
                     format_size(entry.size_bytes),
                     ",".join(entry.nodes),
                     "yes" if entry.leased else "no",
+                    "yes" if entry.pinned else "no",
                     format_duration(entry.idle_s),
                 ]
                 for entry in report.entries
@@ -160,6 +166,7 @@ def _decisions_of(request_id: str, where: dict[str, Any]) -> list[Decision]:
 def _cache_rows(report: CacheReport) -> list[list[object]]:
     from mooncake_core.units import format_size
 
+    per_object = f" ({report.master_bytes_per_object} bytes per object)" if report.master_bytes_per_object else ""
     share = f"{report.cached_tokens / report.prompt_tokens:.1%}" if report.prompt_tokens else "-"
     return [
         ["objects", report.num_objects],
@@ -169,8 +176,17 @@ def _cache_rows(report: CacheReport) -> list[list[object]]:
         ["puts", f"{report.puts} (skipped {report.skipped_puts}, refused {report.refused_puts})"],
         ["reads", f"{report.hits} hits, {report.misses} misses"],
         ["evicted", report.evicted],
+        *([["refused for a tenant's quota", report.refused_by_quota]] if report.refused_by_quota else []),
+        ["master's memory", format_size(report.master_bytes) + per_object],
         ["prompt tokens from the cache", f"{report.cached_tokens} of {report.prompt_tokens} ({share})"],
     ]
+
+
+def _tenant_row(tenant: TenantUsage) -> list[object]:
+    from mooncake_core.units import format_size
+
+    quota = "-" if tenant.quota_bytes is None else format_size(tenant.quota_bytes)
+    return [tenant.tenant, tenant.num_objects, format_size(tenant.used_bytes), quota]
 
 
 def _decision_row(decision: Decision) -> list[object]:

@@ -6,6 +6,7 @@ import msgspec
 
 from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.members import Members
+from mooncake_core.roles.master.memory import MasterMemory, resident_bytes
 from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.wire.membership import Record
 from mooncake_core.wire.messages.inspection import (
@@ -32,6 +33,7 @@ class Inspection:
         self._pool = pool
         self._conductor = conductor
         self._started = members.now()
+        self._memory = MasterMemory()
 
     def handlers(self) -> dict[type, Handler]:
         return {GetStatus: self._status, InspectCache: self._cache, InspectDecisions: self._decisions}
@@ -54,6 +56,8 @@ class Inspection:
             prompt_tokens=self._conductor.prompt_tokens,
             cached_tokens=self._conductor.cached_tokens,
             problems=problems,
+            master_bytes=resident_bytes(),
+            master_bytes_per_object=self._memory.per_object_bytes(report.num_objects),
         )
 
     async def _decisions(self, message: InspectDecisions, call: Call) -> Decisions:
