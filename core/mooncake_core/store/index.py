@@ -75,7 +75,7 @@ class ObjectIndex:
         named = self._replacing if entry.key in self._by_key else self._by_key
         named[entry.key] = entry
         self._writing[entry.allocation_id] = entry
-        entry.account.used_bytes += entry.extent_bytes
+        entry.account.used_bytes += entry.replicas.num_bytes
 
     def doom(self, entry: PoolObject) -> None:
         """An object that is being written will not be there when it is whole; its key is free again."""
@@ -86,7 +86,7 @@ class ObjectIndex:
     def publish(self, entry: PoolObject, now: float) -> None:
         """From now on the object can be read, and evicted. One that it replaces must be gone."""
         if self._writing.pop(entry.allocation_id, None) is None:  # a node has reported it
-            entry.account.used_bytes += entry.extent_bytes
+            entry.account.used_bytes += entry.replicas.num_bytes
             if (writing := self._by_key.get(entry.key)) is not None:
                 self._replacing[entry.key] = writing
         self._by_key[entry.key] = entry

@@ -10,7 +10,8 @@ from __future__ import annotations
 import enum
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from mooncake_core.store.allocator import Allocator
 from mooncake_core.store.eviction import Eviction
@@ -19,9 +20,8 @@ from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.messages.pool import SlotClearing
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Extent:
-    """Space of one replica: a slot and a range."""
+class Extent(Struct, frozen=True, order=True, gc=False):
+    """Space of one replica: a slot and a range. One per replica: the garbage collector need not look at them."""
 
     slot: int
     offset: int

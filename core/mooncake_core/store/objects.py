@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mooncake_core.store.node_space import Extent, NodeSpace
+from msgspec import Struct
+
+from mooncake_core.store.node_space import NodeSpace
+from mooncake_core.store.replicas import Replicas
 from mooncake_core.store.tenants import Account, split
 from mooncake_core.wire.messages.inspection import CacheEntry
 
 
-@dataclass(slots=True)
-class PoolObject:
-    """An object that is there, or being written."""
+class PoolObject(Struct, gc=False):
+    """An object that is there, or being written. Nothing that it names leads back to it, so it can be no part of a cycle; and
+    the garbage collector does not stop the master to look at a million of them."""
 
     key: str
     parent: str
     size_bytes: int
     allocation_id: int
-    replicas: dict[str, Extent]
+    replicas: Replicas
     """Node → where."""
     account: Account
     """Its tenant's."""
@@ -34,11 +37,6 @@ class PoolObject:
     """Its writer's deadline."""
     lease_until: float = 0.0
     used_at: float = 0.0
-
-    @property
-    def extent_bytes(self) -> int:
-        """On all its nodes."""
-        return sum(extent.length for extent in self.replicas.values())
 
     def describe(self, now: float) -> CacheEntry:
         """For people."""
@@ -112,6 +110,6 @@ def _check_accounts(objects: Sequence[PoolObject]) -> Iterator[str]:
         found.setdefault(entry.account.tenant, []).append(entry)
     for tenant, entries in found.items():
         account = entries[0].account
-        counted = (sum(entry.extent_bytes for entry in entries), sum(entry.readable for entry in entries))
+        counted = (sum(entry.replicas.num_bytes for entry in entries), sum(entry.readable for entry in entries))
         if counted != (account.used_bytes, account.num_objects):
             yield f"tenant {tenant} has {counted} bytes and objects, its account says otherwise"

@@ -28,10 +28,11 @@ from mooncake_core.store.events import Answer, Asked, BlocksRemoved, BlocksStore
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.layout import extent_bytes, header_bytes
-from mooncake_core.store.node_space import Extent, NodeSpace
+from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.objects import Counters, PoolObject
 from mooncake_core.store.pins import HARD, soft_until
 from mooncake_core.store.placement import in_order_of_choice, victims
+from mooncake_core.store.replicas import Replicas
 from mooncake_core.store.roster import Roster
 from mooncake_core.store.scans import Scan, selector
 from mooncake_core.store.sweeps import Sweeps
@@ -267,6 +268,8 @@ class Pool:
             self._counters.refused_puts += 1
             self._note_refused(length, batch)
             return Grant(key=key, refusal=NoSpace.code)
+        if parent and (before := self._index.get(parent)) is not None:
+            parent = before.key  # the same string: a chain's keys are kept once
         entry = PoolObject(key, parent, wanted.size_bytes, allocation_id, replicas, batch.account)
         entry.group = group
         entry.pin_until = _pin_until(batch, old)
@@ -291,12 +294,12 @@ class Pool:
         if batch.account.quota_bytes is None:
             return True
         copies = min(batch.message.replicas, len(self._nodes))
-        return batch.account.has_room(length * copies - (old.extent_bytes if old is not None else 0))
+        return batch.account.has_room(length * copies - (old.replicas.num_bytes if old is not None else 0))
 
-    def _place(self, length: int, allocation_id: int, group: str, batch: _Batch) -> dict[str, Extent]:
+    def _place(self, length: int, allocation_id: int, group: str, batch: _Batch) -> Replicas:
         """Space on different nodes."""
         message = batch.message
-        replicas: dict[str, Extent] = {}
+        replicas = Replicas()
         preferred = batch.preferred
         if message.same_node and group:
             preferred = [*preferred, *(name for entry in self._index.group(group).values() for name in entry.replicas)]
@@ -350,6 +353,7 @@ class Pool:
         if not entry.replicas:
             return StaleAllocation.code
         entry.checksum = commit.checksum
+        entry.write_until = 0.0
         if (old := self._index.replaced_by(entry)) is not None:
             self._drop(old, now)
         self._counters.puts += 1
@@ -378,11 +382,12 @@ class Pool:
         found = [self._index.readable(key) for key in self._keys(message.tenant, message.keys)]
         if message.lease:
             self._use(found, now)
-        names = {name for entry in found if entry is not None for name in entry.replicas}
+        objects = [None if entry is None else self._locate(entry) for entry in found]
+        names = {placement.node for located in objects if located for placement in located.placements}
         return Got(
             term=self._term,
             lease_s=self._settings.read_lease_s if message.lease else 0.0,
-            objects=[None if entry is None else self._locate(entry) for entry in found],
+            objects=objects,
             segments={name: self._nodes[name].offer.read for name in names},
         )
 

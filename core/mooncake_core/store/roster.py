@@ -22,6 +22,7 @@ from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.layout import extent_bytes
 from mooncake_core.store.node_space import Extent, NodeSpace, NodeState
 from mooncake_core.store.objects import PoolObject
+from mooncake_core.store.replicas import Replicas
 from mooncake_core.store.tenants import Tenants
 from mooncake_core.wire.messages.pool import StoredObject
 
@@ -171,7 +172,7 @@ class Roster:
                 stored.parent,
                 stored.size_bytes,
                 stored.allocation_id,
-                {node.name: extent},
+                Replicas(node.name, extent),
                 self._tenants.owner_of(stored.key),
                 checksum=stored.checksum,
                 lease_until=lease_until,
