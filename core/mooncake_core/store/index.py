@@ -48,6 +48,10 @@ class ObjectIndex:
         entry = self._by_key.get(key)
         return entry if entry is not None and entry.readable else None
 
+    def keys(self) -> list[str]:
+        """Of all objects, and of those being written, the oldest first."""
+        return list(self._by_key)
+
     def all_readable(self) -> Iterator[PoolObject]:
         return (entry for entry in self._by_key.values() if entry.readable)
 
@@ -147,8 +151,8 @@ class ObjectIndex:
         return self._pins.soft(node)
 
     def may_go(self, key: str, node: str, now: float, *, despite_soft_pins: bool = False) -> bool:
-        """Whether a node may evict a key: it has it, nobody reads it, it is not pinned, no chain goes on from it; and if it
-        is of a group, the same is true of all of it."""
+        """Whether a node may evict a key: it has it, nobody reads or copies it, it is not pinned, no chain goes on from it;
+        and if it is of a group, the same is true of all of it."""
         entry = self.readable(key)
         if entry is None or node not in entry.replicas or not _is_free(entry, now, despite_soft_pins):
             return False
@@ -226,6 +230,6 @@ class ObjectIndex:
 
 
 def _is_free(entry: PoolObject, now: float, despite_soft_pins: bool) -> bool:
-    if entry.lease_until > now:
+    if entry.lease_until > now or entry.copies_under_way:
         return False
     return not entry.pin_until or (despite_soft_pins and entry.pin_until != HARD)

@@ -49,6 +49,8 @@ class NodeSpace:
         self.write: SegmentDescriptor = offer.write
         self.eviction = eviction
         self.state = NodeState.FENCING
+        self.draining = False
+        """It takes no new objects."""
         self.round = 0
         """The newest fence the node was asked for."""
         self._fenced_round = -1
@@ -80,6 +82,11 @@ class NodeSpace:
     def writable(self) -> bool:
         """Puts can go there."""
         return self.ready and not self.fencing
+
+    @property
+    def accepts(self) -> bool:
+        """New objects can go there."""
+        return self.writable and not self.draining
 
     @property
     def needs_fence(self) -> bool:
@@ -143,7 +150,7 @@ class NodeSpace:
 
     def allocate(self, length: int, allocation_id: int) -> Extent | None:
         """Space for a new replica, or None."""
-        if not self.writable or not self._free_slots:
+        if not self.accepts or not self._free_slots:
             return None
         offset = self._allocator.allocate(length)
         if offset is None:

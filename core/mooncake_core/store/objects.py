@@ -37,6 +37,8 @@ class PoolObject(Struct, gc=False):
     """Its writer's deadline."""
     lease_until: float = 0.0
     used_at: float = 0.0
+    copies_under_way: int = 0
+    """Nodes that are copying it: so long it is not evicted."""
 
     def describe(self, now: float) -> CacheEntry:
         """For people."""

@@ -13,7 +13,7 @@ def in_order_of_choice(nodes: Iterable[NodeSpace], preferred: Sequence[str]) -> 
     """Nodes as a put takes them: the preferred ones in their order, then those with the largest free share."""
     ranks = {name: rank for rank, name in reversed(list(enumerate(preferred)))}
     return sorted(
-        (node for node in nodes if node.writable),
+        (node for node in nodes if node.accepts),
         key=lambda node: (ranks.get(node.name, len(preferred)), -node.free_ratio(), node.name),
     )
 

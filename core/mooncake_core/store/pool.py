@@ -24,12 +24,24 @@ from mooncake_core.errors import (
     StaleAllocation,
 )
 from mooncake_core.store.catalogue import Catalogue
-from mooncake_core.store.events import Answer, Asked, BlocksRemoved, BlocksStored, Command, Event, Question, Tick
+from mooncake_core.store.events import (
+    Answer,
+    Asked,
+    BlocksRemoved,
+    BlocksStored,
+    Command,
+    Event,
+    NodeMarked,
+    ObjectsPulled,
+    Question,
+    Tick,
+)
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.layout import extent_bytes, header_bytes
 from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.objects import Counters, PoolObject
+from mooncake_core.store.operations import Operations
 from mooncake_core.store.pins import HARD, soft_until
 from mooncake_core.store.placement import in_order_of_choice, victims
 from mooncake_core.store.replicas import Replicas
@@ -39,7 +51,7 @@ from mooncake_core.store.sweeps import Sweeps
 from mooncake_core.store.tenants import Account, Tenants, prefix_of, qualified
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.inspection import CacheReport
-from mooncake_core.wire.messages.objects import RemoveMatching
+from mooncake_core.wire.messages.objects import Describe, ListKeys, ListTenants, Pin, RemoveMatching, SetQuota
 from mooncake_core.wire.messages.pool import (
     Commit,
     Exists,
@@ -57,6 +69,7 @@ from mooncake_core.wire.messages.pool import (
     RemoveAll,
     Removed,
 )
+from mooncake_core.wire.messages.tasks import DrainStatus
 
 MARGIN_S: Final = 1.0
 """Added to a reader's lease and a writer's deadline before their space is touched: clocks run at different speed, and a
@@ -119,6 +132,14 @@ class Pool:
         self._sweeps = Sweeps(self._remove_entry)
         self._writer_deadlines: list[tuple[float, int]] = []
         self._counters = Counters()
+        self._operations = Operations(
+            self._nodes,
+            self._index,
+            next_id=next_id,
+            drop_replica=self._drop_replica,
+            evict=self._evict,
+            high_watermark=settings.high_watermark,
+        )
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Takes notice of an event; says what is to be done."""
@@ -127,9 +148,12 @@ class Pool:
                 commands: list[Command] = list(self._asked(token, message, now))
             case Tick():
                 commands = [*self._sweeps.go_on(now), *self._roster.retry(now)]
+            case ObjectsPulled() | NodeMarked():
+                commands = []
             case _:
                 commands = self._roster.handle(event, now)
         self._expire(now)
+        commands += self._operations.after(event, now)
         commands += self._roster.requests(now)
         return [*self._changes(), *commands]
 
@@ -139,7 +163,8 @@ class Pool:
             return 0.0
         writer = self._writer_deadlines[0][0] if self._writer_deadlines else None
         nodes = min(self._roster.deadlines(), default=None)
-        return min((deadline for deadline in (writer, nodes) if deadline is not None), default=None)
+        operations = self._operations.next_deadline()
+        return min((deadline for deadline in (writer, nodes, operations) if deadline is not None), default=None)
 
     def usage(self, name: str) -> tuple[int, int, int, str]:
         """(capacity, used bytes, objects, state) of a node."""
@@ -147,6 +172,10 @@ class Pool:
         if node is None:
             return 0, 0, 0, "unknown"
         return node.offer.capacity_bytes, node.used_bytes, len(node.taken), node.state.value
+
+    def drain_of(self, name: str) -> DrainStatus | None:
+        """How far a node's draining is; None where it does not drain."""
+        return self._operations.drain_of(name)
 
     def report(self, now: float, *, prefix: str = "", limit: int = 0) -> CacheReport:
         """The pool in numbers, and some of its objects. Prompt token counts are left to the caller."""
@@ -201,8 +230,10 @@ class Pool:
                 return Removed(refusals=[self._remove(key, force, now) for key in self._keys(tenant, keys)])
             case RemoveAll() | RemoveMatching():
                 raise AssertionError("these are answered by a sweep")
-            case _:
+            case Describe() | ListKeys() | Pin() | SetQuota() | ListTenants():
                 return self._catalogue.answer(message, now)
+            case _:
+                return self._operations.answer(message, now)
 
     def _keys(self, tenant: str, keys: Sequence[str]) -> Sequence[str]:
         """A tenant's keys as they stand in the index.
@@ -434,7 +465,7 @@ class Pool:
     def _remove_entry(self, entry: PoolObject, force: bool, now: float) -> str:
         if not entry.replicas:  # it went since it was found
             return ObjectNotFound.code
-        if entry.lease_until > now and not force:
+        if (entry.lease_until > now or entry.copies_under_way) and not force:
             return ObjectLeased.code
         self._drop(entry, now)
         return ""

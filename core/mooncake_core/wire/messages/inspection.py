@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from mooncake_core.wire.messages.membership import InstanceLoad
 from mooncake_core.wire.messages.objects import TenantUsage
+from mooncake_core.wire.messages.tasks import DrainStatus
 
 
 class GetStatus(Struct, frozen=True, tag=True, kw_only=True):
@@ -31,6 +32,8 @@ class MemberStatus(Struct, frozen=True, kw_only=True):
     """The instance whose local node this is."""
     model: str = ""
     load: InstanceLoad | None = None
+    drain: DrainStatus | None = None
+    """Of a node that is being drained: how far that is."""
 
 
 class Status(Struct, frozen=True, tag=True, kw_only=True):
