@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
-from mooncake_core.store.allocator import Allocator
+from mooncake_core.store.allocator import Allocator, coalesced
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.wire.messages.membership import SegmentOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
@@ -68,6 +68,10 @@ class NodeSpace:
         self._leaving_bytes = 0
         self._allocator = Allocator(offer.data_offset, 0)
         self._free_slots: list[int] = []
+        self._adopted: list[Extent] = []
+        """Of the part of the report that is being read."""
+        self._reported: list[tuple[int, int]] = []
+        """(offset, length) of what earlier parts told."""
 
     @property
     def ready(self) -> bool:
@@ -124,16 +128,19 @@ class NodeSpace:
         for extent in unfenced:
             self._clear(extent)
 
+    def end_part(self, next_cursor: int) -> None:
+        """The report has told all about the slots up to this one; that takes its time here, so that `open` takes little."""
+        slots = {extent.slot for extent in self._adopted}
+        self._free_slots.extend(slot for slot in range(self.cursor, next_cursor) if slot not in slots)
+        self._reported += coalesced((extent.offset, extent.length) for extent in self._adopted)
+        self._adopted.clear()
+        self.cursor = next_cursor
+
     def open(self) -> None:
         """The report is complete: what it did not name is free."""
-        extents = self._extents()
-        self._allocator = Allocator(
-            self.offer.data_offset,
-            self.offer.capacity_bytes,
-            ((extent.offset, extent.length) for extent in extents),
-        )
-        slots = {extent.slot for extent in extents}
-        self._free_slots = [slot for slot in reversed(range(self.offer.num_slots)) if slot not in slots]
+        self._allocator = Allocator(self.offer.data_offset, self.offer.capacity_bytes, self._reported)
+        self._reported = []
+        self._free_slots.reverse()
         self.state = NodeState.READY
 
     def adopt(self, extent: Extent) -> bool:
@@ -146,6 +153,7 @@ class NodeSpace:
         )
         if fits:
             self.taken[extent.slot] = extent
+            self._adopted.append(extent)
         return fits
 
     def allocate(self, length: int, allocation_id: int) -> Extent | None:

@@ -22,7 +22,8 @@ class MemberStatus(Struct, frozen=True, kw_only=True):
     control_address: str
     pid: int
     state: str
-    """joining (block report under way), ready, or draining (it finishes what it runs, and leaves)."""
+    """joining (block report under way), ready, or draining (it finishes what it runs, and leaves). Of a node that is being
+    drained: draining, stuck or drained."""
     last_heard_s: float
     """Seconds since its last sign of life."""
     capacity_bytes: int = 0

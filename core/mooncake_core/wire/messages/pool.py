@@ -195,7 +195,7 @@ class Fenced(Struct, frozen=True, tag=True, kw_only=True):
     write: SegmentDescriptor
 
 
-class StoredObject(Struct, frozen=True, kw_only=True):
+class StoredObject(Struct, frozen=True, kw_only=True, gc=False):
     """An object as the node's directory has it."""
 
     key: str
