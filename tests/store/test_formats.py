@@ -1,6 +1,6 @@
 """What earlier versions wrote is read. Bytes here are never changed: a new version adds its own.
 
-See docs/decisions/0013-formats-carry-versions.md.
+See docs/decisions/0015-formats-carry-versions.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The target pulls: it is given space, reads the object from the source into it, checks it, commits it in its own directory,
 and says so; only then does the master know the replica, and a move's source goes. So whoever dies in between, what was
 there before is there still. Space of a pull that came to nothing is cleared like any other, and a node clears a slot only
-when no pull writes there any more: see docs/decisions/0011.
+when no pull writes there any more: see docs/decisions/0013.
 """
 
 from __future__ import annotations
