@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from mooncake_cli.commands import admin_copy, admin_drain, admin_evict, admin_tasks
+from mooncake_cli.commands import admin_copy, admin_drain, admin_evict, admin_pin, admin_tasks
 
 
-@click.group("admin", help="Drain nodes, copy and evict objects: what an operator changes in a running pool.")
+@click.group("admin", help="Drain nodes, copy, evict and pin objects: what an operator changes in a running pool.")
 def command() -> None:
     """The group."""
 
@@ -18,6 +18,8 @@ for subcommand in (
     admin_copy.copy,
     admin_copy.replicate,
     admin_evict.command,
+    admin_pin.pin,
+    admin_pin.unpin,
     admin_tasks.command,
 ):
     command.add_command(subcommand)

@@ -8,7 +8,7 @@ import click
 
 from mooncake_cli import console, exits
 from mooncake_cli.commands.admin_tasks import print_tasks, wait_for
-from mooncake_cli.options import ask, cluster_options, json_option
+from mooncake_cli.options import ask, cluster_options, json_option, tenant_option
 
 if TYPE_CHECKING:
     from mooncake_core.wire.messages.tasks import StartedTask
@@ -22,12 +22,15 @@ wait_option = click.option("--wait", is_flag=True, help="Wait until all have end
 @click.option("--from", "source", default="", metavar="NODE", help="Where they are; any node that has them by default.")
 @click.option("--move", is_flag=True, help="They are to be at the source no more.")
 @wait_option
+@tenant_option
 @cluster_options
 @json_option
-def copy(keys: tuple[str, ...], target: str, source: str, move: bool, wait: bool, as_json: bool, **where: Any) -> int:
+def copy(
+    keys: tuple[str, ...], target: str, source: str, move: bool, wait: bool, tenant: str, as_json: bool, **where: Any
+) -> int:
     from mooncake_core.wire.messages.tasks import CopyObjects, TasksStarted
 
-    message = CopyObjects(keys=list(keys), target=target, source=source, move=move)
+    message = CopyObjects(keys=list(keys), target=target, source=source, move=move, tenant=tenant)
     return _report(ask(message, TasksStarted, **where).tasks, wait, as_json, where)
 
 
@@ -36,15 +39,18 @@ def copy(keys: tuple[str, ...], target: str, source: str, move: bool, wait: bool
 @click.option("--prefix", default="", help="All objects whose key begins so.")
 @click.option("-n", "--replicas", required=True, type=click.IntRange(1), help="So many replicas.")
 @wait_option
+@tenant_option
 @cluster_options
 @json_option
-def replicate(keys: tuple[str, ...], prefix: str, replicas: int, wait: bool, as_json: bool, **where: Any) -> int:
+def replicate(
+    keys: tuple[str, ...], prefix: str, replicas: int, wait: bool, tenant: str, as_json: bool, **where: Any
+) -> int:
     from mooncake_core.errors import UsageError
     from mooncake_core.wire.messages.tasks import ReplicateObjects, TasksStarted
 
     if not keys and not prefix:
         raise UsageError("which objects? give their keys, or --prefix")
-    message = ReplicateObjects(keys=list(keys), prefix=prefix, replicas=replicas)
+    message = ReplicateObjects(keys=list(keys), prefix=prefix, replicas=replicas, tenant=tenant)
     return _report(ask(message, TasksStarted, **where).tasks, wait, as_json, where)
 
 

@@ -21,7 +21,7 @@ POLL_S: Final = 0.25
     "drain", help="Move everything off a node, and give it nothing new. Exit code 1 while something is left."
 )
 @click.argument("node")
-@click.option("--force", is_flag=True, help="Drop what fits on no other node.")
+@click.option("--force", is_flag=True, help="Drop what fits on no other node, pinned objects too.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it is drained, or stuck.")
 @click.option("--timeout", default="10m", show_default=True, type=DURATION, help="Wait at most so long.")
 @cluster_options

@@ -89,6 +89,12 @@ def test_objects_are_copied_drained_and_survive_the_stop_of_their_node(cluster: 
     wait_for(lambda: not alive(pid))
     assert asyncio.run(exchange(address, put=False)) == VALUES
 
+    pinned = cluster.command("admin", "pin", KEYS[0], "none")
+    assert (pinned.returncode, pinned.stdout, pinned.stderr) == (
+        1,
+        "1 objects pinned\n",
+        "error: none: object_not_found\n",
+    )
     evicted = cluster.command("admin", "evict", "node-2", "--json")
     assert evicted.returncode == 0, evicted.stderr
     report = cluster.cache()
