@@ -125,6 +125,14 @@ class ObjectIndex:
             self._forget(entry)
         return extent
 
+    def copy_begins(self, entry: PoolObject) -> None:
+        """A node copies an object from another one: until that ends it stays."""
+        entry.copies_under_way += 1
+
+    def copy_ends(self, entry: PoolObject) -> None:
+        """The copy is there, or will not be; the object may have gone, by force."""
+        entry.copies_under_way -= 1
+
     def drop_node(self, name: str) -> None:
         """A node is gone with all it had."""
         unnamed = [entry for entry in self._writing.values() if self._by_key.get(entry.key) is not entry]
