@@ -229,13 +229,20 @@ def test_a_gateway_that_listens_everywhere_is_found_by_master_and_commands(tmp_p
 
 
 def test_a_pool_that_is_used_up_only_means_less_cache(tmp_path: Path) -> None:
-    cluster = Cluster(MOCK, tmp_path, "prefill.0.local_node.capacity=64KiB")
+    cluster = Cluster(
+        MOCK, tmp_path, "prefill.0.local_node.capacity=64KiB", "pool.eviction=s3-fifo", "pool.placement=local-first"
+    )
     try:
         for number in range(30):
             cluster.complete([2 + (number * 7 + index) % 500 for index in range(300)])
         report = cluster.cache()
         assert report.refused_puts > 0
         assert report.evicted > 0
+        assert report.evicted_bytes > report.evicted
+        assert report.eviction_rounds > 0
         assert report.problems == []
+        shown = cluster.command("inspect", "cache").stdout
+        assert f"evicted\t{report.evicted} (" in shown
+        assert "eviction stalled\t" in shown
     finally:
         cluster.stop()

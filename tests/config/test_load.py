@@ -100,7 +100,8 @@ pool: {eviction: lruu}
         "c.yaml:4:36: transfer.conections: unknown key; did you mean connections?",
         "c.yaml:5:16: master.host: expected a loopback address, got 10.0.0.1: others can reach it, so give auth.key_file "
         "(`mooncake auth init` writes a key), or say insecure: true",
-        "c.yaml:6:18: pool.eviction: expected an installed eviction (lru), got lruu; did you mean lru?",
+        "c.yaml:6:18: pool.eviction: expected an installed eviction (length-aware, lfu, lru, s3-fifo, sieve), got lruu; did you "
+        "mean lru?",
         '--set scheduler.seed=y: scheduler.seed: expected a whole number, got "y"',
         "--set scheduler.policy=x: scheduler.policy: expected an installed policy (kvcache-centric, least-loaded), got x",
     ]

@@ -10,7 +10,8 @@ from typing import Any
 from msgspec import structs
 
 from mooncake_core.store import events as p
-from mooncake_core.store.eviction import LRU
+from mooncake_core.store.eviction import Eviction
+from mooncake_core.store.evictions import LRU
 from mooncake_core.store.layout import SLOT_BYTES
 from mooncake_core.store.pool import Pool, PoolSettings
 from mooncake_core.wire.messages.membership import SegmentOffer
@@ -97,8 +98,9 @@ class NodeModel:
 class Harness:
     """A pool, its nodes, and a driver that can lose what nodes answer."""
 
-    def __init__(self, settings_: PoolSettings = SETTINGS) -> None:
+    def __init__(self, settings_: PoolSettings = SETTINGS, policy: type[Eviction] = LRU) -> None:
         self.settings = settings_
+        self.policy = policy
         self.now = 100.0
         self.nodes: dict[str, NodeModel] = {}
         self.incarnations = itertools.count(1)
@@ -114,7 +116,7 @@ class Harness:
     def restart(self) -> None:
         """A new master of a higher term, that knows nothing."""
         self.term = next(self.terms)
-        self.pool = Pool(self.settings, term=self.term, next_id=lambda: next(self.ids), eviction=LRU)
+        self.pool = Pool(self.settings, term=self.term, next_id=lambda: next(self.ids), eviction=self.policy)
         self.index = {}
         self.unanswered.clear()
         for node in self.nodes.values():

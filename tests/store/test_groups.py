@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from mooncake_core.store import events as p
+from mooncake_core.store.objects import PoolObject
+from mooncake_core.store.pool import Pool
 from mooncake_core.wire.messages.pool import Remove
-from tests.store.pool_harness import Harness
+from tests.store.pool_harness import Harness, NodeModel
 
 BLOCK = 64 * 4
+
+
+class CountedGroups:
+    """How often a pool goes through all of a group to see whether it may go."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.looks = 0
+        self._goes_on = pool._index._goes_on
+        pool._index._goes_on = self.goes_on  # type: ignore[method-assign]
+
+    def goes_on(self, members: Mapping[str, PoolObject]) -> bool:
+        self.looks += 1
+        return self._goes_on(members)
 
 
 @pytest.fixture
@@ -117,3 +134,39 @@ def test_objects_of_a_group_lie_on_one_node_where_that_is_asked_for() -> None:
     harness.store("g0", BLOCK, group="g", preferred="c")
     grants = [harness.store(f"g{number}", BLOCK, group="g", same_node=True) for number in range(1, 5)]
     assert {grant.placements[0].node for grant in grants} == {"c"}
+
+
+@pytest.mark.parametrize("how", ["removed", "unpinned", "one of two children"])
+def test_a_group_goes_when_what_held_it_has_gone(harness: Harness, how: str) -> None:
+    for number in range(3):
+        harness.store(f"g{number}", BLOCK, group="g", parent="g1" if number == 2 else "")
+    if how == "one of two children":
+        harness.store("child", BLOCK, parent="g1", hard_pin=True)
+    else:
+        harness.pin("g1", hard=True)
+    harness.now += 60
+    harness.put("large", 64 * 50)
+    assert group_is_there(harness) == [True] * 3
+    if how == "unpinned":
+        harness.pin("g1")
+    else:
+        harness.ask(Remove(keys=["child" if how == "one of two children" else "g1"]))
+    assert harness.pool.check() == []
+    harness.put("large", 64 * 50)
+    assert group_is_there(harness) == [False] * 3
+
+
+def test_a_group_that_may_not_go_is_looked_at_once() -> None:
+    harness = Harness()
+    node = NodeModel("a", next(harness.incarnations), capacity=128 * 1000, num_slots=2000)
+    harness.nodes["a"] = node
+    harness.feed(p.NodeJoined("a", node.incarnation, node.offer()))
+    harness.answer_all()
+    for number in range(500):
+        harness.store(f"g{number}", group="g")
+    harness.get("g7")
+    counted = CountedGroups(harness.pool)
+    harness.put("large", 128 * 600)
+    assert counted.looks == 1
+    harness.put("large", 128 * 600)
+    assert counted.looks == 1

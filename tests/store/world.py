@@ -13,7 +13,7 @@ from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.store import events as p
 from mooncake_core.store.checksums import Choice
 from mooncake_core.store.client import PutObject, StoreClient
-from mooncake_core.store.eviction import LRU
+from mooncake_core.store.evictions import LRU
 from mooncake_core.store.layout import Slot
 from mooncake_core.store.node import Node
 from mooncake_core.store.pool import Pool, PoolSettings

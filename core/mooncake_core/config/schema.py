@@ -132,12 +132,15 @@ class PoolConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """How long a located object is neither evicted nor overwritten."""
     writer_deadline: Duration = 30.0
     """A put that has not ended after so long is reclaimed, and its writer shut out (puts under way at its nodes fail)."""
+    placement: Literal["free-ratio-first", "random", "local-first"] = "free-ratio-first"
+    """Where a block goes that finds no room on the writer's local node, and where its further copies go, on different hosts if
+    there are: to the node with the largest free share, to any, or to one of the writer's host first."""
     eviction: str = "lru"
-    """Eviction policy plugin."""
+    """Eviction policy plugin: lru, lfu, length-aware, s3-fifo, sieve."""
     high_watermark: Annotated[float, Meta(gt=0, le=1)] = 0.95
     """Eviction starts when a segment is fuller than this."""
     low_watermark: Annotated[float, Meta(ge=0, le=1)] = 0.85
-    """Eviction goes on until a segment is emptier than this."""
+    """Eviction goes on until a segment is emptier than this. What is read, or has a chain go on from it, stays."""
     checksum: Literal["auto", "on", "off"] = "auto"
     """Verify each block's checksum on get. auto: when it came over a network (tcp), not from memory of the same host (shm)."""
     tenants: dict[Name, PoolTenantConfig] = {}

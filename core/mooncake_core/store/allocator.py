@@ -1,9 +1,14 @@
-"""Space within a segment: best fit, neighbours coalesced. Pure."""
+"""Space within a segment: best fit, neighbours coalesced. Pure.
+
+Free extents are kept by their exact length, so that the objects of a model, all of one size, take and leave the same places.
+What an operation costs does not depend on how many extents there are; what is taken costs no memory.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable
+
+from mooncake_core.store.lengths import Lengths
 
 
 class Allocator:
@@ -20,7 +25,9 @@ class Allocator:
         self.free_bytes = 0
         self._length_at: dict[int, int] = {}
         self._start_of_end: dict[int, int] = {}
-        self._by_length: list[tuple[int, int]] = []
+        self._starts: dict[int, dict[int, None]] = {}
+        """Length → where free extents of that length start."""
+        self._lengths = Lengths(capacity + 1)
         cursor = start
         for offset, length in sorted(taken):
             if offset < cursor or offset + length > start + capacity:
@@ -36,15 +43,18 @@ class Allocator:
     @property
     def largest_free(self) -> int:
         """Length of the longest free extent."""
-        return self._by_length[-1][0] if self._by_length else 0
+        return self._lengths.largest() or 0
 
     def allocate(self, length: int) -> int | None:
         """The offset of a new extent, from the smallest free one it fits in; None where none does."""
-        index = bisect_left(self._by_length, (length, -1))
-        if length <= 0 or index == len(self._by_length):
+        found = self._lengths.at_least(length) if length > 0 else None
+        if found is None:
             return None
-        found, offset = self._by_length[index]
-        self._remove(offset, found)
+        starts = self._starts[found]
+        offset, _ = starts.popitem()
+        if not starts:
+            self._forget_length(found)
+        self._forget_extent(offset, found)
         self._insert(offset + length, found - length)
         return offset
 
@@ -62,14 +72,29 @@ class Allocator:
         self._insert(offset, length)
 
     def _insert(self, offset: int, length: int) -> None:
-        if length:
-            self._length_at[offset] = length
-            self._start_of_end[offset + length] = offset
-            insort(self._by_length, (length, offset))
-            self.free_bytes += length
+        if not length:
+            return
+        self._length_at[offset] = length
+        self._start_of_end[offset + length] = offset
+        self.free_bytes += length
+        starts = self._starts.get(length)
+        if starts is None:
+            starts = self._starts[length] = {}
+            self._lengths.add(length)
+        starts[offset] = None
 
     def _remove(self, offset: int, length: int) -> None:
+        starts = self._starts[length]
+        del starts[offset]
+        if not starts:
+            self._forget_length(length)
+        self._forget_extent(offset, length)
+
+    def _forget_extent(self, offset: int, length: int) -> None:
         del self._length_at[offset]
         del self._start_of_end[offset + length]
-        del self._by_length[bisect_left(self._by_length, (length, offset))]
         self.free_bytes -= length
+
+    def _forget_length(self, length: int) -> None:
+        del self._starts[length]
+        self._lengths.remove(length)

@@ -144,4 +144,22 @@ class BlocksRemoved:
     keys: Sequence[str]
 
 
-Command = Answer | FenceNode | AskReport | ClearNodeSlots | BlocksStored | BlocksRemoved
+@dataclass(frozen=True, slots=True)
+class EvictionStalled:
+    """Tell people: objects take more of a node than they should, and none may go."""
+
+    node: str
+    live_bytes: int
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionGoesOn:
+    """Tell people: a node has room again, or can make some."""
+
+    node: str
+
+
+Command = (
+    Answer | FenceNode | AskReport | ClearNodeSlots | BlocksStored | BlocksRemoved | EvictionStalled | EvictionGoesOn
+)

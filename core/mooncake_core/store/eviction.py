@@ -1,47 +1,30 @@
-"""Which objects a node gives up first. Pure; a policy is one class (entry point `mooncake.evictions`)."""
+"""Which objects a node gives up first: the contract of an eviction policy. Pure; a policy is one class (entry point
+`mooncake.evictions`), made once per node.
+
+The policy ranks, the pool decides: what a policy names may be under lease or pinned, or its chain may go on. Then the pool
+keeps it in mind and evicts it as soon as it may (eviction_order.py), so no policy needs to look twice.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Iterator
 
 
 class Eviction(ABC):
-    """Ranks the objects of one node. The pool skips those it may not take: leased ones, and blocks whose chain goes on."""
+    """Ranks the objects of one node. Calls take O(log n) at most, over many of them."""
 
     @abstractmethod
-    def added(self, key: str) -> None:
-        """The node has a new object."""
+    def added(self, key: str, *, size_bytes: int, position: int) -> None:
+        """The node has a new object. `position`: how many objects of its chain come before it."""
 
     @abstractmethod
     def touched(self, key: str) -> None:
-        """An object was read."""
+        """An object of the node was read. One that was named is ranked anew, and may be named again."""
 
     @abstractmethod
     def removed(self, key: str) -> None:
-        """An object is gone."""
+        """An object of the node is gone: evicted if it was named, else removed."""
 
     @abstractmethod
-    def candidates(self) -> Iterator[str]:
-        """Objects, the one to go first first. The pool may remove the current one and earlier ones while it iterates."""
-
-
-class LRU(Eviction):
-    """The least recently used first. Of objects touched together, the pool names the tail of a chain first."""
-
-    def __init__(self) -> None:
-        self._order: OrderedDict[str, None] = OrderedDict()
-
-    def added(self, key: str) -> None:
-        self._order[key] = None
-
-    def touched(self, key: str) -> None:
-        if key in self._order:
-            self._order.move_to_end(key)
-
-    def removed(self, key: str) -> None:
-        self._order.pop(key, None)
-
-    def candidates(self) -> Iterator[str]:
-        return iter(list(self._order))
+    def name_next(self) -> str | None:
+        """Names the object that is to go first, and none twice, unless it was touched in between. None: all are named."""

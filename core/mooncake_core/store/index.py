@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import Changes, PoolObject, check
@@ -22,8 +23,8 @@ class ObjectIndex:
         self._children: dict[str, int] = {}
         self._groups: dict[str, dict[str, PoolObject]] = {}
         """Group → its objects that can be read, by key."""
-        self._stuck_groups: set[tuple[str, bool]] = set()
-        """Groups that were found not to go, with or without soft pins, since changes were last taken."""
+        self._held_groups: dict[str, float] = {}
+        """Group → until when it must stay, as it was found since changes were last taken."""
         self._pins = Pins()
         self._changes = Changes()
 
@@ -72,6 +73,7 @@ class ObjectIndex:
 
     def begin(self, entry: PoolObject) -> None:
         """An object is going to be written; of a key that can be read already it becomes the successor."""
+        entry.position = self._position_after(entry.parent)
         named = self._replacing if entry.key in self._by_key else self._by_key
         named[entry.key] = entry
         self._writing[entry.allocation_id] = entry
@@ -87,6 +89,7 @@ class ObjectIndex:
         """From now on the object can be read, and evicted. One that it replaces must be gone."""
         if self._writing.pop(entry.allocation_id, None) is None:  # a node has reported it
             entry.account.used_bytes += entry.replicas.num_bytes
+            entry.position = self._position_after(entry.parent)
             if (writing := self._by_key.get(entry.key)) is not None:
                 self._replacing[entry.key] = writing
         self._by_key[entry.key] = entry
@@ -128,14 +131,25 @@ class ObjectIndex:
             if name in entry.replicas:
                 self.drop_replica(entry, name)
 
+    def held_until(self, key: str) -> float:
+        """Until when a ranked object is not evicted: to the end of its lease; for ever while a chain goes on from it; and if it
+        is of a group, as long as one of the group must stay."""
+        entry = self._by_key[key]
+        if entry.group:
+            return self._group_held_until(entry.group)
+        return math.inf if key in self._children else entry.lease_until
+
     def pin(self, entry: PoolObject, until: float) -> None:
         """Gives a readable object this pin (see pins.py). What is pinned is not ranked by the nodes' eviction policies."""
         was_pinned = bool(entry.pin_until)
         self._pins.set(entry, until)
         if was_pinned != bool(until):
             for name in entry.replicas:
-                ranks = self._nodes[name].eviction
-                ranks.removed(entry.key) if until else ranks.added(entry.key)
+                if until:
+                    self._nodes[name].eviction.removed(entry.key)
+                else:
+                    self._rank(entry, name)
+            self._release_group(entry.group)
 
     def end_pins(self, now: float) -> None:
         """Takes the soft pins off that have ended."""
@@ -146,21 +160,23 @@ class ObjectIndex:
         """Of a node, the one whose pin ends first first."""
         return self._pins.soft(node)
 
-    def may_go(self, key: str, node: str, now: float, *, despite_soft_pins: bool = False) -> bool:
-        """Whether a node may evict a key: it has it, nobody reads it, it is not pinned, no chain goes on from it; and if it
-        is of a group, the same is true of all of it."""
-        entry = self.readable(key)
-        if entry is None or node not in entry.replicas or not _is_free(entry, now, despite_soft_pins):
+    def may_go_despite_pin(self, entry: PoolObject, node: str, now: float) -> bool:
+        """Whether a node may evict what is softly pinned: it has it, nobody reads it, and no chain goes on from it; and if it
+        is of a group, the same is true of all of it, and none is hard-pinned."""
+        if node not in entry.replicas:
             return False
-        return self._group_may_go(entry.group, now, despite_soft_pins) if entry.group else key not in self._children
+        members = self._groups[entry.group] if entry.group else {entry.key: entry}
+        return not self._goes_on(members) and all(
+            member.lease_until <= now and member.pin_until != HARD for member in members.values()
+        )
 
     def goes_with(self, entry: PoolObject) -> list[PoolObject]:
-        """All that is evicted when this object is: itself, or its group."""
-        return list(self._groups[entry.group].values()) if entry.group else [entry]
+        """All that is evicted when this object is: itself, or its group, the latest first."""
+        return list(reversed(self._groups[entry.group].values())) if entry.group else [entry]
 
     def take_changes(self) -> Changes:
         """What changed since the last call."""
-        self._stuck_groups.clear()
+        self._held_groups.clear()
         changes, self._changes = self._changes, Changes()
         return changes
 
@@ -173,25 +189,29 @@ class ObjectIndex:
         grouped = {entry.allocation_id for entry in self.all_readable() if entry.group}
         if grouped != {entry.allocation_id for group in self._groups.values() for entry in group.values()}:
             problems.append("the groups are not those of the objects")
+        for node in self._nodes.values():
+            problems += [
+                f"{node.name} does not know that {key} may go" for key in node.eviction.forgotten(self.held_until)
+            ]
         return problems
 
-    def _group_may_go(self, group: str, now: float, despite_soft_pins: bool) -> bool:
-        """Not if a chain goes on from one of its objects to one outside of it."""
-        if (group, despite_soft_pins) in self._stuck_groups:
-            return False
-        members = self._groups[group]
+    def _group_held_until(self, group: str) -> float:
+        until = self._held_groups.get(group)
+        if until is None:
+            members = self._groups[group]
+            stays = any(entry.pin_until for entry in members.values()) or self._goes_on(members)
+            until = math.inf if stays else max(entry.lease_until for entry in members.values())
+            self._held_groups[group] = until
+        return until
+
+    def _goes_on(self, members: Mapping[str, PoolObject]) -> bool:
+        """Whether a chain goes on from one of these objects to one that is none of them."""
         inside = Counter(entry.parent for entry in members.values())
-        goes = all(
-            _is_free(entry, now, despite_soft_pins) and self._children.get(key, 0) == inside[key]
-            for key, entry in members.items()
-        )
-        if not goes:
-            self._stuck_groups.add((group, despite_soft_pins))
-        return goes
+        return any(self._children.get(key, 0) != inside[key] for key in members)
 
     def _shown(self, entry: PoolObject, name: str) -> None:
         if not entry.pin_until:
-            self._nodes[name].eviction.added(entry.key)
+            self._rank(entry, name)
         self._changes.stored.setdefault(name, []).append(entry.key)
 
     def _forget(self, entry: PoolObject) -> None:
@@ -209,6 +229,35 @@ class ObjectIndex:
             self._children[entry.parent] -= 1
             if not self._children[entry.parent]:
                 del self._children[entry.parent]
+            self._lost_child(entry)
+
+    def _lost_child(self, child: PoolObject) -> None:
+        """That it was there may have held the object before it."""
+        parent = self.readable(child.parent)
+        if parent is None:
+            return
+        if not parent.group and parent.key not in self._children:
+            self._release([parent])
+        elif parent.group and parent.group != child.group:
+            self._release_group(parent.group)
+
+    def _release_group(self, group: str) -> None:
+        """What held a group does so no more."""
+        self._held_groups.pop(group, None)
+        self._release(self.group(group).values())
+
+    def _release(self, entries: Iterable[PoolObject]) -> None:
+        for entry in entries:
+            for name in entry.replicas:
+                self._nodes[name].eviction.released(entry.key)
+
+    def _rank(self, entry: PoolObject, name: str) -> None:
+        self._nodes[name].eviction.added(entry.key, size_bytes=entry.size_bytes, position=entry.position)
+
+    def _position_after(self, parent: str) -> int:
+        """In a chain; 1 where something comes before it that is not known."""
+        entry = self._by_key.get(parent)
+        return entry.position + 1 if entry is not None else int(bool(parent))
 
     def _unname(self, entry: PoolObject) -> None:
         """The key is not this object's any more: it is that of its successor, if there is one, or free."""
@@ -223,9 +272,6 @@ class ObjectIndex:
         del members[entry.key]
         if not members:
             del self._groups[entry.group]
-
-
-def _is_free(entry: PoolObject, now: float, despite_soft_pins: bool) -> bool:
-    if entry.lease_until > now:
-        return False
-    return not entry.pin_until or (despite_soft_pins and entry.pin_until != HARD)
+            self._held_groups.pop(entry.group, None)
+        elif entry.pin_until or entry.key in self._children:
+            self._release_group(entry.group)

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from mooncake_core.store.allocator import Allocator
 from mooncake_core.store.eviction import Eviction
+from mooncake_core.store.eviction_order import EvictionOrder
 from mooncake_core.wire.messages.membership import SegmentOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.messages.pool import SlotClearing
@@ -47,7 +48,7 @@ class NodeSpace:
         self.incarnation = incarnation
         self.offer = offer
         self.write: SegmentDescriptor = offer.write
-        self.eviction = eviction
+        self.eviction = EvictionOrder(eviction)
         self.state = NodeState.FENCING
         self.round = 0
         """The newest fence the node was asked for."""
@@ -66,6 +67,11 @@ class NodeSpace:
         self._leaving_bytes = 0
         self._allocator = Allocator(offer.data_offset, 0)
         self._free_slots: list[int] = []
+
+    @property
+    def host(self) -> str:
+        """Where its memory is."""
+        return self.offer.read.host_id
 
     @property
     def ready(self) -> bool:
@@ -104,6 +110,11 @@ class NodeSpace:
     def quarantined_bytes(self) -> int:
         """Space on its way to being free."""
         return self._leaving_bytes
+
+    @property
+    def spare_slots(self) -> int:
+        """Slots without an object; some of them may not be free yet."""
+        return self.offer.num_slots - len(self.taken)
 
     def free_ratio(self) -> float:
         """Free share of the segment."""

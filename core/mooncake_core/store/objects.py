@@ -37,6 +37,8 @@ class PoolObject(Struct, gc=False):
     """Its writer's deadline."""
     lease_until: float = 0.0
     used_at: float = 0.0
+    position: int = 0
+    """How many objects of its chain come before it, as far as they were known."""
 
     def describe(self, now: float) -> CacheEntry:
         """For people."""
@@ -63,6 +65,9 @@ class Counters:
     hits: int = 0
     misses: int = 0
     evicted: int = 0
+    evicted_bytes: int = 0
+    eviction_rounds: int = 0
+    stalled_rounds: int = 0
 
 
 @dataclass(slots=True)

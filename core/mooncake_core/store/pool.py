@@ -25,13 +25,14 @@ from mooncake_core.errors import (
 )
 from mooncake_core.store.catalogue import Catalogue
 from mooncake_core.store.events import Answer, Asked, BlocksRemoved, BlocksStored, Command, Event, Question, Tick
+from mooncake_core.store.evicting import Evicting
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.layout import extent_bytes, header_bytes
 from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.objects import Counters, PoolObject
 from mooncake_core.store.pins import HARD, soft_until
-from mooncake_core.store.placement import in_order_of_choice, victims
+from mooncake_core.store.placement import Placing, Strategy, free_ratio_first
 from mooncake_core.store.replicas import Replicas
 from mooncake_core.store.roster import Roster
 from mooncake_core.store.scans import Scan, selector
@@ -83,11 +84,9 @@ class _Batch:
 
     message: PutStart
     account: Account
-    preferred: list[str]
+    placing: Placing
     soft_pin_until: float | None
     """None: not said."""
-    wanting: dict[str, int] = field(default_factory=dict)
-    """Node → bytes that were refused there."""
 
 
 class Pool:
@@ -100,11 +99,13 @@ class Pool:
         term: int,
         next_id: Callable[[], int],
         eviction: Callable[[], Eviction],
+        placement: Strategy = free_ratio_first,
     ) -> None:
         """`next_id` gives numbers that no master of this cluster gave before; `eviction` makes a policy per node."""
         self._settings = settings
         self._term = term
         self._next_id = next_id
+        self._placement = placement
         self._nodes: dict[str, NodeSpace] = {}
         self._index = ObjectIndex(self._nodes)
         self._tenants = Tenants(settings.quotas)
@@ -119,6 +120,14 @@ class Pool:
         self._sweeps = Sweeps(self._remove_entry)
         self._writer_deadlines: list[tuple[float, int]] = []
         self._counters = Counters()
+        self._evicting = Evicting(
+            self._nodes,
+            self._index,
+            self._counters,
+            self._evict,
+            high_watermark=settings.high_watermark,
+            low_watermark=settings.low_watermark,
+        )
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Takes notice of an event; says what is to be done."""
@@ -127,11 +136,12 @@ class Pool:
                 commands: list[Command] = list(self._asked(token, message, now))
             case Tick():
                 commands = [*self._sweeps.go_on(now), *self._roster.retry(now)]
+                self._evicting.go_on(now)
             case _:
                 commands = self._roster.handle(event, now)
         self._expire(now)
         commands += self._roster.requests(now)
-        return [*self._changes(), *commands]
+        return [*self._changes(), *self._evicting.notices(), *commands]
 
     def next_deadline(self) -> float | None:
         """When time itself is the next event."""
@@ -139,7 +149,8 @@ class Pool:
             return 0.0
         writer = self._writer_deadlines[0][0] if self._writer_deadlines else None
         nodes = min(self._roster.deadlines(), default=None)
-        return min((deadline for deadline in (writer, nodes) if deadline is not None), default=None)
+        deadlines = (writer, nodes, self._evicting.next_deadline())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def usage(self, name: str) -> tuple[int, int, int, str]:
         """(capacity, used bytes, objects, state) of a node."""
@@ -165,6 +176,10 @@ class Pool:
             hits=counters.hits,
             misses=counters.misses,
             evicted=counters.evicted,
+            evicted_bytes=counters.evicted_bytes,
+            eviction_rounds=counters.eviction_rounds,
+            stalled_rounds=counters.stalled_rounds,
+            stalled_nodes=self._evicting.stalled_nodes(),
             prompt_tokens=0,
             cached_tokens=0,
             entries=[entry.describe(now) for entry in entries],
@@ -224,8 +239,8 @@ class Pool:
             for key, parent, wanted in zip(keys, parents, message.objects, strict=True)
         ]
         names = {placement.node for grant in grants for placement in grant.placements}
-        for name in names | batch.wanting.keys():
-            self._make_room(self._nodes[name], now, batch.wanting.get(name, 0))
+        for name in names | batch.placing.wanting.keys():
+            self._evicting.make_room(self._nodes[name], now, batch.placing.wanting.get(name, 0))
         refused = any(grant.refusal == NoSpace.code for grant in grants)
         retry_after_s = self._retry_after_s(now) if refused else None
         return PutStarted(
@@ -247,7 +262,8 @@ class Pool:
             raise InvalidRequest(f"expected at least 1 replica, got {message.replicas}", param="replicas")
         preferred = [name for name in (message.preferred_node, *message.preferred_nodes) if name]
         soft = None if message.soft_pin_s is None else soft_until(message.soft_pin_s, now)
-        return _Batch(message, self._tenants.account(message.tenant), preferred, soft)
+        account = self._tenants.account(message.tenant)
+        return _Batch(message, account, Placing(self._nodes, self._placement, preferred), soft)
 
     def _grant(self, key: str, parent: str, wanted: NewObject, batch: _Batch, now: float) -> Grant:
         old = self._index.get(key)
@@ -266,7 +282,7 @@ class Pool:
         replicas = self._place(length, allocation_id, group, batch)
         if not replicas:
             self._counters.refused_puts += 1
-            self._note_refused(length, batch)
+            batch.placing.note_refused(length, batch.message.replicas)
             return Grant(key=key, refusal=NoSpace.code)
         if parent and (before := self._index.get(parent)) is not None:
             parent = before.key  # the same string: a chain's keys are kept once
@@ -299,30 +315,12 @@ class Pool:
     def _place(self, length: int, allocation_id: int, group: str, batch: _Batch) -> Replicas:
         """Space on different nodes."""
         message = batch.message
-        replicas = Replicas()
-        preferred = batch.preferred
-        if message.same_node and group:
-            preferred = [*preferred, *(name for entry in self._index.group(group).values() for name in entry.replicas)]
-        for node in in_order_of_choice(self._nodes.values(), preferred):
-            if len(replicas) == message.replicas:
-                break
-            extent = node.allocate(length, allocation_id)
-            if extent is not None:
-                replicas[node.name] = extent
+        beside = self._index.group(group).values() if message.same_node and group else ()
+        names = [name for entry in beside for name in entry.replicas]
+        replicas = batch.placing.place(length, allocation_id, message.replicas, names)
         if message.same_node:
-            batch.preferred = [*batch.preferred, *(name for name in replicas if name not in batch.preferred)]
+            batch.placing.prefer(replicas)
         return replicas
-
-    def _note_refused(self, length: int, batch: _Batch) -> None:
-        """Adds to what nodes want room for: those that would take the object, were they not full."""
-        wanting = batch.wanting
-        fitting = (
-            node
-            for node in in_order_of_choice(self._nodes.values(), batch.preferred)
-            if wanting.get(node.name, 0) + length <= node.offer.capacity_bytes
-        )
-        for node, _ in zip(fitting, range(batch.message.replicas), strict=False):
-            wanting[node.name] = wanting.get(node.name, 0) + length
 
     def _retry_after_s(self, now: float) -> float | None:
         """When some space may be free that is on its way to it."""
@@ -463,30 +461,13 @@ class Pool:
         """A replica is gone; its space is used again once no lease covers it."""
         self._nodes[name].give_up(self._index.drop_replica(entry, name), entry.lease_until, now)
 
-    def _make_room(self, node: NodeSpace, now: float, refused_bytes: int) -> None:
-        """Evicts from above the high watermark to below the low one; and where a put was just refused, for want of
-        bytes, of slots, or of a long enough extent, at least as much as it wanted: the next one finds room."""
-        capacity = node.offer.capacity_bytes
-        if not refused_bytes and node.live_bytes <= self._settings.high_watermark * capacity:
-            return
-        target = min(self._settings.low_watermark * capacity, node.live_bytes - refused_bytes)
-        enough = min(self._settings.high_watermark * capacity, node.live_bytes - refused_bytes)
-        for entry in victims(node, self._index, now) if node.live_bytes > target else ():
-            self._evict(entry, node, now)
-            if node.live_bytes <= target:
-                return
-        for entry in self._index.softly_pinned(node.name) if node.live_bytes > enough else ():
-            if self._index.may_go(entry.key, node.name, now, despite_soft_pins=True):
-                self._evict(entry, node, now)
-            if node.live_bytes <= enough:
-                return
-
     def _evict(self, entry: PoolObject, node: NodeSpace, now: float) -> None:
         """From this node; a group goes as a whole, from all nodes."""
         for gone in self._index.goes_with(entry):
-            for name in list(gone.replicas) if entry.group else [node.name]:
-                self._drop_replica(gone, name, now)
             self._counters.evicted += 1
+            for name in list(gone.replicas) if entry.group else [node.name]:
+                self._counters.evicted_bytes += gone.replicas[name].length
+                self._drop_replica(gone, name, now)
 
     def _changes(self) -> list[Command]:
         changes = self._index.take_changes()

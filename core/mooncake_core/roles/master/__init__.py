@@ -19,6 +19,7 @@ from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.roles.master.term import next_term
 from mooncake_core.roles.master.timelines import Timelines
 from mooncake_core.roles.run_directory import RunDirectory
+from mooncake_core.store.placement import strategy
 from mooncake_core.store.pool import Pool, PoolSettings
 from mooncake_core.wire.server import Server
 
@@ -78,4 +79,5 @@ def _pool(config: ClusterConfig, term: int) -> Pool:
     )
     ids = itertools.count(term)  # terms are far enough apart: no two masters give the same id
     eviction = registry.load("eviction", config.pool.eviction)
-    return Pool(settings, term=term, next_id=lambda: next(ids), eviction=eviction)
+    placement = strategy(config.pool.placement, random.Random(term))
+    return Pool(settings, term=term, next_id=lambda: next(ids), eviction=eviction, placement=placement)

@@ -13,6 +13,7 @@ from mooncake_core.roles.drive import Drive
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.store import events as p
 from mooncake_core.store.pool import Pool
+from mooncake_core.units import format_size
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.envelope import Done
@@ -94,6 +95,8 @@ class PoolDriver:
                 self._tasks.start(self._report(command))
             case p.ClearNodeSlots(name=name, incarnation=incarnation, slots=slots):
                 self._tasks.start(self._clear(name, incarnation, slots))
+            case p.EvictionStalled() | p.EvictionGoesOn():
+                _tell(command)
 
     def _answer(self, token: int, message: Message | MooncakeError) -> None:
         answer = self._asked.get(token)
@@ -129,6 +132,20 @@ class PoolDriver:
         except MooncakeError as error:
             _log.warning("node %s did not answer %s: %s", name, type(message).__name__, error)
             return None
+
+
+def _tell(news: p.EvictionStalled | p.EvictionGoesOn) -> None:
+    match news:
+        case p.EvictionStalled(node, live_bytes, capacity_bytes):
+            _log.warning(
+                "node %s is full (%s of %s) and nothing there may be evicted: all is pinned, under lease, being written, or "
+                "has a chain go on from it; puts are refused until that changes (`mooncake inspect cache`)",
+                node,
+                format_size(live_bytes),
+                format_size(capacity_bytes),
+            )
+        case p.EvictionGoesOn(node):
+            _log.info("node %s can make room again", node)
 
 
 async def _wait(answer: asyncio.Future[Message]) -> Message:

@@ -87,6 +87,12 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
     entries: list[CacheEntry]
     problems: list[str] = []
     """What the check found."""
+    evicted_bytes: int = 0
+    eviction_rounds: int = 0
+    stalled_rounds: int = 0
+    """Rounds of eviction that ended because nothing more could go."""
+    stalled_nodes: list[str] = []
+    """Nodes that are too full now, where nothing may go."""
     tenants: list[TenantUsage] = []
     refused_by_quota: int = 0
     master_bytes: int = 0
