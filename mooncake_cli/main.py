@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "status": "Show the members of a running cluster.",
     "complete": "Complete a prompt.",
     "inspect": "Look into the cache, the nodes, the scheduler's decisions.",
+    "admin": "Drain nodes, copy, evict and pin objects.",
     "bench": "Measure a running cluster.",
     "config": "Show, validate and write configurations.",
     "auth": "Make the key that members of a cluster share.",

@@ -20,6 +20,7 @@ M = TypeVar("M")
 ASK_TIMEOUT_S = 5.0
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+tenant_option = click.option("--tenant", default="default", show_default=True, help="Whose keys these are.")
 
 
 def config_options(function: F) -> F:

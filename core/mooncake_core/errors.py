@@ -26,7 +26,11 @@
     │   ├── QuotaExceeded       the tenant may not hold more bytes
     │   ├── TenantUnknown       the configuration names tenants, and this is none of them
     │   ├── StaleAllocation     the grant is of an older term or was reclaimed
-    │   └── ChecksumMismatch    bytes read are not the bytes put
+    │   ├── ChecksumMismatch    bytes read are not the bytes put
+    │   ├── NodeNotFound        no node of that name contributes to the pool now
+    │   ├── NodeDraining        the node takes no new objects
+    │   ├── TaskNotFound        no copy or move of that number waits or runs
+    │   └── TooManyTasks        back-pressure: as many copies wait as may
     ├── InvalidRequest          a user's request is wrong: HTTP 400
     │   └── ContextTooLong      prompt and answer exceed the model's context
     ├── RequestRejected         admission said no: HTTP 429 with Retry-After
@@ -215,6 +219,30 @@ class ChecksumMismatch(StoreError):
     """The bytes read are not the bytes put."""
 
     code = "checksum_mismatch"
+
+
+class NodeNotFound(StoreError):
+    """No node of that name contributes to the pool now."""
+
+    code = "node_not_found"
+
+
+class NodeDraining(StoreError):
+    """The node takes no new objects."""
+
+    code = "node_draining"
+
+
+class TaskNotFound(StoreError):
+    """No copy or move of that number waits or runs."""
+
+    code = "task_not_found"
+
+
+class TooManyTasks(StoreError):
+    """Back-pressure: as many copies wait as may."""
+
+    code = "too_many_tasks"
 
 
 class InvalidRequest(MooncakeError):

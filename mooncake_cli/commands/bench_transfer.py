@@ -54,7 +54,9 @@ last level cache. Bytes are checked before the clock runs. Exit code 1 if --at-l
     help="Sum each block with xxh3-64, as the store's client does.",
 )
 @click.option("--batch", default=4, show_default=True, type=click.IntRange(1), help="Blocks moved at once by a thread.")
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="That move blocks and wait for them.")
+@click.option(
+    "--threads", default=2, show_default=True, type=click.IntRange(1), help="That move blocks and wait for them."
+)
 @click.option("--connections", default=2, show_default=True, type=click.IntRange(1), help="To the peer.")
 @click.option("--seconds", default="300ms", show_default=True, type=DURATION, help="Of each measurement.")
 @click.option("--pairs", default=10, show_default=True, type=click.IntRange(10), help="Alternating measurements.")

@@ -14,6 +14,7 @@ from mooncake_cli.request_ids import belongs, resolve
 if TYPE_CHECKING:
     from mooncake_core.wire.messages.inspection import CacheReport, Decision
     from mooncake_core.wire.messages.objects import TenantUsage
+    from mooncake_core.wire.messages.tasks import DrainStatus
 
 
 ALL_KEPT: Final = 1 << 31
@@ -98,10 +99,11 @@ def nodes(as_json: bool, **where: Any) -> None:
             format_size(member.used_bytes),
             format_size(member.capacity_bytes),
             f"{member.used_bytes / max(1, member.capacity_bytes):.1%}",
+            _drained(member.drain),
         ]
         for member in members
     ]
-    console.table(["node", "state", "local to", "objects", "used", "capacity", "full"], rows)
+    console.table(["node", "state", "local to", "objects", "used", "capacity", "full", "drained"], rows)
 
 
 @command.command(
@@ -188,6 +190,14 @@ def _tenant_row(tenant: TenantUsage) -> list[object]:
 
     quota = "-" if tenant.quota_bytes is None else format_size(tenant.quota_bytes)
     return [tenant.tenant, tenant.num_objects, format_size(tenant.used_bytes), quota]
+
+
+def _drained(drain: DrainStatus | None) -> str:
+    if drain is None:
+        return "-"
+    gone = drain.moved + drain.released + drain.dropped
+    stuck = f", {drain.stuck} stuck ({drain.reason})" if drain.stuck else ""
+    return f"{gone} of {gone + drain.objects_left}{stuck}"
 
 
 def _decision_row(decision: Decision) -> list[object]:

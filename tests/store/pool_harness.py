@@ -33,6 +33,7 @@ from mooncake_core.wire.messages.pool import (
     SlotClearing,
     StoredObject,
 )
+from mooncake_core.wire.messages.tasks import Pull
 
 NODES = ["a", "b", "c"]
 KEYS = [f"k{number}" for number in range(12)]
@@ -60,6 +61,8 @@ class NodeModel:
     num_slots: int = 12
     slots: dict[int, StoredObject] = field(default_factory=dict)
     fence: tuple[int, int] = (0, 0)
+    last_clearing: int = 0
+    draining: bool = False
 
     def __post_init__(self) -> None:
         self.read = descriptor(self.name, self.incarnation)
@@ -71,6 +74,7 @@ class NodeModel:
             data_offset=SLOT_BYTES * 64,
             num_slots=self.num_slots,
             slot_bytes=SLOT_BYTES,
+            draining=self.draining,
             read=self.read,
             write=self.write,
         )
@@ -84,7 +88,8 @@ class NodeModel:
         done = cursor + 5 >= self.num_slots
         return BlockReport(incarnation=self.incarnation, objects=part, next_cursor=-1 if done else cursor + 5)
 
-    def clear(self, clearings: Sequence[SlotClearing]) -> None:
+    def clear(self, clearings: Sequence[SlotClearing], order: int) -> None:
+        self.last_clearing = order
         for clearing in clearings:
             stored = self.slots.get(clearing.slot)
             if stored is None or stored.allocation_id != clearing.allocation_id:
@@ -109,6 +114,9 @@ class Harness:
         self.ids = itertools.count(1)
         self.index: dict[str, set[str]] = {}
         self.unanswered: list[p.Event] = []
+        self.orders = itertools.count(1)
+        self.pulls: list[tuple[int, int, p.PullToNode]] = []
+        """(term, order, what) that nodes were asked to copy, and have not begun."""
         self.exports: dict[int, dict[str, SegmentDescriptor]] = {}
         """Allocation → what its writer was told to write through."""
         self.restart()
@@ -141,8 +149,15 @@ class Harness:
             case p.ClearNodeSlots(name, incarnation, slots):
                 node = self.nodes.get(name)
                 if node is not None and node.incarnation == incarnation:
-                    node.clear(slots)
+                    node.clear(slots, next(self.orders))
                     self.unanswered.append(p.SlotsCleared(name, incarnation, slots))
+            case p.PullToNode():
+                self.pulls.append((self.term, next(self.orders), command))
+            case p.MarkNode(name, incarnation, draining):
+                node = self.nodes.get(name)
+                if node is not None and node.incarnation == incarnation:
+                    node.draining = draining
+                    self.unanswered.append(p.NodeMarked(name, incarnation, draining))
             case p.BlocksStored(node_name, keys):
                 assert not self.index.setdefault(node_name, set()) & set(keys)
                 self.index[node_name] |= set(keys)
@@ -160,6 +175,30 @@ class Harness:
     def answer_all(self) -> None:
         while self.unanswered:
             self.feed(self.unanswered.pop(0))
+
+    def pull(self, number: int = 0, refusal: str = "", *, lost: bool = False) -> None:
+        """A node does what it was asked to copy, or cannot; its answer may be lost."""
+        term, order, wanted = self.pulls.pop(number)
+        node = self.nodes.get(wanted.name)
+        if node is None or node.incarnation != wanted.incarnation:
+            return
+        overtaken = (term, wanted.round) != node.fence or order < node.last_clearing
+        code = "stale_allocation" if overtaken else refusal
+        refusals = {pull.pull_id: code or self._copy(node, wanted.source, pull) for pull in wanted.pulls}
+        if not lost and term == self.term:
+            self.unanswered.append(p.ObjectsPulled(wanted.name, wanted.incarnation, refusals))
+
+    def _copy(self, node: NodeModel, source: SegmentDescriptor, pull: Pull) -> str:
+        there = self.nodes.get(source.owner)
+        if there is None or there.incarnation != source.incarnation:
+            return "path_failed"
+        found = next((stored for stored in there.slots.values() if stored.offset == pull.source_offset), None)
+        if found is None or (found.allocation_id, found.key) != (pull.allocation_id, pull.key):
+            return "object_not_found"
+        other = node.slots.get(pull.slot)
+        assert other is None or other.allocation_id == pull.allocation_id, "it was somebody else's slot"
+        node.slots[pull.slot] = structs.replace(found, slot=pull.slot, offset=pull.offset, removed=False)
+        return ""
 
     def join(self, name: str) -> None:
         node = NodeModel(name, next(self.incarnations))

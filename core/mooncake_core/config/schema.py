@@ -73,6 +73,8 @@ class NodeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Smallest mean object size the directory has room for: capacity / object_size slots."""
     data_port: Port = 0
     """Port of the data server; 0 takes a free one."""
+    drain_on_stop: bool = False
+    """When it is told to stop (SIGTERM), first move its objects to nodes that have room, for drain_timeout at most."""
 
 
 class StoreConfig(NodeConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,6 +11,19 @@ from collections.abc import Iterable
 from mooncake_core.store.lengths import Lengths
 
 
+def coalesced(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(offset, length) of extents, in order; those that touch each other as one."""
+    merged: list[tuple[int, int]] = []
+    end = -1
+    for offset, length in sorted(extents):
+        if offset == end:
+            merged[-1] = (merged[-1][0], merged[-1][1] + length)
+        else:
+            merged.append((offset, length))
+        end = offset + length
+    return merged
+
+
 class Allocator:
     """Extents of [start, start + capacity)."""
 

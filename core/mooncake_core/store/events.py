@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mooncake_core.errors import MooncakeError
@@ -27,9 +27,12 @@ from mooncake_core.wire.messages.pool import (
     RemoveAll,
     SlotClearing,
 )
+from mooncake_core.wire.messages.tasks import OperatorQuestion, Pull
 
 QuestionAboutObjects = Describe | ListKeys | Pin | SetQuota | ListTenants
-Question = PutStart | PutEnd | Get | Exists | Remove | RemoveAll | RemoveMatching | QuestionAboutObjects
+Question = (
+    PutStart | PutEnd | Get | Exists | Remove | RemoveAll | RemoveMatching | QuestionAboutObjects | OperatorQuestion
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,29 @@ class NodeLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectsPulled:
+    """A node has copied objects to itself, or could not: pull id → error code, empty for success."""
+
+    name: str
+    incarnation: int
+    refusals: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMarked:
+    """A node remembers whether it drains."""
+
+    name: str
+    incarnation: int
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
 
-Event = Asked | NodeJoined | NodeFenced | BlocksReported | SlotsCleared | NodeLeft | Tick
+Event = Asked | NodeJoined | NodeFenced | BlocksReported | SlotsCleared | NodeLeft | ObjectsPulled | NodeMarked | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +166,26 @@ class BlocksRemoved:
 
 
 @dataclass(frozen=True, slots=True)
+class PullToNode:
+    """Ask a node to copy objects to itself. `round` is that of its newest fence."""
+
+    name: str
+    incarnation: int
+    round: int
+    source: SegmentDescriptor
+    pulls: Sequence[Pull]
+
+
+@dataclass(frozen=True, slots=True)
+class MarkNode:
+    """Have a node remember whether it drains."""
+
+    name: str
+    incarnation: int
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EvictionStalled:
     """Tell people: objects take more of a node than they should, and none may go."""
 
@@ -161,5 +202,14 @@ class EvictionGoesOn:
 
 
 Command = (
-    Answer | FenceNode | AskReport | ClearNodeSlots | BlocksStored | BlocksRemoved | EvictionStalled | EvictionGoesOn
+    Answer
+    | FenceNode
+    | AskReport
+    | ClearNodeSlots
+    | BlocksStored
+    | BlocksRemoved
+    | PullToNode
+    | MarkNode
+    | EvictionStalled
+    | EvictionGoesOn
 )

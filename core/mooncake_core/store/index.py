@@ -49,6 +49,10 @@ class ObjectIndex:
         entry = self._by_key.get(key)
         return entry if entry is not None and entry.readable else None
 
+    def keys(self) -> list[str]:
+        """Of all objects, and of those being written, the oldest first."""
+        return list(self._by_key)
+
     def all_readable(self) -> Iterator[PoolObject]:
         return (entry for entry in self._by_key.values() if entry.readable)
 
@@ -132,12 +136,18 @@ class ObjectIndex:
                 self.drop_replica(entry, name)
 
     def held_until(self, key: str) -> float:
-        """Until when a ranked object is not evicted: to the end of its lease; for ever while a chain goes on from it; and if it
-        is of a group, as long as one of the group must stay."""
+        """Until when a ranked object is not evicted: to the end of its lease; for ever while a chain goes on from it, or it is
+        being copied; and if it is of a group, as long as one of the group must stay."""
         entry = self._by_key[key]
         if entry.group:
             return self._group_held_until(entry.group)
-        return math.inf if key in self._children else entry.lease_until
+        return math.inf if key in self._children or entry.copies_under_way else entry.lease_until
+
+    def end_copy(self, entry: PoolObject) -> None:
+        """A copy of it is not under way any more."""
+        entry.copies_under_way -= 1
+        self._release([entry])
+        self._release_group(entry.group)
 
     def pin(self, entry: PoolObject, until: float) -> None:
         """Gives a readable object this pin (see pins.py). What is pinned is not ranked by the nodes' eviction policies."""
@@ -161,13 +171,14 @@ class ObjectIndex:
         return self._pins.soft(node)
 
     def may_go_despite_pin(self, entry: PoolObject, node: str, now: float) -> bool:
-        """Whether a node may evict what is softly pinned: it has it, nobody reads it, and no chain goes on from it; and if it
-        is of a group, the same is true of all of it, and none is hard-pinned."""
+        """Whether a node may evict what is softly pinned: it has it, nobody reads or copies it, and no chain goes on from it;
+        and if it is of a group, the same is true of all of it, and none is hard-pinned."""
         if node not in entry.replicas:
             return False
         members = self._groups[entry.group] if entry.group else {entry.key: entry}
         return not self._goes_on(members) and all(
-            member.lease_until <= now and member.pin_until != HARD for member in members.values()
+            member.lease_until <= now and member.pin_until != HARD and not member.copies_under_way
+            for member in members.values()
         )
 
     def goes_with(self, entry: PoolObject) -> list[PoolObject]:
@@ -199,7 +210,9 @@ class ObjectIndex:
         until = self._held_groups.get(group)
         if until is None:
             members = self._groups[group]
-            stays = any(entry.pin_until for entry in members.values()) or self._goes_on(members)
+            stays = any(entry.pin_until or entry.copies_under_way for entry in members.values()) or self._goes_on(
+                members
+            )
             until = math.inf if stays else max(entry.lease_until for entry in members.values())
             self._held_groups[group] = until
         return until
@@ -273,5 +286,5 @@ class ObjectIndex:
         if not members:
             del self._groups[entry.group]
             self._held_groups.pop(entry.group, None)
-        elif entry.pin_until or entry.key in self._children:
+        elif entry.pin_until or entry.copies_under_way or entry.key in self._children:
             self._release_group(entry.group)

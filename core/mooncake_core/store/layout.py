@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +17,7 @@ from mooncake_core.errors import InvalidRequest
 ALIGNMENT: Final = 64
 SLOT_BYTES: Final = 64
 MAX_KEY_BYTES: Final = 1024
-_SLOT: Final = struct.Struct("<8sQQQQQ")  # magic, state, allocation id, offset, size, checksum
+_SLOT: Final = struct.Struct("<8sQQQQQ16x")  # magic, state, allocation id, offset, size, checksum
 _HEADER: Final = struct.Struct("<8sQQHH")  # magic, allocation id, size, key length, parent length
 _SLOT_MAGIC: Final = b"MNCSLOT1"
 _HEADER_MAGIC: Final = b"MNCOBJ_1"
@@ -105,10 +106,26 @@ def unpack_header(data: memoryview | bytes) -> Header | None:
         return None
 
 
+def read_names(segment: memoryview, offset: int, allocation_id: int, size_bytes: int) -> tuple[str, str, int] | None:
+    """Key, parent and length of the header at an offset of a segment; None where it is not that of this object."""
+    start = offset + _HEADER.size
+    if start > len(segment):
+        return None
+    magic, found_id, found_bytes, key_bytes, parent_bytes = _HEADER.unpack_from(segment, offset)
+    if magic != _HEADER_MAGIC or (found_id, found_bytes) != (allocation_id, size_bytes):
+        return None
+    names = bytes(segment[start : start + key_bytes + parent_bytes])
+    if not 0 < key_bytes <= MAX_KEY_BYTES or parent_bytes > MAX_KEY_BYTES or len(names) != key_bytes + parent_bytes:
+        return None
+    try:
+        return names[:key_bytes].decode(), names[key_bytes:].decode(), align(_HEADER.size + len(names))
+    except UnicodeDecodeError:
+        return None
+
+
 def pack_slot(slot: Slot) -> bytes:
     """SLOT_BYTES bytes."""
-    packed = _SLOT.pack(_SLOT_MAGIC, slot.state, slot.allocation_id, slot.offset, slot.size_bytes, slot.checksum)
-    return packed.ljust(SLOT_BYTES, b"\0")
+    return _SLOT.pack(_SLOT_MAGIC, slot.state, slot.allocation_id, slot.offset, slot.size_bytes, slot.checksum)
 
 
 def unpack_slot(data: memoryview | bytes) -> Slot | None:
@@ -117,3 +134,10 @@ def unpack_slot(data: memoryview | bytes) -> Slot | None:
     if magic != _SLOT_MAGIC or state not in WRITTEN_STATES:
         return None
     return Slot(SlotState(state), allocation_id, offset, size_bytes, checksum)
+
+
+def used_slots(slots: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """(index, state, allocation id, offset, size, checksum) of those in a row of slots that were written."""
+    for index, (magic, state, *rest) in enumerate(_SLOT.iter_unpack(slots)):
+        if magic == _SLOT_MAGIC and state in WRITTEN_STATES:
+            yield (index, state, *rest)

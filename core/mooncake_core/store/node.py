@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
-from typing import Final
 
 from mooncake_core.errors import ConfigError, StaleAllocation
 from mooncake_core.store.layout import (
@@ -14,12 +13,12 @@ from mooncake_core.store.layout import (
     Slot,
     SlotState,
     align,
-    extent_bytes,
     pack_slot,
-    unpack_header,
     unpack_slot,
 )
 from mooncake_core.store.memory_limit import available_memory_bytes
+from mooncake_core.store.pulling import Pulls
+from mooncake_core.store.reporting import Directory
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.units import format_size
@@ -32,11 +31,9 @@ from mooncake_core.wire.messages.pool import (
     Fence,
     Fenced,
     ReportBlocks,
-    StoredObject,
 )
+from mooncake_core.wire.messages.tasks import MarkDraining, Pulled, PullObjects
 from mooncake_core.wire.server import Call, Handler
-
-SLOTS_PER_REPORT: Final = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +66,11 @@ class Node:
         """Term and round of the newest fence."""
         self._withdrawal: asyncio.Future[None] | None = None
         """Of all write exports before the current one."""
+        self._directory = Directory(self._view, num_slots=self._num_slots, data_offset=self._data_offset)
+        self._pulls = Pulls(engine, self._view, num_slots=self._num_slots, data_offset=self._data_offset)
+        self._last_clearing = (0, 0)
+        """Term and order of the newest order to clear slots."""
+        self._draining = False
 
     def offer(self) -> SegmentOffer:
         """What the node tells the master when it joins."""
@@ -77,13 +79,20 @@ class Node:
             data_offset=self._data_offset,
             num_slots=self._num_slots,
             slot_bytes=SLOT_BYTES,
+            draining=self._draining,
             read=self._read,
             write=self._write,
         )
 
     def handlers(self) -> dict[type, Handler]:
         """What a master may ask."""
-        return {Fence: self.fence, ReportBlocks: self.report_blocks, ClearSlots: self.clear_slots}
+        return {
+            Fence: self.fence,
+            ReportBlocks: self.report_blocks,
+            ClearSlots: self.clear_slots,
+            PullObjects: self.pull_objects,
+            MarkDraining: self.mark_draining,
+        }
 
     async def fence(self, message: Fence, call: Call) -> Fenced:
         """Shuts out writers of earlier terms and rounds; when it returns none of them touches the segment any more.
@@ -100,6 +109,7 @@ class Node:
             self._fence = asked
             old, self._write = self._write, self._engine.export(self._region, writable=True)
             self._withdrawal = asyncio.ensure_future(self._withdraw(old, after=self._withdrawal))
+        await self._pulls.stop()
         if self._withdrawal is not None:
             await asyncio.shield(self._withdrawal)  # goes on when the asker gives up
         if asked != self._fence:
@@ -109,17 +119,21 @@ class Node:
     async def report_blocks(self, message: ReportBlocks, call: Call) -> BlockReport:
         """The next part of the directory. Reservations of writers that were shut out are dropped."""
         self._check_term(message.term)
-        last = min(message.cursor + SLOTS_PER_REPORT, self._num_slots)
-        found = (self._stored(number) for number in range(message.cursor, last))
+        part = self._directory.part(message.cursor)
+        for number in part.broken:
+            _log.info("slot %d is not that of a whole object: dropped", number)
+            self._erase(number)
         return BlockReport(
             incarnation=self._incarnation,
-            objects=[stored for stored in found if stored is not None],
-            next_cursor=last if last < self._num_slots else -1,
+            objects=part.objects,
+            next_cursor=part.next_slot if part.next_slot < self._num_slots else -1,
         )
 
     async def clear_slots(self, message: ClearSlots, call: Call) -> Done:
         """Forgets objects that the master dropped, or marks them as removed."""
         self._check_term(message.term)
+        self._last_clearing = max(self._last_clearing, (message.term, message.order))
+        await self._pulls.stop(clearing.slot for clearing in message.slots if not clearing.only_mark)
         for clearing in message.slots:
             slot = self._slot(clearing.slot)
             if slot is None or slot.allocation_id != clearing.allocation_id:
@@ -128,6 +142,21 @@ class Node:
                 self._set(clearing.slot, pack_slot(replace(slot, state=SlotState.REMOVED)))
             else:
                 self._erase(clearing.slot)
+        return Done()
+
+    async def pull_objects(self, message: PullObjects, call: Call) -> Pulled:
+        """Copies objects from another node, unless a fence or a clearing has overtaken the order to do so."""
+        term = message.term
+        if (term, message.round) != self._fence or (term, message.order) <= self._last_clearing:
+            refusals = [StaleAllocation.code] * len(message.pulls)
+        else:
+            refusals = await self._pulls.pull(message.source, message.pulls)
+        return Pulled(incarnation=self._incarnation, refusals=refusals)
+
+    async def mark_draining(self, message: MarkDraining, call: Call) -> Done:
+        """Remembers, for the next master, whether it is drained."""
+        self._check_term(message.term)
+        self._draining = message.draining
         return Done()
 
     def close(self) -> None:
@@ -154,33 +183,6 @@ class Node:
         if after is not None:
             await after
         await asyncio.to_thread(self._engine.withdraw, export)
-
-    def _stored(self, number: int) -> StoredObject | None:
-        """The object of a slot, if slot and header agree; else the slot is erased."""
-        slot = self._slot(number)
-        if slot is None:
-            return None
-        header = unpack_header(self._view[slot.offset : slot.offset + ALIGNMENT * 64])
-        if (
-            slot.state is SlotState.RESERVED
-            or header is None
-            or (header.allocation_id, header.size_bytes) != (slot.allocation_id, slot.size_bytes)
-            or slot.offset < self._data_offset
-            or slot.offset + extent_bytes(header.key, header.parent, header.size_bytes) > len(self._view)
-        ):
-            _log.info("slot %d is not that of a whole object: dropped", number)
-            self._erase(number)
-            return None
-        return StoredObject(
-            key=header.key,
-            parent=header.parent,
-            allocation_id=slot.allocation_id,
-            size_bytes=slot.size_bytes,
-            checksum=slot.checksum,
-            slot=number,
-            offset=slot.offset,
-            removed=slot.state is SlotState.REMOVED,
-        )
 
 
 def _check_memory(name: str, num_bytes: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
-from mooncake_core.store.allocator import Allocator
+from mooncake_core.store.allocator import Allocator, coalesced
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.eviction_order import EvictionOrder
 from mooncake_core.wire.messages.membership import SegmentOffer
@@ -50,6 +50,8 @@ class NodeSpace:
         self.write: SegmentDescriptor = offer.write
         self.eviction = EvictionOrder(eviction)
         self.state = NodeState.FENCING
+        self.draining = False
+        """It takes no new objects."""
         self.round = 0
         """The newest fence the node was asked for."""
         self._fenced_round = -1
@@ -67,6 +69,10 @@ class NodeSpace:
         self._leaving_bytes = 0
         self._allocator = Allocator(offer.data_offset, 0)
         self._free_slots: list[int] = []
+        self._adopted: list[Extent] = []
+        """Of the part of the report that is being read."""
+        self._reported: list[tuple[int, int]] = []
+        """(offset, length) of what earlier parts told."""
 
     @property
     def host(self) -> str:
@@ -86,6 +92,11 @@ class NodeSpace:
     def writable(self) -> bool:
         """Puts can go there."""
         return self.ready and not self.fencing
+
+    @property
+    def accepts(self) -> bool:
+        """New objects can go there."""
+        return self.writable and not self.draining
 
     @property
     def needs_fence(self) -> bool:
@@ -128,16 +139,19 @@ class NodeSpace:
         for extent in unfenced:
             self._clear(extent)
 
+    def end_part(self, next_cursor: int) -> None:
+        """The report has told all about the slots up to this one; that takes its time here, so that `open` takes little."""
+        slots = {extent.slot for extent in self._adopted}
+        self._free_slots.extend(slot for slot in range(self.cursor, next_cursor) if slot not in slots)
+        self._reported += coalesced((extent.offset, extent.length) for extent in self._adopted)
+        self._adopted.clear()
+        self.cursor = next_cursor
+
     def open(self) -> None:
         """The report is complete: what it did not name is free."""
-        extents = self._extents()
-        self._allocator = Allocator(
-            self.offer.data_offset,
-            self.offer.capacity_bytes,
-            ((extent.offset, extent.length) for extent in extents),
-        )
-        slots = {extent.slot for extent in extents}
-        self._free_slots = [slot for slot in reversed(range(self.offer.num_slots)) if slot not in slots]
+        self._allocator = Allocator(self.offer.data_offset, self.offer.capacity_bytes, self._reported)
+        self._reported = []
+        self._free_slots.reverse()
         self.state = NodeState.READY
 
     def adopt(self, extent: Extent) -> bool:
@@ -150,11 +164,12 @@ class NodeSpace:
         )
         if fits:
             self.taken[extent.slot] = extent
+            self._adopted.append(extent)
         return fits
 
     def allocate(self, length: int, allocation_id: int) -> Extent | None:
         """Space for a new replica, or None."""
-        if not self.writable or not self._free_slots:
+        if not self.accepts or not self._free_slots:
             return None
         offset = self._allocator.allocate(length)
         if offset is None:

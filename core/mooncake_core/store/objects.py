@@ -39,6 +39,8 @@ class PoolObject(Struct, gc=False):
     used_at: float = 0.0
     position: int = 0
     """How many objects of its chain come before it, as far as they were known."""
+    copies_under_way: int = 0
+    """Nodes that are copying it: so long it is not evicted."""
 
     def describe(self, now: float) -> CacheEntry:
         """For people."""

@@ -65,7 +65,7 @@ class AnyNode(Order):
 
 
 Strategy = Callable[[Sequence[NodeSpace], str], Order]
-"""Makes the order of a put, from the nodes that can be written to, and the host of the preferred one (empty: none is)."""
+"""Makes the order of a put, from the nodes that take new objects, and the host of the preferred one (empty: none is)."""
 
 
 def free_ratio_first(nodes: Sequence[NodeSpace], host: str) -> Order:
@@ -94,7 +94,7 @@ class Placing:
 
     def __init__(self, nodes: Mapping[str, NodeSpace], strategy: Strategy, preferred: Sequence[str]) -> None:
         """`preferred`: names of nodes, which may have gone."""
-        self._nodes = {name: node for name, node in nodes.items() if node.writable}
+        self._nodes = {name: node for name, node in nodes.items() if node.accepts}
         self._preferred = list(preferred)
         self._order = strategy(
             list(self._nodes.values()), next((nodes[name].host for name in preferred if name in nodes), "")

@@ -24,13 +24,25 @@ from mooncake_core.errors import (
     StaleAllocation,
 )
 from mooncake_core.store.catalogue import Catalogue
-from mooncake_core.store.events import Answer, Asked, BlocksRemoved, BlocksStored, Command, Event, Question, Tick
+from mooncake_core.store.events import (
+    Answer,
+    Asked,
+    BlocksRemoved,
+    BlocksStored,
+    Command,
+    Event,
+    NodeMarked,
+    ObjectsPulled,
+    Question,
+    Tick,
+)
 from mooncake_core.store.evicting import Evicting
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.layout import extent_bytes, header_bytes
 from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.objects import Counters, PoolObject
+from mooncake_core.store.operations import Operations
 from mooncake_core.store.pins import HARD, soft_until
 from mooncake_core.store.placement import Placing, Strategy, free_ratio_first
 from mooncake_core.store.replicas import Replicas
@@ -40,7 +52,7 @@ from mooncake_core.store.sweeps import Sweeps
 from mooncake_core.store.tenants import Account, Tenants, prefix_of, qualified
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.inspection import CacheReport
-from mooncake_core.wire.messages.objects import RemoveMatching
+from mooncake_core.wire.messages.objects import Describe, ListKeys, ListTenants, Pin, RemoveMatching, SetQuota
 from mooncake_core.wire.messages.pool import (
     Commit,
     Exists,
@@ -58,6 +70,7 @@ from mooncake_core.wire.messages.pool import (
     RemoveAll,
     Removed,
 )
+from mooncake_core.wire.messages.tasks import DrainStatus
 
 MARGIN_S: Final = 1.0
 """Added to a reader's lease and a writer's deadline before their space is touched: clocks run at different speed, and a
@@ -128,6 +141,14 @@ class Pool:
             high_watermark=settings.high_watermark,
             low_watermark=settings.low_watermark,
         )
+        self._operations = Operations(
+            self._nodes,
+            self._index,
+            next_id=next_id,
+            drop_replica=self._drop_replica,
+            evict=self._evict,
+            high_watermark=settings.high_watermark,
+        )
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Takes notice of an event; says what is to be done."""
@@ -137,9 +158,12 @@ class Pool:
             case Tick():
                 commands = [*self._sweeps.go_on(now), *self._roster.retry(now)]
                 self._evicting.go_on(now)
+            case ObjectsPulled() | NodeMarked():
+                commands = []
             case _:
                 commands = self._roster.handle(event, now)
         self._expire(now)
+        commands += self._operations.after(event, now)
         commands += self._roster.requests(now)
         return [*self._changes(), *self._evicting.notices(), *commands]
 
@@ -149,7 +173,8 @@ class Pool:
             return 0.0
         writer = self._writer_deadlines[0][0] if self._writer_deadlines else None
         nodes = min(self._roster.deadlines(), default=None)
-        deadlines = (writer, nodes, self._evicting.next_deadline())
+        operations = self._operations.next_deadline()
+        deadlines = (writer, nodes, operations, self._evicting.next_deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def usage(self, name: str) -> tuple[int, int, int, str]:
@@ -158,6 +183,10 @@ class Pool:
         if node is None:
             return 0, 0, 0, "unknown"
         return node.offer.capacity_bytes, node.used_bytes, len(node.taken), node.state.value
+
+    def drain_of(self, name: str) -> DrainStatus | None:
+        """How far a node's draining is; None where it does not drain."""
+        return self._operations.drain_of(name)
 
     def report(self, now: float, *, prefix: str = "", limit: int = 0) -> CacheReport:
         """The pool in numbers, and some of its objects. Prompt token counts are left to the caller."""
@@ -216,8 +245,10 @@ class Pool:
                 return Removed(refusals=[self._remove(key, force, now) for key in self._keys(tenant, keys)])
             case RemoveAll() | RemoveMatching():
                 raise AssertionError("these are answered by a sweep")
-            case _:
+            case Describe() | ListKeys() | Pin() | SetQuota() | ListTenants():
                 return self._catalogue.answer(message, now)
+            case _:
+                return self._operations.answer(message, now)
 
     def _keys(self, tenant: str, keys: Sequence[str]) -> Sequence[str]:
         """A tenant's keys as they stand in the index.
@@ -432,7 +463,7 @@ class Pool:
     def _remove_entry(self, entry: PoolObject, force: bool, now: float) -> str:
         if not entry.replicas:  # it went since it was found
             return ObjectNotFound.code
-        if entry.lease_until > now and not force:
+        if (entry.lease_until > now or entry.copies_under_way) and not force:
             return ObjectLeased.code
         self._drop(entry, now)
         return ""

@@ -145,7 +145,7 @@ class Roster:
             return []
         for stored in report.objects:
             self._adopt(node, stored, now)
-        node.cursor = report.next_cursor
+        node.end_part(report.next_cursor if report.next_cursor >= 0 else node.offer.num_slots)
         node.retry_at = now + NODE_RETRY_S
         if report.next_cursor >= 0:
             return [_ask_report(node)]

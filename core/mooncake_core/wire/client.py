@@ -278,7 +278,7 @@ class Client:
         limit(socket)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a peer that is not there
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2_000)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         if self._key:
             socket.curve_serverkey = self._key.server_public.encode()
             socket.curve_publickey = self._key.client_public.encode()

@@ -21,7 +21,8 @@ from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.membership import Heartbeat, InstanceLoad, Join, Joined, Leave
 
 FIRST_DELAY_S: Final = 0.1
-LONGEST_DELAY_S: Final = 2.0
+LONGEST_DELAY_S: Final = 0.5
+"""The time without a master counts against the time in which a new one is to know all again."""
 CALL_TIMEOUT_S: Final = 3.0
 HOPELESS: Final = (AuthenticationFailed, VersionMismatch, ConfigError, MemberExists)
 
@@ -76,7 +77,8 @@ class Member:
             except HOPELESS:
                 raise
             except MooncakeError as error:
-                _log.log(logging.INFO if delay > 1 else logging.DEBUG, "waiting for the master: %s", error)
+                is_long = delay < LONGEST_DELAY_S <= 2 * delay  # said once
+                _log.log(logging.INFO if is_long else logging.DEBUG, "waiting for the master: %s", error)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LONGEST_DELAY_S)
             else:

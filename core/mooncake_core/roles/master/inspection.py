@@ -67,13 +67,14 @@ class Inspection:
     def _member(self, record: Record) -> MemberStatus:
         join = record.join
         capacity, used, num_objects, state = self._pool.pool.usage(join.name)
+        drain = self._pool.pool.drain_of(join.name)
         return MemberStatus(
             name=join.name,
             role=join.role,
             host_id=join.host_id,
             control_address=join.control_address,
             pid=join.pid,
-            state=_state(record, state),
+            state=_state(record, drain.state if drain else state),
             last_heard_s=self._members.now() - record.heard_at,
             capacity_bytes=capacity,
             used_bytes=used,
@@ -81,6 +82,7 @@ class Inspection:
             local_to=join.local_to,
             model=join.instance.model.name if join.instance else "",
             load=record.load,
+            drain=drain,
         )
 
 

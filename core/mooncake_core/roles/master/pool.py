@@ -24,6 +24,7 @@ from mooncake_core.wire.messages.pool import (
     Fenced,
     ReportBlocks,
 )
+from mooncake_core.wire.messages.tasks import MarkDraining, Pulled, PullObjects
 from mooncake_core.wire.server import Call, Handler
 
 NODE_TIMEOUT_S: Final = 10.0
@@ -49,6 +50,7 @@ class PoolDriver:
         self._on_change = on_change
         self._drive: Drive[p.Event, p.Command] = Drive(pool, execute=self._execute, tick=p.Tick)
         self._tokens = itertools.count()
+        self._orders = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Message]] = {}
         self._tasks = Tasks()
 
@@ -94,7 +96,11 @@ class PoolDriver:
             case p.AskReport():
                 self._tasks.start(self._report(command))
             case p.ClearNodeSlots(name=name, incarnation=incarnation, slots=slots):
-                self._tasks.start(self._clear(name, incarnation, slots))
+                self._tasks.start(self._clear(name, incarnation, slots, next(self._orders)))
+            case p.PullToNode():
+                self._tasks.start(self._pull(command, next(self._orders)))
+            case p.MarkNode():
+                self._tasks.start(self._mark(command))
             case p.EvictionStalled() | p.EvictionGoesOn():
                 _tell(command)
 
@@ -117,10 +123,25 @@ class PoolDriver:
         if report is not None and report.incarnation == wanted.incarnation:
             self.feed(p.BlocksReported(wanted, report))
 
-    async def _clear(self, name: str, incarnation: int, slots: Sequence[Any]) -> None:
-        message = ClearSlots(term=self._term, incarnation=incarnation, slots=list(slots))
+    async def _clear(self, name: str, incarnation: int, slots: Sequence[Any], order: int) -> None:
+        message = ClearSlots(term=self._term, incarnation=incarnation, slots=list(slots), order=order)
         if await self._call_node(name, message, Done) is not None:
             self.feed(p.SlotsCleared(name, incarnation, slots))
+
+    async def _pull(self, wanted: p.PullToNode, order: int) -> None:
+        message = PullObjects(
+            term=self._term, round=wanted.round, order=order, source=wanted.source, pulls=list(wanted.pulls)
+        )
+        pulled = await self._call_node(wanted.name, message, Pulled)
+        if pulled is not None:
+            numbers = (pull.pull_id for pull in wanted.pulls)
+            refusals = dict(zip(numbers, pulled.refusals, strict=True))
+            self.feed(p.ObjectsPulled(wanted.name, pulled.incarnation, refusals))
+
+    async def _mark(self, wanted: p.MarkNode) -> None:
+        message = MarkDraining(term=self._term, draining=wanted.draining)
+        if await self._call_node(wanted.name, message, Done) is not None:
+            self.feed(p.NodeMarked(wanted.name, wanted.incarnation, wanted.draining))
 
     async def _call_node(self, name: str, message: Message, reply_type: type[Any]) -> Any:
         """The node's answer, or None: the Pool asks again on a tick, and membership decides when a node is dead."""

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from mooncake_core.errors import ProtocolError
-from mooncake_core.wire.messages import envelope, inspection, membership, objects, pool, serving, timeline
+from mooncake_core.wire.messages import envelope, inspection, membership, objects, pool, serving, tasks, timeline
 
 PROTOCOL_VERSION: Final = 3
 OLDEST_PROTOCOL_VERSION: Final = 3
@@ -51,6 +51,22 @@ Message = (
     | pool.ReportBlocks
     | pool.BlockReport
     | pool.ClearSlots
+    | tasks.CopyObjects
+    | tasks.ReplicateObjects
+    | tasks.TasksStarted
+    | tasks.QueryTasks
+    | tasks.TaskReport
+    | tasks.CancelTasks
+    | tasks.TasksCancelled
+    | tasks.DrainNode
+    | tasks.UndrainNode
+    | tasks.QueryDrains
+    | tasks.Drains
+    | tasks.EvictObjects
+    | tasks.Evicted
+    | tasks.PullObjects
+    | tasks.Pulled
+    | tasks.MarkDraining
     | serving.DescribeModels
     | serving.Models
     | serving.Place

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from mooncake_core.wire.messages.membership import InstanceLoad
 from mooncake_core.wire.messages.objects import TenantUsage
+from mooncake_core.wire.messages.tasks import DrainStatus
 
 
 class GetStatus(Struct, frozen=True, tag=True, kw_only=True):
@@ -21,7 +22,8 @@ class MemberStatus(Struct, frozen=True, kw_only=True):
     control_address: str
     pid: int
     state: str
-    """joining (block report under way), ready, or draining (it finishes what it runs, and leaves)."""
+    """joining (block report under way), ready, or draining (it finishes what it runs, and leaves). Of a node that is being
+    drained: draining, stuck or drained."""
     last_heard_s: float
     """Seconds since its last sign of life."""
     capacity_bytes: int = 0
@@ -31,6 +33,8 @@ class MemberStatus(Struct, frozen=True, kw_only=True):
     """The instance whose local node this is."""
     model: str = ""
     load: InstanceLoad | None = None
+    drain: DrainStatus | None = None
+    """Of a node that is being drained: how far that is."""
 
 
 class Status(Struct, frozen=True, tag=True, kw_only=True):

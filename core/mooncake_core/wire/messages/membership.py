@@ -22,6 +22,8 @@ class SegmentOffer(Struct, frozen=True, kw_only=True):
     data_offset: int
     num_slots: int
     slot_bytes: int
+    draining: bool = False
+    """A master had the node drained, and has not taken that back."""
     read: SegmentDescriptor
     write: SegmentDescriptor
 

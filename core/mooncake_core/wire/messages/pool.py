@@ -195,7 +195,7 @@ class Fenced(Struct, frozen=True, tag=True, kw_only=True):
     write: SegmentDescriptor
 
 
-class StoredObject(Struct, frozen=True, kw_only=True):
+class StoredObject(Struct, frozen=True, kw_only=True, gc=False):
     """An object as the node's directory has it."""
 
     key: str
@@ -240,3 +240,5 @@ class ClearSlots(Struct, frozen=True, tag=True, kw_only=True):
     term: int
     incarnation: int
     slots: list[SlotClearing]
+    order: int = 0
+    """Counts the master's orders about the node's slots: an order to write there that is older than this one is refused."""
