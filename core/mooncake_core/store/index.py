@@ -128,6 +128,16 @@ class ObjectIndex:
             self._forget(entry)
         return extent
 
+    def copy_begins(self, entry: PoolObject) -> None:
+        """A node copies an object from another one: until that ends it stays."""
+        entry.copies_under_way += 1
+
+    def copy_ends(self, entry: PoolObject) -> None:
+        """The copy is there, or will not be; the object may have gone, by force."""
+        entry.copies_under_way -= 1
+        self._release([entry])
+        self._release_group(entry.group)
+
     def drop_node(self, name: str) -> None:
         """A node is gone with all it had."""
         unnamed = [entry for entry in self._writing.values() if self._by_key.get(entry.key) is not entry]
@@ -142,12 +152,6 @@ class ObjectIndex:
         if entry.group:
             return self._group_held_until(entry.group)
         return math.inf if key in self._children or entry.copies_under_way else entry.lease_until
-
-    def end_copy(self, entry: PoolObject) -> None:
-        """A copy of it is not under way any more."""
-        entry.copies_under_way -= 1
-        self._release([entry])
-        self._release_group(entry.group)
 
     def pin(self, entry: PoolObject, until: float) -> None:
         """Gives a readable object this pin (see pins.py). What is pinned is not ranked by the nodes' eviction policies."""

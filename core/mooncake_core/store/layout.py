@@ -34,6 +34,7 @@ class SlotState(enum.IntEnum):
 
 
 WRITTEN_STATES: Final = (SlotState.RESERVED, SlotState.COMMITTED, SlotState.REMOVED)
+_WRITTEN: Final = frozenset(map(int, WRITTEN_STATES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,6 @@ def unpack_slot(data: memoryview | bytes) -> Slot | None:
 
 def used_slots(slots: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
     """(index, state, allocation id, offset, size, checksum) of those in a row of slots that were written."""
-    for index, (magic, state, *rest) in enumerate(_SLOT.iter_unpack(slots)):
-        if magic == _SLOT_MAGIC and state in WRITTEN_STATES:
-            yield (index, state, *rest)
+    for index, (magic, state, allocation_id, offset, size_bytes, checksum) in enumerate(_SLOT.iter_unpack(slots)):
+        if magic == _SLOT_MAGIC and state in _WRITTEN:
+            yield index, state, allocation_id, offset, size_bytes, checksum

@@ -297,7 +297,7 @@ class CopyTasks:
         task.copying = _Copying(self._next_id(), entry, source, target, extent, now + ANSWER_S)
         task.state = TaskState.RUNNING
         task.attempts += 1
-        entry.copies_under_way += 1
+        self._index.copy_begins(entry)
         self._running[task.copying.pull_id] = task
         for node in (source, target):
             self._load(node.name).add(1, length)
@@ -370,7 +370,7 @@ class CopyTasks:
         assert copying is not None  # it runs
         task.copying = None
         del self._running[copying.pull_id]
-        self._index.end_copy(copying.entry)
+        self._index.copy_ends(copying.entry)
         for node in (copying.source, copying.target):
             self._load(node.name).add(-1, copying.extent.length)
 
