@@ -31,6 +31,7 @@ def node(name: str, host: str = "h", *, used: int = 0, ready: bool = True, capac
     made = NodeSpace(name, 1, offer, LRU())
     if ready:
         made.fenced(descriptor)
+        made.end_part(offer.num_slots)
         made.open()
     if used:
         assert made.allocate(used, 0) is not None
