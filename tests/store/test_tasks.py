@@ -250,7 +250,7 @@ def test_a_target_that_never_comes_back_fails_the_copy_in_the_end(pool: Harness)
 def test_only_so_many_objects_move_at_once() -> None:
     harness = Harness()
     for name in ("a", "b", "c"):
-        node = NodeModel(name, next(harness.incarnations), capacity=1 << 20, num_slots=200)
+        node = NodeModel(name, next(harness.incarnations), capacity=1 << 20, num_slots=400)
         harness.nodes[name] = node
         harness.feed(p.NodeJoined(name, node.incarnation, node.offer()))
     harness.answer_all()

@@ -161,6 +161,13 @@ class Draining:
         drain = (self._drains if event.draining else self._ended).get(event.name)
         if drain is not None and drain.node.incarnation == event.incarnation:
             drain.is_marked = True
+            if not event.draining:
+                del self._ended[event.name]
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is to be done, whatever happens to objects."""
+        return not self._drains and not self._ended
 
     def advance(self, now: float) -> list[MarkNode]:
         """Sends the next objects away; what nodes are to be told."""

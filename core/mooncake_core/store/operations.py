@@ -85,6 +85,11 @@ class Operations:
                 return self._evict(message, now)
         return Done()
 
+    @property
+    def _is_idle(self) -> bool:
+        """As it mostly is: then it costs the pool next to nothing."""
+        return self._tasks.is_idle and self._draining.is_idle
+
     def after(self, event: Event, now: float) -> list[Command]:
         """Takes notice of what has happened, once the nodes' spaces and the index have; says what is to be done."""
         match event:
@@ -94,12 +99,16 @@ class Operations:
                 self._draining.joined(event)
             case NodeMarked():
                 self._draining.marked(event)
+        if self._is_idle:
+            return []
         ended = self._tasks.advance(now)  # first, so that nodes have room for what is to be moved next
         marks = self._draining.advance(now)
         return [*ended, *marks, *self._tasks.advance(now)]
 
     def next_deadline(self) -> float | None:
         """When time itself is the next event."""
+        if self._is_idle:
+            return None
         moments = (self._tasks.next_deadline(), self._draining.next_deadline())
         return min((moment for moment in moments if moment is not None), default=None)
 

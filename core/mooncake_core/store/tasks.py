@@ -33,7 +33,7 @@ from mooncake_core.store.objects import PoolObject
 from mooncake_core.store.tenants import split
 from mooncake_core.wire.messages.tasks import Pull, TaskStatus
 
-PULLS_PER_NODE: Final = 32
+PULLS_PER_NODE: Final = 128
 """Objects that move to or from one node at a time."""
 PULL_BYTES_PER_NODE: Final = 64 << 20
 """No more is begun where so much moves already: a pull must end in time also over a slow network."""
@@ -157,6 +157,11 @@ class CopyTasks:
         self._loads: dict[str, _Load] = {}
 
     @property
+    def is_idle(self) -> bool:
+        """Nothing is to be done, whatever happens to objects."""
+        return not self._tasks
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 
@@ -222,8 +227,6 @@ class CopyTasks:
 
     def advance(self, now: float) -> list[PullToNode]:
         """Ends what has become impossible, begins what can begin; what nodes are to be asked."""
-        if not self._tasks:
-            return []
         asked = [task for task in list(self._running.values()) if self._must_ask(task, now)]
         while self._resting and self._resting[0][0] <= now:
             task = self._tasks.get(heapq.heappop(self._resting)[1])
