@@ -1,0 +1,166 @@
+"""Memory that callers name by its address."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import mmap
+import os
+import threading
+from bisect import bisect_right, insort
+from collections.abc import Sequence
+
+from mooncake._codes import Code
+
+_libc = ctypes.CDLL(None, use_errno=True)
+for _call in (_libc.read, _libc.write):
+    _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    _call.restype = ctypes.c_ssize_t
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
+_new_bytes.restype = ctypes.py_object
+_BYTES_HEADER = bytes.__basicsize__ - 1
+"""What stands before the content of a bytes object."""
+
+
+def view_of(address: int, num_bytes: int) -> memoryview:
+    """Memory at an address, without a copy; right as long as its owner keeps it."""
+    return memoryview((ctypes.c_char * num_bytes).from_address(address)).cast("B")
+
+
+def new_bytes(num_bytes: int) -> tuple[bytes, memoryview]:
+    """A bytes object of that size, and a view to fill it by before anybody else sees it: saves the copy into one."""
+    made: bytes = _new_bytes(None, num_bytes)
+    return made, view_of(id(made) + _BYTES_HEADER, num_bytes)
+
+
+def address_of(buffer: bytearray | mmap.mmap) -> int:
+    """Where a writable buffer begins."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def access(address: int, num_bytes: int) -> tuple[bool, bool]:
+    """Whether this process may read, and may write, the first and the last byte: memory of a GPU it may not. The kernel is
+    asked, since looking would end the process; a byte that is written is the one that was there."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        readable = writable = True
+        for end in {address, address + num_bytes - 1}:
+            readable = readable and _libc.write(writer, end, 1) == 1
+            writable = writable and readable and _libc.read(reader, end, 1) == 1
+        return readable, writable
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def usable(address: int, num_bytes: int) -> memoryview | None:
+    """A view of memory, read-only where it is; None where there is none."""
+    if address <= 0 or num_bytes < 0:
+        return None
+    if num_bytes == 0:
+        return memoryview(b"")
+    readable, writable = access(address, num_bytes)
+    if not readable:
+        return None
+    view = view_of(address, num_bytes)
+    return view if writable else view.toreadonly()
+
+
+class Registered:
+    """Memory whose addresses need no second look: `register_buffer` and what this module allocates. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._starts: list[int] = []
+        self._views: dict[int, memoryview] = {}
+
+    def add(self, address: int, num_bytes: int) -> int:
+        """Code.OK, or why it cannot be registered: INVALID_PARAMS for what cannot be memory or overlaps other memory,
+        NOT_SUPPORTED for memory that the CPU cannot read."""
+        if address <= 0 or num_bytes <= 0:
+            return Code.INVALID_PARAMS
+        view = usable(address, num_bytes)
+        if view is None:
+            return Code.NOT_SUPPORTED
+        with self._lock:
+            if self._overlaps(address, num_bytes):
+                return Code.INVALID_PARAMS
+            insort(self._starts, address)
+            self._views[address] = view
+        return Code.OK
+
+    def remove(self, address: int) -> int:
+        """Code.OK, or INVALID_PARAMS where no registered memory begins."""
+        with self._lock:
+            if self._views.pop(address, None) is None:
+                return Code.INVALID_PARAMS
+            self._starts.remove(address)
+        return Code.OK
+
+    def view(self, address: int, num_bytes: int) -> memoryview | None:
+        """Memory to read from; to write to, too, unless the view is read-only. What is not registered is looked at, which
+        takes longer; None for what is no memory of the host."""
+        with self._lock:
+            index = bisect_right(self._starts, address) - 1
+            start = self._starts[index] if index >= 0 else 0
+            region = self._views[start] if index >= 0 else None
+        offset = address - start
+        if region is not None and 0 <= num_bytes <= region.nbytes - offset:
+            return region[offset : offset + num_bytes]
+        return usable(address, num_bytes)
+
+    def views(self, addresses: Sequence[int], sizes: Sequence[int]) -> list[memoryview] | None:
+        """As `view` for several; None where one is no memory, or the lists differ in length."""
+        if len(addresses) != len(sizes):
+            return None
+        found = [self.view(address, size) for address, size in zip(addresses, sizes, strict=True)]
+        good = [view for view in found if view is not None]
+        return good if len(good) == len(found) else None
+
+    def _overlaps(self, address: int, num_bytes: int) -> bool:
+        index = bisect_right(self._starts, address + num_bytes - 1) - 1
+        if index < 0:
+            return False
+        start = self._starts[index]
+        return start + self._views[start].nbytes > address
+
+
+class BufferHandle(bytearray):
+    """An object's bytes in memory of their own: anything that takes a buffer takes it."""
+
+    def ptr(self) -> int:
+        """Its address."""
+        return address_of(self)
+
+    def size(self) -> int:
+        """In bytes."""
+        return len(self)
+
+
+class HostMemory:
+    """Page-aligned memory by address."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def alloc(self, num_bytes: int) -> int:
+        """An address; 0 where there is no such memory."""
+        try:
+            memory = mmap.mmap(-1, num_bytes)
+        except (OSError, ValueError, OverflowError):
+            return 0
+        address = address_of(memory)
+        self._maps[address] = memory
+        return address
+
+    def free(self, address: int) -> int:
+        """0, or INVALID_PARAMS where nothing was allocated."""
+        return Code.OK if self._maps.pop(address, None) is not None else Code.INVALID_PARAMS
+
+
+def take(pieces: Sequence[memoryview], num_bytes: int) -> list[memoryview]:
+    """The first bytes of pieces that have at least so many."""
+    ends = itertools.accumulate(piece.nbytes for piece in pieces)
+    cut = [piece[: max(0, num_bytes - end + piece.nbytes)] for piece, end in zip(pieces, ends, strict=True)]
+    return [piece for piece in cut if piece.nbytes]
