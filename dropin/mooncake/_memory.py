@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from mooncake._codes import Code
 
 _libc = ctypes.CDLL(None, use_errno=True)
-for _call in (_libc.read, _libc.write):
-    _call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
-    _call.restype = ctypes.c_ssize_t
+_libc.write.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+_libc.write.restype = ctypes.c_ssize_t
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new_bytes.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
 _new_bytes.restype = ctypes.py_object
@@ -39,32 +38,24 @@ def address_of(buffer: bytearray | mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
-def access(address: int, num_bytes: int) -> tuple[bool, bool]:
-    """Whether this process may read, and may write, the first and the last byte: memory of a GPU it may not. The kernel is
-    asked, since looking would end the process; a byte that is written is the one that was there."""
+def is_readable(address: int, num_bytes: int) -> bool:
+    """Whether this process may read the first and the last byte: memory of a GPU it may not. The kernel is asked, since
+    looking would end the process."""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        readable = writable = True
-        for end in {address, address + num_bytes - 1}:
-            readable = readable and _libc.write(writer, end, 1) == 1
-            writable = writable and readable and _libc.read(reader, end, 1) == 1
-        return readable, writable
+        return all(_libc.write(writer, end, 1) == 1 for end in {address, address + num_bytes - 1})
     finally:
         os.close(reader)
         os.close(writer)
 
 
 def usable(address: int, num_bytes: int) -> memoryview | None:
-    """A view of memory, read-only where it is; None where there is none."""
+    """A view of memory; None where there is none that the CPU can read."""
     if address <= 0 or num_bytes < 0:
         return None
     if num_bytes == 0:
         return memoryview(b"")
-    readable, writable = access(address, num_bytes)
-    if not readable:
-        return None
-    view = view_of(address, num_bytes)
-    return view if writable else view.toreadonly()
+    return view_of(address, num_bytes) if is_readable(address, num_bytes) else None
 
 
 class Registered:
@@ -99,16 +90,22 @@ class Registered:
         return Code.OK
 
     def view(self, address: int, num_bytes: int) -> memoryview | None:
-        """Memory to read from; to write to, too, unless the view is read-only. What is not registered is looked at, which
-        takes longer; None for what is no memory of the host."""
+        """Memory at an address; None where it goes beyond what was registered, or is no memory of the host. What is not
+        registered at all is looked at, which takes longer."""
+        rest = self.rest(address)
+        if rest is None:
+            return usable(address, num_bytes)
+        return rest[:num_bytes] if 0 <= num_bytes <= rest.nbytes else None
+
+    def rest(self, address: int) -> memoryview | None:
+        """Registered memory from an address to its end; None where none is registered."""
         with self._lock:
             index = bisect_right(self._starts, address) - 1
-            start = self._starts[index] if index >= 0 else 0
-            region = self._views[start] if index >= 0 else None
-        offset = address - start
-        if region is not None and 0 <= num_bytes <= region.nbytes - offset:
-            return region[offset : offset + num_bytes]
-        return usable(address, num_bytes)
+            if index < 0:
+                return None
+            start = self._starts[index]
+            region = self._views[start]
+        return region[address - start :] if address - start < region.nbytes else None
 
     def views(self, addresses: Sequence[int], sizes: Sequence[int]) -> list[memoryview] | None:
         """As `view` for several; None where one is no memory, or the lists differ in length."""

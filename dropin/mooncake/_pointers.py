@@ -104,7 +104,7 @@ class PointerCalls(ObjectCalls):
 
         def destination(index: int, size_bytes: int) -> Pieces | None:
             pieces = rooms[index]
-            if pieces is None or total_bytes(pieces) < size_bytes or any(piece.readonly for piece in pieces):
+            if pieces is None or total_bytes(pieces) < size_bytes:
                 return None
             return take(pieces, size_bytes)
 

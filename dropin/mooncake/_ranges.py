@@ -141,8 +141,8 @@ class RangeCalls(PointerCalls):
         wanted = the_keys(keys)
         if not len(wanted) == len(at) == len(of) == len(sizes):
             return [[int(Code.INVALID_PARAMS)] for _ in wanted]
-        addresses = [[address + offset for offset in offsets] for offsets in at]
-        plans = [self._parts(*row) for row in zip(addresses, sizes, of, strict=True)]
+        buffer = self._registered.rest(address) or memoryview(b"")
+        plans = [_cuts(buffer, *row) for row in zip(at, sizes, of, strict=True)]
         good = [index for index, parts in enumerate(plans) if parts is not None]
         cuts: list[Sequence[Cut]] = [parts for parts in plans if parts is not None]
 
@@ -203,3 +203,13 @@ class RangeCalls(PointerCalls):
             for (place, _), code in zip(members, ended, strict=True):
                 codes[place] = int(Code.OK) if not commit and code == Code.TRANSFER_FAIL else code
         return codes
+
+
+def _cuts(buffer: memoryview, at: Offsets, sizes: Sizes, of: Offsets) -> Parts | None:
+    """(Offset in the object, part of the buffer) of each part; None where one does not fit."""
+    if not len(at) == len(sizes) == len(of) or min([0, *at, *sizes, *of]) < 0:
+        return None
+    views = [buffer[start : start + size] for start, size in zip(at, sizes, strict=True)]
+    if [view.nbytes for view in views] != list(sizes):
+        return None
+    return [(offset, [view]) for offset, view in zip(of, views, strict=True)]

@@ -11,6 +11,8 @@ from mooncake_core.wire.messages.objects import ObjectDescription
 
 SOFT_PIN_S: Final = 30 * 60.0
 """Upstream's default."""
+FIRST_PORT: Final = 1024
+"""A smaller number at the end of a node's name counts nodes."""
 
 
 class SoftPinAction(enum.IntEnum):
@@ -104,6 +106,12 @@ def node_name(segment: str) -> str:
     return segment.lower().replace(":", "-").replace("_", "-").strip("-.")
 
 
+def segment_name(node: str) -> str:
+    """What `get_hostname()` tells in the store that contributes this node; of other nodes their name."""
+    host, _, port = node.rpartition("-")
+    return f"{host}:{port}" if host and port.isdigit() and int(port) >= FIRST_PORT else node
+
+
 @dataclass(frozen=True)
 class Descriptor:
     """A range of a segment."""
@@ -157,7 +165,9 @@ def describe(found: ObjectDescription) -> Sequence[ReplicaDescriptor]:
     return [
         ReplicaDescriptor(
             ReplicaStatus.COMPLETE,
-            MemoryDescriptor(Descriptor(found.size_bytes, placement.offset + found.header_bytes, placement.node)),
+            MemoryDescriptor(
+                Descriptor(found.size_bytes, placement.offset + found.header_bytes, segment_name(placement.node))
+            ),
         )
         for placement in found.replicas
     ]

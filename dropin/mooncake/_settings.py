@@ -66,7 +66,7 @@ def settings(positional: Sequence[Any], named: Mapping[str, Any]) -> Settings:
         ConfigError: a value cannot be used.
     """
     if len(positional) == 1 and isinstance(positional[0], Mapping):
-        positional, named = (), {**positional[0], **named}
+        return settings((), {**positional[0], **named})
     if len(positional) > len(POSITIONAL):
         raise TypeError(f"setup() takes at most {len(POSITIONAL)} positional arguments, got {len(positional)}")
     given = dict(zip(POSITIONAL, positional, strict=False))

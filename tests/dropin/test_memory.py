@@ -12,19 +12,27 @@ from mooncake._memory import BufferHandle, HostMemory, Registered, address_of, n
 from mooncake.store import MooncakeDistributedStore
 
 
-def test_views_are_of_registered_memory_only() -> None:
+def test_views_stay_within_what_was_registered() -> None:
     memory = bytearray(range(100))
     registered, start = Registered(), address_of(memory)
-    assert registered.view(start, 1) is None
-    assert registered.add(start, 100) == Code.OK
+    assert registered.add(start, 50) == Code.OK
     assert bytes(registered.view(start + 10, 5) or b"") == bytes(range(10, 15))
-    assert registered.view(start, 101) is None
-    assert registered.view(start - 1, 5) is None
-    assert registered.view(start + 99, 2) is None
-    assert registered.views([start, start + 50], [1, 2]) is not None
-    assert registered.views([start, start + 100], [1, 2]) is None
-    assert registered.remove(start) == Code.OK
-    assert registered.view(start, 1) is None
+    assert registered.view(start, 51) is None
+    assert registered.view(start + 49, 2) is None
+    assert registered.views([start, start + 40], [1, 2]) is not None
+    assert registered.views([start, start + 49], [1, 2]) is None
+    assert registered.views([start], [1, 2]) is None
+    assert bytes(registered.rest(start + 45) or b"") == bytes(range(45, 50))
+    assert registered.rest(start + 50) is None
+
+
+def test_unregistered_memory_of_the_host_is_taken_and_nothing_else() -> None:
+    memory = bytearray(range(100))
+    registered = Registered()
+    assert bytes(registered.view(address_of(memory), 100) or b"") == bytes(range(100))
+    assert registered.view(0, 1) is None
+    assert registered.view(4096, 1) is None
+    assert registered.view(address_of(memory), -1) is None
 
 
 def test_a_view_is_the_memory_itself() -> None:

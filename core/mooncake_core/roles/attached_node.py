@@ -79,6 +79,7 @@ class AttachedNode:
         deadline = time.monotonic() + READY_S
         while not self._ready.wait(0.05):
             if self._process.poll() is not None:
+                _end(self._process)
                 for reader in self._readers:
                     reader.join(END_S)
                 raise ConfigError(
@@ -97,6 +98,8 @@ class AttachedNode:
         while True:
             started = time.monotonic()
             code = self._process.wait()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
             delay_s = policy.delay_after(time.monotonic() - started)
             if self._ending.is_set():
                 return
