@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import Any, Final
 
 from mooncake_core.errors import ConfigError
 from mooncake_core.units import parse_size
+
+_log = logging.getLogger("mooncake.store")
 
 DEFAULT_MASTER: Final = "127.0.0.1:7801"
 DEFAULT_TENANT: Final = "default"
@@ -66,7 +69,7 @@ def settings(positional: Sequence[Any], named: Mapping[str, Any]) -> Settings:
         ConfigError: a value cannot be used.
     """
     if len(positional) == 1 and isinstance(positional[0], Mapping):
-        return settings((), {**positional[0], **named})
+        return settings((), {**_known(positional[0]), **named})
     if len(positional) > len(POSITIONAL):
         raise TypeError(f"setup() takes at most {len(POSITIONAL)} positional arguments, got {len(positional)}")
     given = dict(zip(POSITIONAL, positional, strict=False))
@@ -81,6 +84,14 @@ def settings(positional: Sequence[Any], named: Mapping[str, Any]) -> Settings:
     if not values.get("master_server_addr"):
         values["master_server_addr"] = os.environ.get("MOONCAKE_MASTER") or DEFAULT_MASTER
     return Settings(**values)
+
+
+def _known(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a dictionary says; clients put more into it, which upstream passes over, too."""
+    known = {name: value for name, value in given.items() if ALIASES.get(name, name) in (*POSITIONAL, *OTHERS)}
+    if len(known) < len(given):
+        _log.warning("setup passes over %s", ", ".join(sorted(map(str, given.keys() - known.keys()))))
+    return known
 
 
 def size_of(value: Any) -> int:

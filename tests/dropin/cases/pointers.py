@@ -6,7 +6,7 @@ from typing import Any
 
 from .world import MIB, TOO_LARGE, Memory, World, case, pattern, raises
 
-NO_BYTES = "`put_from` of no bytes"
+NO_BYTES = "`put_parts` of no parts, `put_from` of no bytes"
 POISON = b"\xa5"
 
 
@@ -151,7 +151,7 @@ def batch_put_from_the_same_key_twice(world: World) -> None:
     key, source = world.key(), world.memory(20, pattern(20))
     addresses = [source.address, source.address + 10]
     assert list(world.store.batch_put_from([key, key], addresses, [10, 10])) == [0, 0]
-    assert world.store.get(key) == pattern(20)[:10]
+    assert world.store.get(key) in (pattern(20)[:10], pattern(20)[10:])
 
 
 @case()

@@ -6,6 +6,8 @@ from typing import Any
 
 from .world import World, case, pattern, raises
 
+PROBES = "`is_exist`, `get_size`, `get_replica_desc`"
+
 
 @case()
 def is_exist_of_an_object(world: World) -> None:
@@ -77,6 +79,18 @@ def remove_of_what_was_just_read(world: World) -> None:
     assert world.store.get(key)
     assert world.store.remove(key) == -706
     assert world.store.get(key) == b"some bytes"
+
+
+@case(
+    ("is_exist", lambda store, key: store.is_exist(key)),
+    ("get_size", lambda store, key: store.get_size(key)),
+    ("get_replica_desc", lambda store, key: store.get_replica_desc(key)),
+    differs=PROBES,
+)
+def remove_of_what_was_only_looked_at(world: World, _: str, look: Any) -> None:
+    key = world.put()
+    assert look(world.store, key)
+    assert world.store.remove(key) == 0
 
 
 @case()

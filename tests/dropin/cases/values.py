@@ -9,6 +9,7 @@ from typing import Any
 from .world import MIB, TOO_LARGE, World, case, pattern, raises
 
 LONG_KEYS = "keys of more than 1024 bytes"
+NO_PARTS = "`put_parts` of no parts, `put_from` of no bytes"
 NO_KEYS = "`get_batch` of no keys"
 SIZES = [1, 7, 63, 64, 65, 4095, 4096, 4097, 65_536, MIB, 5 * MIB + 3]
 
@@ -78,7 +79,7 @@ def put_of_nothing(world: World) -> None:
     assert world.store.is_exist(key) == 0
 
 
-@case()
+@case(differs=NO_PARTS)
 def put_parts_of_nothing(world: World) -> None:
     assert world.store.put_parts(world.key()) == -600
 
