@@ -31,6 +31,7 @@ class Code(enum.IntEnum):
     FILE_NOT_FOUND = -1100
     FILE_WRITE_FAIL = -1103
     TASK_NOT_FOUND = -1400
+    TASK_PENDING_LIMIT_EXCEEDED = -1401
     TENANT_QUOTA_EXCEEDED = -1700
     TENANT_NOT_REGISTERED = -1701
 
@@ -59,6 +60,10 @@ _CODES: Final = {
     "quota_exceeded": Code.TENANT_QUOTA_EXCEEDED,
     "tenant_unknown": Code.TENANT_NOT_REGISTERED,
     "stale_allocation": Code.INVALID_WRITE,
+    "node_not_found": Code.INVALID_PARAMS,
+    "node_draining": Code.SEGMENT_NOT_FOUND,
+    "task_not_found": Code.TASK_NOT_FOUND,
+    "too_many_tasks": Code.TASK_PENDING_LIMIT_EXCEEDED,
     "checksum_mismatch": Code.CHECKSUM_MISMATCH,
 }
 

@@ -49,7 +49,7 @@ class Link:
         self._nodes: dict[str, AttachedNode] = {}
         self._lock = threading.Lock()
         self.hostname = str(HostPort(self._host, self._wanted_port or free_port("", 0)))
-        self.local_buffer_bytes = settings.local_buffer_size
+        self.tenant = settings.tenant_id
         self.store = BlockingStore(
             StoreSettings(
                 master_address=self._master.url,
