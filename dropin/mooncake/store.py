@@ -17,6 +17,7 @@ from mooncake._replicas import (
     SoftPinAction,
 )
 from mooncake._tasks import QueryTaskResponse, TaskCalls, TaskStatus, TaskType
+from mooncake.buffer_pool import BufferLease, BufferPool, RegisteredBufferLease, RegisteredBufferPool
 
 
 class MooncakeDistributedStore(TaskCalls):
@@ -26,6 +27,8 @@ class MooncakeDistributedStore(TaskCalls):
 
 __all__ = [
     "BufferHandle",
+    "BufferLease",
+    "BufferPool",
     "Descriptor",
     "DiskDescriptor",
     "MemoryDescriptor",
@@ -35,6 +38,8 @@ __all__ = [
     "ParallelAxis",
     "QueryTaskResponse",
     "ReadTarget",
+    "RegisteredBufferLease",
+    "RegisteredBufferPool",
     "ReplicaDescriptor",
     "ReplicaStatus",
     "ReplicateConfig",
