@@ -156,8 +156,10 @@ class HostMemory:
         return Code.OK if self._maps.pop(address, None) is not None else Code.INVALID_PARAMS
 
 
-def take(pieces: Sequence[memoryview], num_bytes: int) -> list[memoryview]:
+def take(pieces: Sequence[memoryview], num_bytes: int) -> Sequence[memoryview]:
     """The first bytes of pieces that have at least so many."""
+    if sum(piece.nbytes for piece in pieces) == num_bytes:
+        return pieces
     ends = itertools.accumulate(piece.nbytes for piece in pieces)
     cut = [piece[: max(0, num_bytes - end + piece.nbytes)] for piece, end in zip(pieces, ends, strict=True)]
     return [piece for piece in cut if piece.nbytes]

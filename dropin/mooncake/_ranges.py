@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from mooncake._arguments import each, the_keys
 from mooncake._codes import Code, code_of
@@ -13,10 +13,12 @@ from mooncake._pointers import Addresses, PointerCalls, Sizes
 from mooncake._replicas import DEFAULT, ReplicateConfig
 from mooncake_core.store.blocking import OpenGet, OpenPut
 from mooncake_core.store.reading import Cut
+from mooncake_core.transfer.slices import total_bytes
 from mooncake_core.wire.messages.pool import NewObject
 
 Offsets = Sequence[int]
 Parts = list[tuple[int, list[memoryview]]]
+Session = TypeVar("Session", OpenPut, OpenGet)
 
 
 class RangeCalls(PointerCalls):
@@ -25,9 +27,9 @@ class RangeCalls(PointerCalls):
     def __init__(self) -> None:
         super().__init__()
         self._sessions = threading.Lock()
-        self._puts: dict[str, tuple[OpenPut, int]] = {}
-        """Key → its put, and its place there."""
-        self._gets: dict[str, tuple[OpenGet, int]] = {}
+        self._puts: dict[str, tuple[OpenPut, int, int]] = {}
+        """Key → its session, its place there, its size."""
+        self._gets: dict[str, tuple[OpenGet, int, int]] = {}
 
     def get_into_ranges(
         self,
@@ -53,10 +55,10 @@ class RangeCalls(PointerCalls):
             codes = []
             with self._sessions:
                 for index, key in enumerate(wanted):
-                    is_there = opened.size_bytes(index) is not None
-                    codes.append(int(Code.OK if is_there else Code.OBJECT_NOT_FOUND))
-                    if is_there:
-                        self._gets[key] = (opened, index)
+                    size_bytes = opened.size_bytes(index)
+                    codes.append(int(Code.OBJECT_NOT_FOUND if size_bytes is None else Code.OK))
+                    if size_bytes is not None:
+                        self._gets[key] = (opened, index, size_bytes)
             return codes
 
         return self._ask(work, lambda code: each(code, wanted))
@@ -70,11 +72,14 @@ class RangeCalls(PointerCalls):
     ) -> list[int]:
         """Reads parts of objects of a get session into registered memory; bytes read or a code each."""
 
-        def work(key: str, parts: Parts) -> int:
-            opened, index = self._gets[key]
-            return code_of("") if opened.read({index: parts})[index] else int(Code.TRANSFER_FAIL)
-
-        return self._each_part(keys, self._gets, all_buffer_ptrs, all_sizes, all_src_offsets, work)
+        wanted = the_keys(keys)
+        codes, sessions = self._plan(wanted, self._gets, all_buffer_ptrs, all_sizes, all_src_offsets)
+        for opened, members in sessions.items():
+            cuts: dict[int, Sequence[Cut]] = {index: parts for _, index, parts in members}
+            read = self._ask(lambda link: opened.read(cuts), lambda code: {})  # noqa: B023 (called at once)
+            for place, index, parts in members:
+                codes[place] = _length(parts) if read.get(index) else int(Code.TRANSFER_FAIL)
+        return codes
 
     def batch_get_session_end(self, keys: Sequence[str]) -> int:
         """Forgets the sessions of these keys; their lease ends by itself."""
@@ -98,7 +103,7 @@ class RangeCalls(PointerCalls):
             with self._sessions:
                 for index, (key, code) in enumerate(zip(wanted, opened.refusals, strict=True)):
                     if not code:
-                        self._puts[key] = (opened, index)
+                        self._puts[key] = (opened, index, sizes[index])
             return [code_of(code) for code in opened.refusals]
 
         return self._ask(work, lambda code: each(code, wanted))
@@ -112,12 +117,14 @@ class RangeCalls(PointerCalls):
     ) -> list[int]:
         """Writes registered memory to parts of objects of a put session; bytes written or a code each."""
 
-        def work(key: str, parts: Parts) -> int:
-            opened, index = self._puts[key]
-            good = opened.write([(index, offset, pieces) for offset, pieces in parts])
-            return code_of("") if all(good) else int(Code.TRANSFER_FAIL)
-
-        return self._each_part(keys, self._puts, all_buffer_ptrs, all_sizes, all_dst_offsets, work)
+        wanted = the_keys(keys)
+        codes, sessions = self._plan(wanted, self._puts, all_buffer_ptrs, all_sizes, all_dst_offsets)
+        for opened, members in sessions.items():
+            writes = [(index, offset, pieces) for _, index, parts in members for offset, pieces in parts]
+            good = self._ask(lambda link: opened.write(writes), lambda code: set())  # noqa: B023 (called at once)
+            for place, index, parts in members:
+                codes[place] = _length(parts) if index in good else int(Code.TRANSFER_FAIL)
+        return codes
 
     def batch_put_session_end(self, keys: Sequence[str]) -> list[int]:
         """Makes the objects readable, each of whose bytes must have been written; 0 or a code each."""
@@ -157,28 +164,27 @@ class RangeCalls(PointerCalls):
             for code, lengths in zip(codes, sizes, strict=True)
         ]
 
-    def _each_part(
+    def _plan(
         self,
         keys: Sequence[str],
-        known: dict[str, Any],
+        known: Mapping[str, tuple[Session, int, int]],
         all_buffer_ptrs: Sequence[Addresses],
         all_sizes: Sequence[Sizes],
         all_offsets: Sequence[Offsets],
-        work: Callable[[str, Parts], int],
-    ) -> list[int]:
-        """What `work` makes of each key's parts; on success how many bytes they have."""
-        wanted = the_keys(keys)
-        if not len(wanted) == len(all_buffer_ptrs) == len(all_sizes) == len(all_offsets):
-            return each(Code.INVALID_PARAMS, wanted)
-        codes = []
-        for key, *row in zip(wanted, all_buffer_ptrs, all_sizes, all_offsets, strict=True):
+    ) -> tuple[list[int], dict[Session, list[tuple[int, int, Parts]]]]:
+        """INVALID_PARAMS for each key; and by session what is good: its place in the call, that in the session, its parts."""
+        codes = each(Code.INVALID_PARAMS, keys)
+        sessions: dict[Session, list[tuple[int, int, Parts]]] = {}
+        if not len(keys) == len(all_buffer_ptrs) == len(all_sizes) == len(all_offsets):
+            return codes, sessions
+        for place, (key, *row) in enumerate(zip(keys, all_buffer_ptrs, all_sizes, all_offsets, strict=True)):
             parts = self._parts(*row)
             if key not in known or parts is None:
-                codes.append(int(Code.INVALID_PARAMS))
                 continue
-            code = self._ask(lambda link: work(key, parts), int)  # noqa: B023 (called at once)
-            codes.append(sum(row[1]) if code == Code.OK else code)
-        return codes
+            opened, index, size_bytes = known[key]
+            if all(offset + total_bytes(pieces) <= size_bytes for offset, pieces in parts):
+                sessions.setdefault(opened, []).append((place, index, parts))
+        return codes, sessions
 
     def _parts(self, addresses: Addresses, sizes: Sizes, offsets: Offsets) -> Parts | None:
         """(Offset in the object, memory) of each part; None where something does not fit."""
@@ -203,6 +209,10 @@ class RangeCalls(PointerCalls):
             for (place, _), code in zip(members, ended, strict=True):
                 codes[place] = int(Code.OK) if not commit and code == Code.TRANSFER_FAIL else code
         return codes
+
+
+def _length(parts: Parts) -> int:
+    return sum(total_bytes(pieces) for _, pieces in parts)
 
 
 def _cuts(buffer: memoryview, at: Offsets, sizes: Sizes, of: Offsets) -> Parts | None:

@@ -11,6 +11,7 @@ from mooncake_core.wire.messages.objects import ObjectDescription
 
 SOFT_PIN_S: Final = 30 * 60.0
 """Upstream's default."""
+LONGEST_NAME: Final = 64
 FIRST_PORT: Final = 1024
 """A smaller number at the end of a node's name counts nodes."""
 
@@ -102,8 +103,8 @@ DEFAULT: Final = ReplicateConfig()
 
 
 def node_name(segment: str) -> str:
-    """The node that contributes a segment: a store's `get_hostname()` with its colon replaced, for a name has none."""
-    return segment.lower().replace(":", "-").replace("_", "-").strip("-.")
+    """The node that contributes a segment: a store's `get_hostname()` in the letters of a name, and no longer than one."""
+    return segment.lower().replace(":", "-").replace("_", "-")[-LONGEST_NAME:].strip("-.")
 
 
 def segment_name(node: str) -> str:

@@ -54,7 +54,6 @@ class BlockingStore:
 
     def __init__(self, settings: StoreSettings) -> None:
         self._timeout_s = settings.timeout_s
-        self._loop = LoopThread(settings.name)
         self._engine = TransferEngine(
             owner=settings.name,
             host_id=settings.host_id,
@@ -63,6 +62,7 @@ class BlockingStore:
             secret=settings.key.secret if settings.key else None,
             timeout_s=settings.timeout_s,
         )
+        self._loop = LoopThread(settings.name)
         self._master = Client(settings.master_address, name=settings.name, key=settings.key)
         self._client = StoreClient(
             self._master, engine=self._engine, checksum=settings.checksum, tenant=settings.tenant
@@ -169,16 +169,15 @@ class OpenPut:
         self.refusals = ["" if index in putting.granted else code for index, code in enumerate(putting.codes)]
         """Why an object has no space; empty for those that can be written."""
 
-    def write(self, parts: Sequence[tuple[int, int, Pieces]]) -> list[bool]:
-        """Writes (object, offset, pieces); whether each part came to lie there.
+    def write(self, parts: Sequence[tuple[int, int, Pieces]]) -> set[int]:
+        """Writes (object, offset, pieces); which objects can still become whole.
 
         Raises:
             InvalidRequest: a part lies outside of its object; nothing was written.
         """
         with self._lock:
             self._loop.run(self._putting.write_at(parts))
-            good = set(self._putting.granted)
-        return [index in good for index, _, _ in parts]
+            return set(self._putting.granted)
 
     def end(self, indexes: Sequence[int], *, commit: bool) -> list[str]:
         """Makes objects readable that are written whole, or gives their space back; one error code each."""
