@@ -76,7 +76,15 @@ def test_the_dropin_is_a_distribution_of_its_own(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)  # an sdist, and a wheel from it
     wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
     names = wheel.namelist()
-    assert [name for name in names if ".dist-info/" not in name] == ["mooncake/__init__.py", "mooncake/py.typed"]
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "mooncake"],
+        cwd=ROOT / "dropin",
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert {name for name in names if ".dist-info/" not in name} == set(listed.stdout.splitlines())
+    assert {"mooncake/store.py", "mooncake/py.typed"} <= set(names)
     (license_name,) = [name for name in names if name.endswith("/LICENSE")]
     assert wheel.read(license_name) == (ROOT / "LICENSE").read_bytes()
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as sdist:

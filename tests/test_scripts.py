@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CALLERS = ["install", "check", "test", "quickstart", "acceptance"]
+CALLERS = ["install", "check", "test", "quickstart", "acceptance", "try-vllm"]
 
 
 @pytest.mark.parametrize("name", CALLERS)

@@ -1,0 +1,56 @@
+"""Checks of what callers pass, before anything is done with it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from mooncake._codes import Code
+
+
+def the_key(key: Any) -> str:
+    """A key; bytes are taken for UTF-8.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(key, str):
+        return key
+    if isinstance(key, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            return key.decode()
+    raise TypeError(f"expected a key of type str, got {type(key).__name__}")
+
+
+def the_keys(keys: Any) -> list[str]:
+    """A list of keys.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(keys, str | bytes):
+        raise TypeError(f"expected a list of keys, got {type(keys).__name__}")
+    return [the_key(key) for key in keys]
+
+
+def the_bytes(value: Any) -> memoryview:
+    """What is to be stored.
+
+    Raises:
+        TypeError: it is no buffer, or not contiguous.
+    """
+    view = memoryview(value)
+    if not view.c_contiguous:
+        raise TypeError("expected a contiguous buffer")
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def each(code: int, keys: Sequence[str]) -> list[int]:
+    """The same answer for every key."""
+    return [code] * len(keys)
+
+
+def first_failure(codes: Sequence[int]) -> int:
+    """One answer for all: the first code that is no success."""
+    return next((code for code in codes if code < 0), int(Code.OK))

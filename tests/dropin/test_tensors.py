@@ -1,0 +1,187 @@
+"""Tensors keep their type and shape, whole and in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dropin.cases.world import World
+
+torch = pytest.importorskip("torch")
+store_module = pytest.importorskip("mooncake.store")
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60)]
+
+
+@pytest.fixture(scope="module")
+def world(master: str) -> Iterator[World]:
+    world = World(master, upstream=False)
+    yield world
+    world.close()
+
+
+@pytest.fixture(autouse=True)
+def _clean(world: World) -> Iterator[None]:
+    yield
+    world.empty()
+
+
+def same(found: Any, expected: Any) -> bool:
+    return found is not None and found.dtype == expected.dtype and torch.equal(found, expected)
+
+
+def tp(rank: int, size: int, split_dim: int = 0) -> Any:
+    return store_module.ParallelAxis(kind="tp", rank=rank, size=size, split_dim=split_dim)
+
+
+def dp(rank: int, size: int) -> Any:
+    return store_module.ParallelAxis(kind="dp", rank=rank, size=size)
+
+
+def parallelism(*axes: Any) -> Any:
+    return store_module.TensorParallelism(axes=list(axes))
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "float64", "int8", "uint8", "int64", "bool"])
+def test_types_and_bytes_are_kept(world: World, name: str) -> None:
+    tensor = torch.arange(60).reshape(3, 4, 5).to(getattr(torch, name))
+    key = world.key()
+    assert world.store.put_tensor(key, tensor) == 0
+    assert same(world.reader.get_tensor(key), tensor)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 0, 3), (1, 2, 3, 4, 5, 6, 7, 8)])
+def test_shapes_are_kept(world: World, shape: tuple[int, ...]) -> None:
+    tensor, key = torch.ones(shape), world.key()
+    assert world.store.put_tensor(key, tensor) == 0
+    assert same(world.store.get_tensor(key), tensor)
+
+
+def test_a_view_is_stored_as_what_it_shows(world: World) -> None:
+    tensor, key = torch.arange(24).reshape(4, 6).t()[1:4], world.key()
+    assert world.store.put_tensor(key, tensor) == 0
+    assert same(world.store.get_tensor(key), tensor)
+
+
+def test_what_is_no_tensor_is_refused_and_what_is_not_there_is_none(world: World) -> None:
+    assert world.store.put_tensor(world.key(), [1, 2]) == -600
+    assert world.store.get_tensor(world.key()) is None
+    assert world.store.get_tensor(world.put(b"no tensor, but long enough for a header" * 10)) is None
+
+
+def test_batches_configs_and_upserts(world: World) -> None:
+    keys, tensors = world.keys(3), [torch.arange(n + 1) for n in range(3)]
+    assert world.store.batch_put_tensor(keys[:1], tensors[:1]) == [0]
+    assert world.store.batch_pub_tensor(keys[1:2], tensors[1:2], world.Config()) == [0]
+    assert world.store.batch_upsert_pub_tensor(keys[2:], tensors[2:]) == [0]
+    assert all(map(same, world.store.batch_get_tensor(keys), tensors))
+    assert world.store.upsert_tensor(keys[0], tensors[2]) == 0
+    assert same(world.store.get_tensor(keys[0]), tensors[2])
+    assert world.store.batch_get_tensor([keys[0], world.key()])[1] is None
+
+
+def test_into_and_from_memory(world: World) -> None:
+    tensor, key, other = torch.randn(10, 10), world.key(), world.key()
+    assert world.store.put_tensor(key, tensor) == 0
+    memory = world.memory(4096)
+    found = world.store.get_tensor_into(key, memory.address, memory.size)
+    assert same(found, tensor)
+    assert memory.address <= found.data_ptr() < memory.address + memory.size
+    length = world.store.get_size(key)
+    assert world.store.put_tensor_from(other, memory.address, length) == 0
+    assert same(world.store.get_tensor(other), tensor)
+    assert world.store.put_tensor_from(world.key(), memory.address, length - 1) == -600
+    assert world.store.get_tensor_into(key, memory.address, 100) is None
+
+
+def test_into_another_tensor(world: World) -> None:
+    tensor, key = torch.randn(10, 10), world.key()
+    assert world.store.put_tensor(key, tensor) == 0
+    target = torch.zeros(10, 10)
+    assert world.store.get_tensor_into_cuda(key, target) == 400
+    assert same(target, tensor)
+    assert world.store.get_tensor_into_cuda(key, torch.zeros(5, 20)) == -600
+
+
+@pytest.mark.parametrize("dimension", [0, 1])
+def test_shards_of_tensor_parallelism(world: World, dimension: int) -> None:
+    tensor, key = torch.arange(32).reshape(4, 8), world.key()
+    assert world.store.put_tensor_with_tp(key, tensor, tp_size=4, split_dim=dimension) == 0
+    shards = [world.store.get_tensor_with_tp(key, rank, 4, dimension) for rank in range(4)]
+    assert same(torch.cat(shards, dimension), tensor)
+    assert world.store.is_exist(f"{key}_tp_3") == 1
+    assert world.store.get_tensor_with_tp(key, 4, 4) is None
+    assert world.store.put_tensor_with_tp(world.key(), tensor, tp_size=3, split_dim=5) == -600
+
+
+def test_shards_from_memory(world: World) -> None:
+    tensor, key = torch.arange(32).reshape(4, 8), world.key()
+    assert world.store.put_tensor(key, tensor) == 0
+    memory = world.memory(1024)
+    world.store.get_tensor_into(key, memory.address, memory.size)
+    other = world.key()
+    size = world.store.get_size(key)
+    assert world.store.put_tensor_with_tp_from(other, memory.address, size, tp_size=2, split_dim=1) == 0
+    target = world.memory(1024)
+    shard = world.store.get_tensor_with_tp_into(other, target.address, 1024, tp_rank=1, tp_size=2)
+    assert same(shard, tensor[:, 4:])
+
+
+def test_a_full_tensor_is_made_of_the_shards_that_ranks_wrote(world: World) -> None:
+    tensor, key = torch.arange(32).reshape(4, 8), world.key()
+    for rank, shard in enumerate(tensor.chunk(2, dim=1)):
+        assert world.store.put_tensor_with_parallelism(key, shard, parallelism(tp(rank, 2, 1))) == 0
+    target = store_module.ReadTarget(mode="full")
+    assert same(world.reader.get_tensor_with_parallelism(key, target), tensor)
+    shard = store_module.ReadTarget(mode="shard", parallelism=parallelism(tp(1, 2, 1)))
+    assert same(world.store.get_tensor_with_parallelism(key, shard), tensor[:, 4:])
+    memory = world.memory(1024)
+    assert same(world.store.get_tensor_with_parallelism_into(key, memory.address, 1024, target), tensor)
+    assert world.store.get_tensor_with_parallelism_into(key, memory.address, 100, target) is None
+
+
+def test_with_more_axes_the_shard_is_cut_from_the_full_tensor(world: World) -> None:
+    tensor, key = torch.arange(32).reshape(4, 8), world.key()
+    axes = [parallelism(dp(1, 2), tp(rank, 2, 0)) for rank in range(2)]
+    assert world.store.batch_put_tensor_with_parallelism([key, key], [tensor, tensor], axes) == [0, 0]
+    shard = store_module.ReadTarget(mode="shard", parallelism=axes[1])
+    assert same(world.store.get_tensor_with_parallelism(key, shard), tensor[2:])
+    assert same(world.store.get_tensor_with_parallelism(key, store_module.ReadTarget(mode="full")), tensor)
+
+
+def test_a_missing_shard_makes_no_tensor(world: World) -> None:
+    key = world.key()
+    assert world.store.put_tensor_with_parallelism(key, torch.ones(2), parallelism(tp(0, 2))) == 0
+    assert world.store.get_tensor_with_parallelism(key, store_module.ReadTarget(mode="full")) is None
+
+
+def test_writer_partitions(world: World) -> None:
+    tensor, key = torch.arange(8), world.key()
+    for rank in range(2):
+        assert world.store.put_tensor_with_parallelism(key, tensor, writer_partition=(rank, 2, 0)) == 0
+    assert same(world.store.get_tensor_with_tp(key, 1, 2), tensor[4:])
+    both = world.store.put_tensor_with_parallelism(key, tensor, parallelism(tp(0, 2)), writer_partition=(0, 2, 0))
+    assert both == -600
+
+
+def test_without_parallelism_it_is_a_plain_tensor(world: World) -> None:
+    tensor, key = torch.arange(8), world.key()
+    assert world.store.put_tensor_with_parallelism(key, tensor) == 0
+    assert same(world.store.get_tensor_with_parallelism(key), tensor)
+    assert same(world.store.get_tensor_with_parallelism(key, store_module.ReadTarget(mode="full")), tensor)
+    assert world.store.upsert_tensor_with_parallelism(key, tensor + 1) == 0
+    assert same(world.store.get_tensor(key), tensor + 1)
+
+
+def test_safetensors(world: World, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    tensor, key, path = torch.randn(5, 5), world.key(), str(tmp_path / "one.safetensors")
+    assert world.store.put_tensor(key, tensor) == 0
+    assert world.store.save_tensor_to_safetensor(key, path) == 0
+    assert world.store.remove(key, True) == 0
+    assert same(world.store.load_tensor_from_safetensor(key, path), tensor)
+    assert same(world.store.get_tensor(key), tensor)
+    assert world.store.save_tensor_to_safetensor(world.key(), path) == -704
+    assert world.store.load_tensor_from_safetensor(key, str(tmp_path / "none")) is None
