@@ -21,7 +21,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="try-vllm-") as name:
         folder = Path(name)
         environ = {**os.environ, "XDG_RUNTIME_DIR": name}
-        start = [str(MOONCAKE), "start", "--role", "master", "-c", str(CONFIG), "--set", "master.port=0"]
+        start = [
+            str(MOONCAKE),
+            "start",
+            "--role",
+            "master",
+            "-c",
+            str(CONFIG),
+            "--set",
+            "master.port=0",
+            "--set",
+            "master.admin_port=0",
+        ]
         print("== mooncake start --role master -c configs/vllm-store.yaml")
         done = subprocess.run(
             [*start, "--detach", "--json"], env=environ, stdout=subprocess.PIPE, text=True, check=True

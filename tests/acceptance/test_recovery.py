@@ -29,7 +29,7 @@ PUT_AT_ONCE = 500
 WITHIN_S = 2.0
 CONFIG = """
 cluster: recovery
-master: {port: 0}
+master: {port: 0, admin_port: 0}
 gateway: {port: 0}
 store: [{name: node, capacity: 256MiB, object_size: 1KiB}]
 prefill: []

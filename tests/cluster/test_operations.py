@@ -22,7 +22,7 @@ KEYS = [f"key-{number}" for number in range(20)]
 VALUES = [os.urandom(5000) for _ in KEYS]
 CONFIG = """
 cluster: operations
-master: {port: 0}
+master: {port: 0, admin_port: 0}
 gateway: {port: 0}
 store: [{name: node, count: 3, capacity: 8MiB, drain_on_stop: true}]
 prefill: []

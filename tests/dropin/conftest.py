@@ -15,7 +15,7 @@ from mooncake_core.testing.cluster import as_json
 
 MASTER_ONLY = """
 cluster: dropin
-master: {port: 0}
+master: {port: 0, admin_port: 0}
 store: []
 prefill: []
 decode: []
