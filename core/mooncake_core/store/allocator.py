@@ -41,13 +41,17 @@ class Allocator:
         self._starts: dict[int, dict[int, None]] = {}
         """Length → where free extents of that length start."""
         self._lengths = Lengths(capacity + 1)
+        self._end = start + capacity
         cursor = start
         for offset, length in sorted(taken):
             if offset < cursor or offset + length > start + capacity:
                 raise ValueError(f"extent {offset}+{length} overlaps another one, or lies outside of the segment")
             self._insert(cursor, offset - cursor)
             cursor = offset + length
-        self._insert(cursor, start + capacity - cursor)
+        self._rest = cursor
+        """Where the last free extent starts, which ends with the segment and may be empty: a segment fills up without the
+        others."""
+        self.free_bytes += self._end - cursor
 
     @property
     def used_bytes(self) -> int:
@@ -56,11 +60,15 @@ class Allocator:
     @property
     def largest_free(self) -> int:
         """Length of the longest free extent."""
-        return self._lengths.largest() or 0
+        return max(self._lengths.largest() or 0, self._end - self._rest)
 
     def allocate(self, length: int) -> int | None:
         """The offset of a new extent, from the smallest free one it fits in; None where none does."""
-        found = self._lengths.at_least(length) if length > 0 else None
+        if length <= 0:
+            return None
+        found = self._lengths.at_least(length) if self._starts else None
+        if length <= self._end - self._rest and (found is None or self._end - self._rest <= found):
+            return self._from_rest(length)
         if found is None:
             return None
         starts = self._starts[found]
@@ -78,11 +86,21 @@ class Allocator:
             before_length = self._length_at[before]
             self._remove(before, before_length)
             offset, length = before, before_length + length
+        if offset + length == self._rest:
+            self._rest = offset
+            self.free_bytes += length
+            return
         after_length = self._length_at.get(offset + length)
         if after_length is not None:
             self._remove(offset + length, after_length)
             length += after_length
         self._insert(offset, length)
+
+    def _from_rest(self, length: int) -> int:
+        offset = self._rest
+        self._rest += length
+        self.free_bytes -= length
+        return offset
 
     def _insert(self, offset: int, length: int) -> None:
         if not length:

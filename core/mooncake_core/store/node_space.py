@@ -47,6 +47,7 @@ class NodeSpace:
         self.name = name
         self.incarnation = incarnation
         self.offer = offer
+        self.host = offer.read.host_id
         self.write: SegmentDescriptor = offer.write
         self.eviction = EvictionOrder(eviction)
         self.state = NodeState.FENCING
@@ -73,11 +74,6 @@ class NodeSpace:
         """Of the part of the report that is being read."""
         self._reported: list[tuple[int, int]] = []
         """(offset, length) of what earlier parts told."""
-
-    @property
-    def host(self) -> str:
-        """Where its memory is."""
-        return self.offer.read.host_id
 
     @property
     def ready(self) -> bool:

@@ -11,7 +11,6 @@ import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 
 from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.replicas import Replicas
@@ -116,16 +115,15 @@ class Placing:
         if self._too_long is not None and length >= self._too_long:
             return replicas
         hosts: set[str] = set()
-        with closing(self._order.walk()) as walk:
-            for node in self._spread(walk, hosts, also_preferred):
-                if node.name in replicas:
-                    continue
-                extent = node.allocate(length, allocation_id)
-                if extent is not None:
-                    replicas[node.name] = extent
-                    hosts.add(node.host)
+        walk = self._order.walk()
+        for node in self._spread(walk, hosts, also_preferred):
+            extent = node.allocate(length, allocation_id) if node.name not in replicas else None
+            if extent is not None:
+                replicas[node.name] = extent
                 if len(replicas) == num_replicas:
                     break
+                hosts.add(node.host)
+        walk.close()
         if not replicas:
             self._too_long = length
         return replicas
@@ -133,14 +131,15 @@ class Placing:
     def note_refused(self, length: int, num_replicas: int) -> None:
         """An object found no room: adds to what nodes want."""
         noted: set[str] = set()
-        with closing(self._order.walk()) as walk:
-            for node in self._spread(walk, set()):
-                if len(noted) == num_replicas:
-                    return
-                wanted = self.wanting.get(node.name, 0) + length
-                if node.name not in noted and wanted <= node.offer.capacity_bytes:
-                    self.wanting[node.name] = wanted
-                    noted.add(node.name)
+        walk = self._order.walk()
+        for node in self._spread(walk, set()):
+            if len(noted) == num_replicas:
+                break
+            wanted = self.wanting.get(node.name, 0) + length
+            if node.name not in noted and wanted <= node.offer.capacity_bytes:
+                self.wanting[node.name] = wanted
+                noted.add(node.name)
+        walk.close()
 
     def _spread(
         self, walk: Iterator[NodeSpace], hosts: set[str], also_preferred: Sequence[str] = ()
