@@ -125,17 +125,22 @@ def test_a_stalled_node_that_leaves_is_forgotten(harness: Harness) -> None:
     assert harness.pool.report(harness.now).stalled_nodes == []
 
 
-@pytest.fixture
-def crowd() -> Harness:
-    """A node with room for 1000 objects has 800, which is as much as it may."""
-    harness = Harness()
-    node = NodeModel("a", next(harness.incarnations), capacity=128 * 1000, num_slots=2000)
-    harness.nodes["a"] = node
-    harness.feed(p.NodeJoined("a", node.incarnation, node.offer()))
+def join_large(harness: Harness, name: str) -> None:
+    """A node with room for 1000 objects gets 800, which is as much as it may have."""
+    node = NodeModel(name, next(harness.incarnations), capacity=128 * 1000, num_slots=2000)
+    harness.nodes[name] = node
+    harness.feed(p.NodeJoined(name, node.incarnation, node.offer()))
     harness.answer_all()
     for number in range(800):
-        harness.store(f"k{number}")
-    assert harness.pool.usage("a")[1] == 128 * 800
+        harness.store(f"{name}{number}", preferred=name)
+    assert harness.pool.usage(name)[1] == 128 * 800
+
+
+@pytest.fixture
+def crowd() -> Harness:
+    """One that is as full as it may be."""
+    harness = Harness()
+    join_large(harness, "a")
     return harness
 
 
@@ -149,9 +154,27 @@ def test_a_long_round_lets_others_have_their_turn(crowd: Harness) -> None:
     assert crowd.pool.report(crowd.now).evicted == STEP_OBJECTS
     assert is_due(crowd)
     crowd.feed(p.Tick())
+    assert crowd.pool.report(crowd.now).evicted == STEP_OBJECTS  # still the same turn
+    crowd.now += 0.001
+    assert is_due(crowd)
+    crowd.feed(p.Tick())
     report = crowd.pool.report(crowd.now)
     assert (report.eviction_rounds, report.evicted) == (1, 302)
     assert not is_due(crowd)
+
+
+def test_rounds_of_several_nodes_share_a_turn(crowd: Harness) -> None:
+    join_large(crowd, "b")
+    for name in "ab":
+        crowd.end(crowd.put(f"more {name}", 64 * 3, preferred=name))
+    assert crowd.pool.report(crowd.now).evicted == STEP_OBJECTS
+    turns = 1
+    while is_due(crowd):
+        crowd.now += 0.001
+        crowd.feed(p.Tick())
+        turns += 1
+    report = crowd.pool.report(crowd.now)
+    assert (turns, report.eviction_rounds, report.evicted) == (3, 2, 604)
 
 
 def test_a_round_at_a_node_that_leaves_ends(crowd: Harness) -> None:

@@ -12,7 +12,7 @@ from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.objects import Counters, PoolObject
 
 STEP_OBJECTS: Final = 256
-"""Evicted at once at most: others have their turn before the round goes on."""
+"""Evicted at once at most, from all nodes together: others have their turn before the rounds go on."""
 
 Evict = Callable[[PoolObject, NodeSpace, float], None]
 """Takes an object from a node (object, node, now)."""
@@ -63,7 +63,8 @@ class Evicting:
         """Node → its round that is not at its end."""
         self._stalled: set[str] = set()
         self._notices: list[EvictionStalled | EvictionGoesOn] = []
-        self._paused_at = 0.0
+        self._turn_at = 0.0
+        self._turn_left = STEP_OBJECTS
 
     def make_room(self, node: NodeSpace, now: float, refused_bytes: int) -> None:
         """Begins a round where objects exceed the high watermark, down to the low one; and where a put was just refused, for
@@ -85,7 +86,7 @@ class Evicting:
 
     def next_deadline(self) -> float | None:
         """A round that is not at its end goes on at once."""
-        return self._paused_at if self._rounds else None
+        return self._turn_at if self._rounds else None
 
     def stalled_nodes(self) -> list[str]:
         """Too full, and nothing there may go."""
@@ -102,10 +103,11 @@ class Evicting:
         return notices
 
     def _step(self, node: NodeSpace, now: float) -> None:
-        """Evicts until the round's target, or for as long as its turn lasts."""
-        self._paused_at = now
+        """Evicts until the round's target, or for as long as the turn lasts."""
+        if now != self._turn_at:
+            self._turn_at, self._turn_left = now, STEP_OBJECTS
         found = self._victims(node, now)
-        for _ in range(STEP_OBJECTS):
+        while self._turn_left:
             if node.live_bytes <= self._rounds[node.name].target_bytes:
                 self._unstall(node.name)
                 break
@@ -113,6 +115,7 @@ class Evicting:
                 self._found_nothing(node)
                 break
             self._evict(entry, node, now)
+            self._turn_left -= 1
         else:
             return
         del self._rounds[node.name]
