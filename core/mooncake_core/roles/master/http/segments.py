@@ -11,7 +11,7 @@ from mooncake_core.roles.master.http.answers import INVALID_PARAMS, SEGMENT_NOT_
 from mooncake_core.roles.master.http.state import MasterState
 from mooncake_core.wire.messages.usage import NodeUsage
 
-STATUS = {"ready": (1, "OK"), "draining": (2, "DRAINING")}
+STATUS = {"ready": (1, "OK"), "draining": (2, "DRAINING"), "stuck": (2, "DRAINING"), "drained": (2, "DRAINING")}
 """Of upstream's segment states; a node that does not take puts yet has none of them."""
 UNDEFINED = (0, "UNDEFINED")
 
@@ -55,7 +55,8 @@ class SegmentRoutes:
         return next((node for node in self._state.report().nodes if node.name == name), None)
 
     def _status(self, node: NodeUsage) -> tuple[int, str]:
-        state = "draining" if self._state.is_draining(node.name) else node.state
+        drain = self._state.drain_of(node.name)
+        state = "draining" if self._state.is_draining(node.name) else drain.state if drain else node.state
         return STATUS.get(state, UNDEFINED)
 
     def _detail(self, node: NodeUsage) -> dict[str, Any]:
