@@ -41,9 +41,9 @@ class MasterState:
         """The pool in numbers."""
         return self.pool.pool.report(self.pool.now())
 
-    def is_draining(self, name: str) -> bool:
-        """Whether a member is about to leave."""
-        return any(record.draining for record in self.members.records() if record.join.name == name)
+    def leaving(self) -> set[str]:
+        """Members that are about to leave."""
+        return {record.join.name for record in self.members.records() if record.draining}
 
     def drain_of(self, name: str) -> DrainStatus | None:
         """How far a node's draining is; None where it does not drain."""
