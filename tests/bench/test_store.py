@@ -303,3 +303,13 @@ def test_the_command_writes_what_it_prints(
     assert [cell["side"] for cell in report["cells"]] == ["mooncake tcp"] * 5 + ["mooncake shm"] * 5
     assert json.loads(capsys.readouterr().out)["cells"] == report["cells"]
     assert {path.name for path in out.iterdir()} == {"report.json", "put.png", "get.png"}
+
+
+def test_this_project_is_measured_through_its_own_api(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mooncake.store", reason="the drop-in is not installed")
+    load = ["--cases", "4KiB,64KiBx4", "--case-bytes", "256KiB", "--pairs", "1", "--operations", "get,exist,mixed"]
+    assert main.run(["bench", "store", *load, "--protocol", "shm", "--json"]) == exits.DONE
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    expected = [("put", 1), ("get", 1), ("mixed", 1), ("exist", 1), ("put", 4), ("get", 4), ("mixed", 4)]
+    assert [(cell["operation"], cell["batch"]) for cell in cells] == expected
+    assert all(cell["ours"]["keys_per_s"] > 0 for cell in cells)

@@ -123,3 +123,19 @@ def test_a_check_of_the_cache_says_that_it_passed(cluster: Cluster) -> None:
     entries = cluster.command("inspect", "cache", "--limit", "5").stdout.partition("key\t")[2].splitlines()[1:]
     assert {entry.split("\t")[4] for entry in entries} <= {"yes", "no"}
     assert entries
+    key = entries[0].split("\t")[0]
+    found = as_json(cluster.command("inspect", "cache", key, "--json"))["object"]
+    assert (found["key"], len(found["replicas"])) == (key, 1)
+    assert f"object\t{key}\n" in cluster.command("inspect", "cache", key).stdout
+    assert cluster.command("inspect", "cache", "nothing").returncode == 1
+
+
+def test_the_prefix_that_is_read_most_is_shown_by_its_first_block(cluster: Cluster) -> None:
+    send(cluster)
+    _, answer = send(cluster)
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    hottest = as_json(cluster.command("inspect", "cache", "--json"))["hottest"][0]
+    head = as_json(cluster.command("inspect", "cache", hottest["head"], "--json"))["object"]
+    assert head["parent"] == ""
+    assert hottest["reads"] >= 1
+    assert hottest["num_objects"] > 1

@@ -184,11 +184,8 @@ async def test_the_only_master_is_the_leader() -> None:
         assert (await client.get("/role")).text == "leader"
 
 
-async def test_what_is_not_offered_or_unknown_is_said_so() -> None:
+async def test_what_is_unknown_is_said_so() -> None:
     async with filled() as (_, client):
-        drain = await client.post("/api/v1/drain_jobs", json={})
-        assert (drain.status_code, drain.json()["error_code"]) == (501, -1012)
-        assert "does not offer /api/v1/drain_jobs" in drain.text
         assert (await client.get("/nothing")).status_code == 404
         assert (await client.get("/api/v1/remove_all")).status_code == 405
 
@@ -345,3 +342,34 @@ async def test_a_tenant_that_is_none_is_said_so() -> None:
         for path in ("/get_all_keys", "/query_key?key=k&x=y", "/batch_query_keys?keys=k"):
             unknown = await client.get(f"{path}{'&' if '?' in path else '?'}tenant_id=nobody")
             assert (unknown.status_code, unknown.json()["error_code"]) == (404, -1701)
+
+
+async def test_a_node_is_drained_by_a_job_and_takes_objects_again_when_it_is_cancelled() -> None:
+    async with filled() as (made, client):
+        jobs = "/api/v1/drain_jobs"
+        created = (await client.post(jobs, json={"segments": ["a"]})).json()
+        assert (created["success"], created["job_id"], created["status"]) == (True, "a", "CREATED")
+        assert (await client.get("/api/v1/segments/status?segment=a")).json()["status_name"] == "DRAINING"
+        job = (await client.get(f"{jobs}/query?job_id=a")).json()
+        assert (job["type_name"], job["segments"]) == ("DRAIN", ["a"])
+        assert (job["status"], job["status_name"]) in ((2, "RUNNING"), (3, "SUCCEEDED"))
+        assert (await client.post(f"{jobs}/cancel?job_id=a")).json()["status"] == "CANCELED"
+        assert (await client.get("/api/v1/segments/status?segment=a")).json()["status_name"] == "OK"
+        assert made.pool.drain_of("a") is None
+        for ended in (await client.get(f"{jobs}/query?job_id=a"), await client.post(f"{jobs}/cancel?job_id=a")):
+            assert (ended.status_code, ended.json()["error_code"]) == (404, -1402)
+
+
+async def test_wrong_questions_about_drains_are_said_so() -> None:
+    async with filled() as (made, client):
+        jobs = "/api/v1/drain_jobs"
+        unknown = await client.post(jobs, json={"segments": ["a", "nobody"]})
+        assert (unknown.status_code, unknown.json()["error_code"]) == (404, -101)
+        assert made.pool.drain_of("a") is None
+        for refused in (
+            await client.post(jobs, json={}),
+            await client.post(jobs, json={"segments": []}),
+            await client.post(jobs, content=b"x"),
+            await client.get(f"{jobs}/query"),
+        ):
+            assert (refused.status_code, refused.json()["error_code"]) == (400, -600)

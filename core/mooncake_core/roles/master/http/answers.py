@@ -14,7 +14,7 @@ INTERNAL_ERROR: Final = -1
 SEGMENT_NOT_FOUND: Final = -101
 INVALID_PARAMS: Final = -600
 OBJECT_NOT_FOUND: Final = -704
-NOT_SUPPORTED: Final = -1012
+JOB_NOT_FOUND: Final = -1402
 TENANT_NOT_REGISTERED: Final = -1701
 """As `mooncake.store` has them."""
 

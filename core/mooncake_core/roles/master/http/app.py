@@ -14,6 +14,7 @@ from mooncake_core.errors import InvalidRequest, MooncakeError, TenantUnknown
 from mooncake_core.gateway.http_errors import HTTPError, status_of
 from mooncake_core.roles.master.http import answers
 from mooncake_core.roles.master.http.access import Access
+from mooncake_core.roles.master.http.drains import DrainRoutes
 from mooncake_core.roles.master.http.keys import KeyRoutes
 from mooncake_core.roles.master.http.metrics import CONTENT_TYPE, MasterMetrics
 from mooncake_core.roles.master.http.quotas import QuotaRoutes
@@ -34,7 +35,8 @@ class AdminApp:
 
     def app(self) -> Starlette:
         """The ASGI application."""
-        keys, segments, quotas = KeyRoutes(self._state), SegmentRoutes(self._state), QuotaRoutes(self._state)
+        keys, segments = KeyRoutes(self._state), SegmentRoutes(self._state)
+        quotas, drains = QuotaRoutes(self._state), DrainRoutes(self._state)
         looking: dict[str, Answer] = {
             "/metrics": self._metrics,
             "/metrics/summary": self._summary,
@@ -48,20 +50,15 @@ class AdminApp:
             "/get_segments_detail": segments.get_segments_detail,
             "/query_segment": segments.query_segment,
             "/api/v1/segments/status": segments.status,
+            "/api/v1/drain_jobs/query": drains.query,
         }
         routes = [Route(path, self._guarded(answer), methods=["GET"]) for path, answer in looking.items()]
         routes += [
             Route("/health", self._health, methods=["GET"]),  # for whoever looks after processes: it has no key
             Route("/api/v1/tenant_quotas", self._guarded(quotas.answer), methods=["GET", "PUT", "DELETE"]),
             Route("/api/v1/remove_all", self._guarded(keys.remove_all), methods=["POST"]),
-            *(
-                Route(path, self._guarded(self._not_offered), methods=["GET", "POST", "PUT", "DELETE"])
-                for path in (
-                    "/api/v1/drain_jobs",
-                    "/api/v1/drain_jobs/query",
-                    "/api/v1/drain_jobs/cancel",
-                )
-            ),
+            Route("/api/v1/drain_jobs", self._guarded(drains.create), methods=["POST"]),
+            Route("/api/v1/drain_jobs/cancel", self._guarded(drains.cancel), methods=["POST"]),
         ]
         return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
 
@@ -102,9 +99,6 @@ class AdminApp:
     def _view(self) -> dict[str, object]:
         """This master: the only one there is."""
         return {"leader_address": self._state.address, "view_version": self._state.term}
-
-    async def _not_offered(self, request: Request) -> Response:
-        return answers.failure(501, answers.NOT_SUPPORTED, f"this master does not offer {request.url.path}")
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 from starlette.requests import Request
@@ -11,7 +12,7 @@ from mooncake_core.roles.master.http.answers import INVALID_PARAMS, SEGMENT_NOT_
 from mooncake_core.roles.master.http.state import MasterState
 from mooncake_core.wire.messages.usage import NodeUsage
 
-STATUS = {"ready": (1, "OK"), "draining": (2, "DRAINING")}
+STATUS = {"ready": (1, "OK"), "draining": (2, "DRAINING"), "stuck": (2, "DRAINING"), "drained": (2, "DRAINING")}
 """Of upstream's segment states; a node that does not take puts yet has none of them."""
 UNDEFINED = (0, "UNDEFINED")
 
@@ -28,7 +29,8 @@ class SegmentRoutes:
 
     async def get_segments_detail(self, request: Request) -> Response:
         """All that is known of each."""
-        details = [self._detail(node) for node in self._state.report().nodes]
+        leaving = self._state.leaving()
+        details = [self._detail(node, leaving) for node in self._state.report().nodes]
         return json({"total_segments": len(details), "segments": details})
 
     async def query_segment(self, request: Request) -> Response:
@@ -46,7 +48,7 @@ class SegmentRoutes:
         node = self._node(request)
         if node is None:
             return failure(404, SEGMENT_NOT_FOUND, "SEGMENT_NOT_FOUND")
-        number, status = self._status(node)
+        number, status = self._status(node, self._state.leaving())
         known = {"success": True, "segment": name, "status": number, "status_name": status}
         return json({**known, "error_code": 0, "error_message": ""})
 
@@ -54,11 +56,12 @@ class SegmentRoutes:
         name = request.query_params.get("segment", "")
         return next((node for node in self._state.report().nodes if node.name == name), None)
 
-    def _status(self, node: NodeUsage) -> tuple[int, str]:
-        state = "draining" if self._state.is_draining(node.name) else node.state
+    def _status(self, node: NodeUsage, leaving: Set[str]) -> tuple[int, str]:
+        drain = self._state.drain_of(node.name)
+        state = "draining" if node.name in leaving else drain.state if drain else node.state
         return STATUS.get(state, UNDEFINED)
 
-    def _detail(self, node: NodeUsage) -> dict[str, Any]:
+    def _detail(self, node: NodeUsage, leaving: Set[str]) -> dict[str, Any]:
         return {
             "segment_name": node.name,
             "segment_id": node.name,
@@ -68,7 +71,7 @@ class SegmentRoutes:
             "size_human": f"{node.capacity_bytes / (1 << 30):.6g} GiB",
             "te_endpoint": self._state.members.address_of(node.name).removeprefix("tcp://"),
             "protocol": "tcp",
-            "status": self._status(node)[1],
+            "status": self._status(node, leaving)[1],
             "allocator_used_bytes": node.used_bytes,
             "allocator_capacity_bytes": node.capacity_bytes,
             "allocator_usage_percent": 100 * node.used_bytes / max(1, node.capacity_bytes),

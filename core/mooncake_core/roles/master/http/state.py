@@ -14,6 +14,7 @@ from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.telemetry.loop_pauses import LoopPauses
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.inspection import CacheReport
+from mooncake_core.wire.messages.tasks import DrainStatus
 from mooncake_core.wire.server import Call
 
 M = TypeVar("M")
@@ -40,9 +41,13 @@ class MasterState:
         """The pool in numbers."""
         return self.pool.pool.report(self.pool.now())
 
-    def is_draining(self, name: str) -> bool:
-        """Whether a member is about to leave."""
-        return any(record.draining for record in self.members.records() if record.join.name == name)
+    def leaving(self) -> set[str]:
+        """Members that are about to leave."""
+        return {record.join.name for record in self.members.records() if record.draining}
+
+    def drain_of(self, name: str) -> DrainStatus | None:
+        """How far a node's draining is; None where it does not drain."""
+        return self.pool.pool.drain_of(name)
 
     async def ask(self, message: Message, reply_type: type[M]) -> M:
         """What the pool answers a client."""
