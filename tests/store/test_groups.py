@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 import pytest
 
@@ -20,12 +20,12 @@ class CountedGroups:
 
     def __init__(self, pool: Pool) -> None:
         self.looks = 0
-        self._goes_on = pool._index._goes_on
-        pool._index._goes_on = self.goes_on  # type: ignore[method-assign]
+        self._must_stay = pool._index._must_stay
+        pool._index._must_stay = self.must_stay  # type: ignore[method-assign]
 
-    def goes_on(self, members: Mapping[str, PoolObject]) -> bool:
+    def must_stay(self, members: Collection[PoolObject]) -> bool:
         self.looks += 1
-        return self._goes_on(members)
+        return self._must_stay(members)
 
 
 @pytest.fixture
@@ -64,15 +64,11 @@ def test_when_one_goes_all_go(harness: Harness) -> None:
     assert harness.pool.report(0).evicted >= 3
 
 
-@pytest.mark.parametrize("holds", ["lease", "hard pin", "soft pin", "chain"])
+@pytest.mark.parametrize("holds", ["lease", "hard pin", "soft pin"])
 def test_a_group_of_which_one_may_not_go_stays(harness: Harness, holds: str) -> None:
-    if holds == "chain":
-        harness.store("child", BLOCK, parent="g1", hard_pin=True)
     fill(harness, others=5)
     harness.now += 60
-    if holds == "chain":
-        assert harness.exists("child") == [True]
-    elif holds == "lease":
+    if holds == "lease":
         harness.get("g1")
     else:
         harness.pin("g1", hard=holds == "hard pin", soft_s=1000.0)
@@ -87,6 +83,13 @@ def test_a_get_of_one_counts_as_a_use_of_all(harness: Harness) -> None:
     press(harness)
     assert group_is_there(harness) == [True] * 3
     assert harness.exists("x0") == [False]
+
+
+def test_groups_along_one_chain_do_not_hold_each_other(harness: Harness) -> None:
+    for number in range(9):
+        harness.store(f"k{number}", BLOCK, parent=f"k{number - 1}" if number else "", group="gh"[number % 2])
+    press(harness, 58)
+    assert not any(harness.exists(*[f"k{number}" for number in range(9)]))
 
 
 def test_a_chain_within_a_group_goes_with_it(harness: Harness) -> None:
@@ -136,21 +139,18 @@ def test_objects_of_a_group_lie_on_one_node_where_that_is_asked_for() -> None:
     assert {grant.placements[0].node for grant in grants} == {"c"}
 
 
-@pytest.mark.parametrize("how", ["removed", "unpinned", "one of two children"])
+@pytest.mark.parametrize("how", ["removed", "unpinned"])
 def test_a_group_goes_when_what_held_it_has_gone(harness: Harness, how: str) -> None:
     for number in range(3):
         harness.store(f"g{number}", BLOCK, group="g", parent="g1" if number == 2 else "")
-    if how == "one of two children":
-        harness.store("child", BLOCK, parent="g1", hard_pin=True)
-    else:
-        harness.pin("g1", hard=True)
+    harness.pin("g1", hard=True)
     harness.now += 60
     harness.put("large", 64 * 50)
     assert group_is_there(harness) == [True] * 3
     if how == "unpinned":
         harness.pin("g1")
     else:
-        harness.ask(Remove(keys=["child" if how == "one of two children" else "g1"]))
+        harness.ask(Remove(keys=["g1"]))
     assert harness.pool.check() == []
     harness.put("large", 64 * 50)
     assert group_is_there(harness) == [False] * 3

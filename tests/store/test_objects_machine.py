@@ -118,7 +118,7 @@ class ObjectsMachine(RuleBasedStateMachine):
     def put_one(self, wish: Wish) -> None:
         tenant, key = wish.name
         size = 64 * wish.blocks
-        parent = "" if wish.parent == key else wish.parent
+        parent = wish.parent if wish.parent < key else ""  # no chain is a ring
         pins = {"soft_pin_s": wish.soft_pin_s, "hard_pin": wish.hard_pin}
         grant = self.harness.put(
             key, size, parent, wish.replicas, group=wish.group, tenant=tenant, upsert=wish.upsert, **pins
@@ -169,7 +169,7 @@ class ObjectsMachine(RuleBasedStateMachine):
         return 0.0 if was == math.inf else was
 
     def check_evicted(self) -> None:
-        """What is gone was neither leased nor hard pinned, and all of its group and all that hung on it went with it; if it was
+        """What is gone was neither leased nor hard pinned, and all of its group, or all that hung on it, went with it; if it was
         softly pinned, nothing else could go. One replica may go alone."""
         gone: dict[Name, Model] = {}
         for name, entry in list(self.there.items()):
@@ -183,7 +183,7 @@ class ObjectsMachine(RuleBasedStateMachine):
             assert entry.pin_until != math.inf
             if entry.group:
                 assert not [other for other in self.there.values() if self.same_group(other, entry)]
-            for other in self.there.values():
+            for other in self.there.values() if not entry.group else ():
                 assert (other.tenant, other.parent) != name
         if any(entry.is_pinned(self.now) for entry in gone.values()):
             assert not [entry for name, entry in self.there.items() if self.may_go_alone(name, entry, gone)]
@@ -301,6 +301,19 @@ class ObjectsMachine(RuleBasedStateMachine):
         for usage in answer.tenants:
             assert usage.used_bytes == self.used(usage.tenant)
             assert usage.num_objects == sum(entry.tenant == usage.tenant for entry in self.there.values())
+
+    def teardown(self) -> None:
+        """When no lease and no pin holds them any more, all objects can be evicted."""
+        for tenant in TENANTS:
+            self.harness.ask(Pin(keys=KEYS, tenant=tenant))
+        for number in range(10):  # until there is one on each node, which has no room for others
+            self.harness.settle()
+            grant = self.harness.put(f"large{number}", 64 * 59, preferred="ab"[number % 2], hard_pin=True)
+            if grant.placements:
+                self.harness.write(grant, 64 * 59)
+                self.harness.end(grant)
+        assert [name for name in self.there if self.described(name) is not None] == []
+        assert self.harness.pool.check() == []
 
     def described(self, name: Name) -> Any:
         tenant, key = name

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import Changes, PoolObject, check
@@ -147,7 +146,8 @@ class ObjectIndex:
 
     def held_until(self, key: str) -> float:
         """Until when a ranked object is not evicted: to the end of its lease; for ever while a chain goes on from it, or it is
-        being copied; and if it is of a group, as long as one of the group must stay."""
+        being copied. One of a group: as long as another one is read, copied or pinned. Whether chains go on from the group
+        does not matter: two groups along one chain could hold each other for ever."""
         entry = self._by_key[key]
         if entry.group:
             return self._group_held_until(entry.group)
@@ -176,13 +176,12 @@ class ObjectIndex:
 
     def may_go_despite_pin(self, entry: PoolObject, node: str, now: float) -> bool:
         """Whether a node may evict what is softly pinned: it has it, nobody reads or copies it, and no chain goes on from it;
-        and if it is of a group, the same is true of all of it, and none is hard-pinned."""
-        if node not in entry.replicas:
+        and if it is of a group, nobody reads or copies one of that, and none is hard-pinned."""
+        if node not in entry.replicas or (not entry.group and entry.key in self._children):
             return False
-        members = self._groups[entry.group] if entry.group else {entry.key: entry}
-        return not self._goes_on(members) and all(
+        return all(
             member.lease_until <= now and member.pin_until != HARD and not member.copies_under_way
-            for member in members.values()
+            for member in self.goes_with(entry)
         )
 
     def goes_with(self, entry: PoolObject) -> list[PoolObject]:
@@ -213,18 +212,14 @@ class ObjectIndex:
     def _group_held_until(self, group: str) -> float:
         until = self._held_groups.get(group)
         if until is None:
-            members = self._groups[group]
-            stays = any(entry.pin_until or entry.copies_under_way for entry in members.values()) or self._goes_on(
-                members
-            )
-            until = math.inf if stays else max(entry.lease_until for entry in members.values())
+            members = self._groups[group].values()
+            until = math.inf if self._must_stay(members) else max(entry.lease_until for entry in members)
             self._held_groups[group] = until
         return until
 
-    def _goes_on(self, members: Mapping[str, PoolObject]) -> bool:
-        """Whether a chain goes on from one of these objects to one that is none of them."""
-        inside = Counter(entry.parent for entry in members.values())
-        return any(self._children.get(key, 0) != inside[key] for key in members)
+    def _must_stay(self, members: Collection[PoolObject]) -> bool:
+        """Until that is over, and not only until some time."""
+        return any(entry.pin_until or entry.copies_under_way for entry in members)
 
     def _shown(self, entry: PoolObject, name: str) -> None:
         if not entry.pin_until:
@@ -246,17 +241,8 @@ class ObjectIndex:
             self._children[entry.parent] -= 1
             if not self._children[entry.parent]:
                 del self._children[entry.parent]
-            self._lost_child(entry)
-
-    def _lost_child(self, child: PoolObject) -> None:
-        """That it was there may have held the object before it."""
-        parent = self.readable(child.parent)
-        if parent is None:
-            return
-        if not parent.group and parent.key not in self._children:
-            self._release([parent])
-        elif parent.group and parent.group != child.group:
-            self._release_group(parent.group)
+                if (before := self.readable(entry.parent)) is not None:
+                    self._release([before])
 
     def _release_group(self, group: str) -> None:
         """What held a group does so no more."""
@@ -290,5 +276,5 @@ class ObjectIndex:
         if not members:
             del self._groups[entry.group]
             self._held_groups.pop(entry.group, None)
-        elif entry.pin_until or entry.copies_under_way or entry.key in self._children:
+        elif entry.pin_until or entry.copies_under_way:
             self._release_group(entry.group)

@@ -20,6 +20,9 @@ class Replicas(Struct, gc=False):
     def __len__(self) -> int:
         return (self._extent is not None) + (len(self._others) if self._others else 0)
 
+    def __bool__(self) -> bool:
+        return self._extent is not None
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._nodes())
 
