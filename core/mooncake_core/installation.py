@@ -51,5 +51,5 @@ def _folder(distribution: Distribution) -> Path:
 
 
 def _missing(distribution: Distribution) -> list[str]:
-    listed = [path for path in distribution.files or () if str(path).startswith(PACKAGE)]
+    listed = [path for path in distribution.files or () if str(path).startswith(PACKAGE) and path.suffix != ".pyc"]
     return [str(path) for path in listed if not Path(str(distribution.locate_file(path))).exists()]

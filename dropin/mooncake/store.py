@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mooncake._installed  # noqa: F401
 from mooncake._memory import BufferHandle
 from mooncake._memory import HostMemory as MooncakeHostMemAllocator
 from mooncake._numa import bind_to_numa_node

@@ -34,10 +34,26 @@ pytestmark = [
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What came of each case: empty for success. A case that ends the process fails; the others go on, with a new master,
     for the old one believes in the segment of the process that ended."""
-    found: dict[str, str] = {}
     folder = tmp_path_factory.mktemp("cases")
+    found = _run_all(list(CASES), folder)
+    again = [name for name, failure in found.items() if failure and not CASES[name].differs]
+    return {**found, **_run_all(again, folder)}  # a busy machine costs upstream an answer now and then
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case(failures: dict[str, str], name: str) -> None:
+    """Upstream answers what the case expects, unless the case says that it does not."""
+    assert EVERY
+    if CASES[name].differs:
+        assert failures.get(name) != "", "upstream answers as ours does: it is no difference any more"
+    else:
+        assert failures.get(name, "it was not run") == ""
+
+
+def _run_all(names: list[str], folder: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
     for attempt in range(MOST_CRASHES):
-        left = [name for name in CASES if name not in found]
+        left = [name for name in names if name not in found]
         if not left:
             break
         begun = ""
@@ -50,16 +66,6 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         if begun and begun not in found:
             found[begun] = "it ended the process"
     return found
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_case(failures: dict[str, str], name: str) -> None:
-    """Upstream answers what the case expects, unless the case says that it does not."""
-    assert EVERY
-    if CASES[name].differs:
-        assert failures.get(name) != "", "upstream answers as ours does: it is no difference any more"
-    else:
-        assert failures.get(name, "it was not run") == ""
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mooncake.store import MooncakeDistributedStore
+from mooncake.store import MooncakeDistributedStore, ReplicateConfig, TaskStatus
 from mooncake_core.testing.cluster import alive, wait_for
 from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.messages.inspection import GetStatus, Status
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 CONTRIBUTES = """
 import sys
-from mooncake.store import MooncakeDistributedStore
+from mooncake.store import MooncakeDistributedStore, ReplicateConfig, TaskStatus
 store = MooncakeDistributedStore()
 assert store.setup("127.0.0.1", "P2PHANDSHAKE", 16 << 20, 1 << 20, "tcp", "", sys.argv[1]) == 0
 print(store.get_hostname(), flush=True)
@@ -100,6 +100,27 @@ def test_segments_come_and_go_at_run_time(master: str) -> None:
     assert store.unmount_and_free_segment(mounted["segment_ids"]) == 0
     assert store.get("some") == b""
     assert store.unmount_segment(mounted["segment_ids"]) == -101
+    store.close()
+
+
+@pytest.mark.parametrize(("kind", "replicas"), [("copy", 2), ("move", 1)])
+def test_an_object_goes_to_another_segment(master: str, kind: str, replicas: int) -> None:
+    store, other = connect(master, 16 * MIB), connect(master, 16 * MIB)
+    here, there = store.get_hostname(), other.get_hostname()
+    config = ReplicateConfig(preferred_segment=here)
+    assert store.put(kind, b"value", config) == 0
+    if kind == "copy":
+        task, code = store.create_copy_task(kind, [there])
+    else:
+        task, code = store.create_move_task(kind, here, there)
+    assert code == 0
+    wait_for(lambda: store.query_task(task)[0].status == TaskStatus.SUCCESS)
+    assert store.query_task(task)[0].message == ""
+    places = [place.get_memory_descriptor().buffer_descriptor for place in store.get_replica_desc(kind)]
+    assert there in [place.transport_endpoint for place in places]
+    assert len(places) == replicas
+    assert store.get(kind) == b"value"
+    other.close()
     store.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from typing import Any
 
 from .world import BEFORE_SETUP, MIB, Memory, World, case, pattern, raises
@@ -173,45 +172,6 @@ def tasks_that_cannot_be(world: World) -> None:
     assert world.store.create_copy_task(key, ["no such segment"]) == ((0, 0), -600)
     assert world.store.create_move_task(key, world.store.get_hostname(), "no such segment") == ((0, 0), -600)
     assert world.store.query_task((1 << 40, 1 << 41)) == (None, -1400)
-
-
-@case(("copy", 2), ("move", 1))
-def an_object_goes_to_another_segment(world: World, kind: str, replicas: int) -> None:
-    other = world.connect(16 * MIB)
-    try:
-        key, config = world.key(), world.Config()
-        config.preferred_segment = world.store.get_hostname()
-        assert world.store.put(key, pattern(5000), config) == 0
-        before = {place.get_memory_descriptor().buffer_descriptor.transport_endpoint for place in places_of(world, key)}
-        target = other.get_hostname()
-        if kind == "copy":
-            task, code = world.store.create_copy_task(key, [target])
-        else:
-            task, code = world.store.create_move_task(key, world.store.get_hostname(), target)
-        assert code == 0
-        assert await_task(world, task) == "SUCCESS"
-        after = {place.get_memory_descriptor().buffer_descriptor.transport_endpoint for place in places_of(world, key)}
-        assert len(after) == replicas
-        assert (before <= after) == (kind == "copy")
-        assert world.reader.get(key) == pattern(5000)
-    finally:
-        other.close()
-
-
-def places_of(world: World, key: str) -> list[Any]:
-    return list(world.store.get_replica_desc(key))
-
-
-def await_task(world: World, task: Any) -> str:
-    """How it ended."""
-    deadline = time.monotonic() + 20
-    while True:
-        answer, code = world.store.query_task(task)
-        assert code == 0
-        if answer.status.name in ("SUCCESS", "FAILED"):
-            return str(answer.status.name)
-        assert time.monotonic() < deadline, answer.status
-        time.sleep(0.01)
 
 
 @case()
