@@ -89,7 +89,11 @@ class Link:
         )
         with self._lock:
             self._nodes[segment] = node
-        await_writable(self.store, name)
+        try:
+            await_writable(self.store, name)
+        except BaseException:
+            self.withdraw(segment)
+            raise
         return segment
 
     def withdraw(self, segment: str) -> bool:

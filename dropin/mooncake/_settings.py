@@ -45,7 +45,7 @@ class Settings:
     global_segment_size: int = 16 << 20
     """Bytes this process contributes to the pool, 0 for none."""
     local_buffer_size: int = 16 << 20
-    """Most bytes that sessions may hold back in this process."""
+    """Accepted: bytes move straight to and from the caller's memory."""
     protocol: str = "tcp"
     rdma_devices: str = ""
     master_server_addr: str = ""
