@@ -13,6 +13,7 @@ from mooncake_cli.request_ids import belongs, resolve
 
 if TYPE_CHECKING:
     from mooncake_core.wire.messages.inspection import CacheReport, Decision
+    from mooncake_core.wire.messages.tiering import TierFill
 
 
 ALL_KEPT: Final = 1 << 31
@@ -58,7 +59,7 @@ def cache(prefix: str, limit: int, check: bool, as_json: bool, **where: Any) -> 
                 [
                     entry.key,
                     format_size(entry.size_bytes),
-                    ",".join(entry.nodes),
+                    ",".join([*entry.nodes, *(f"{node} (tier)" for node in entry.tiered_on)]),
                     "yes" if entry.leased else "no",
                     format_duration(entry.idle_s),
                 ]
@@ -161,6 +162,13 @@ def _cache_rows(report: CacheReport) -> list[list[object]]:
     from mooncake_core.units import format_size
 
     share = f"{report.cached_tokens / report.prompt_tokens:.1%}" if report.prompt_tokens else "-"
+    hits: list[list[object]] = [
+        [f"hits in {tier}", f"{number} ({format_size(report.hit_bytes_by_tier.get(tier, 0))})"]
+        for tier, number in report.hits_by_tier.items()
+    ]
+    tiers: list[list[object]] = [
+        [f"{node} {fill.kind}", _tier_words(fill)] for node, fills in report.tiers.items() for fill in fills
+    ]
     return [
         ["objects", report.num_objects],
         ["being written", report.num_writing],
@@ -168,9 +176,18 @@ def _cache_rows(report: CacheReport) -> list[list[object]]:
         ["waiting to be free", format_size(report.quarantined_bytes)],
         ["puts", f"{report.puts} (skipped {report.skipped_puts}, refused {report.refused_puts})"],
         ["reads", f"{report.hits} hits, {report.misses} misses"],
-        ["evicted", report.evicted],
+        *hits,
+        ["evicted", f"{report.evicted} ({report.demoted} of them to a tier)" if tiers else report.evicted],
+        *tiers,
         ["prompt tokens from the cache", f"{report.cached_tokens} of {report.prompt_tokens} ({share})"],
     ]
+
+
+def _tier_words(fill: TierFill) -> str:
+    from mooncake_core.units import format_size
+
+    used = f"{format_size(fill.used_bytes)} of {format_size(fill.capacity_bytes)}, {fill.num_objects} objects"
+    return f"{used}; TAKES NONE: {fill.trouble}" if fill.trouble else used
 
 
 def _decision_row(decision: Decision) -> list[object]:

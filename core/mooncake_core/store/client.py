@@ -28,6 +28,7 @@ from mooncake_core.wire.messages.pool import (
     Removed,
     RemovedAll,
 )
+from mooncake_core.wire.messages.tiering import Prefetch, Prefetching
 
 Pieces = Sequence[memoryview]
 
@@ -115,11 +116,15 @@ class StoreClient:
         """Objects under a lease, to be read part by part."""
         sent = time.monotonic()
         got = await self._master.call(Get(keys=list(keys)), Got, timeout_s=timeout_s)
-        return Reading(self._engine, got, sent + min(timeout_s, got.lease_s), checksum=self._checksum)
+        return Reading(self._engine, got, sent + min(timeout_s, got.held_s + got.lease_s), checksum=self._checksum)
 
     async def exists(self, keys: Sequence[str], *, timeout_s: float) -> list[bool]:
         """Which objects can be read now. Takes no lease."""
         return (await self._master.call(Exists(keys=list(keys)), ExistsReply, timeout_s=timeout_s)).present
+
+    async def prefetch(self, keys: Sequence[str], *, timeout_s: float) -> int:
+        """Brings objects that are only in a tier (SSD, object storage) to DRAM, without reading them; how many of them."""
+        return (await self._master.call(Prefetch(keys=list(keys)), Prefetching, timeout_s=timeout_s)).num_objects
 
     async def remove(self, keys: Sequence[str], *, timeout_s: float, force: bool = False) -> list[str]:
         """Removes objects; one error code each, empty for success."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mooncake_core.errors import MooncakeError
+from mooncake_core.store.tier_events import TierAnswered, TierCommand
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.membership import SegmentOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
@@ -19,6 +20,7 @@ from mooncake_core.wire.messages.pool import (
     RemoveAll,
     SlotClearing,
 )
+from mooncake_core.wire.messages.tiering import Prefetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Asked:
     """A client asks; answered with Answer of the same token."""
 
     token: int
-    message: PutStart | PutEnd | Get | Exists | Remove | RemoveAll
+    message: PutStart | PutEnd | Get | Exists | Remove | RemoveAll | Prefetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Asked | NodeJoined | NodeFenced | BlocksReported | SlotsCleared | NodeLeft | Tick
+Event = Asked | NodeJoined | NodeFenced | BlocksReported | SlotsCleared | NodeLeft | TierAnswered | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,4 +135,4 @@ class BlocksRemoved:
     keys: Sequence[str]
 
 
-Command = Answer | FenceNode | AskReport | ClearNodeSlots | BlocksStored | BlocksRemoved
+Command = Answer | FenceNode | AskReport | ClearNodeSlots | BlocksStored | BlocksRemoved | TierCommand

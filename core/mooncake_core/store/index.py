@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 from mooncake_core.store.node_space import Extent, NodeSpace
-from mooncake_core.store.objects import Changes, PoolObject, check
+from mooncake_core.store.objects import NOTHING, Changes, PoolObject, check
 
 
 class ObjectIndex:
@@ -65,32 +65,76 @@ class ObjectIndex:
         self._by_key[entry.key] = entry
         entry.readable = True
         entry.used_at = now
-        if entry.parent:
-            self._children[entry.parent] = self._children.get(entry.parent, 0) + 1
+        if entry.replicas:
+            self._count_child(entry, 1)
         for name in entry.replicas:
             self._shown(entry, name)
 
     def add_replica(self, entry: PoolObject, name: str, extent: Extent) -> None:
-        """An object is on one node more."""
+        """An object is in one node's DRAM more."""
+        if entry.readable and not entry.replicas:
+            self._count_child(entry, 1)
         entry.replicas[name] = extent
         if entry.readable:
             self._shown(entry, name)
 
     def drop_replica(self, entry: PoolObject, name: str) -> Extent:
-        """A replica goes; the last one takes the object along. Returns where it was."""
-        extent = entry.replicas.pop(name)
-        if entry.readable:
-            self._nodes[name].eviction.removed(entry.key)
-            self._changes.removed.setdefault(name, []).append(entry.key)
-        if not entry.replicas:
-            self._forget(entry)
+        """A replica goes; what is nowhere any more is forgotten. Returns where it was."""
+        extent = self._take_out(entry, name)
+        self._gone_from(entry, name)
         return extent
+
+    def begin_leaving(self, entry: PoolObject, name: str) -> Extent:
+        """A replica will go, when the node has copied it to its tiers. Returns where it is."""
+        extent = self._take_out(entry, name)
+        entry.leaving = {**entry.leaving, name: extent}
+        return extent
+
+    def rescue(self, entry: PoolObject, name: str) -> None:
+        """A replica that was about to go stays."""
+        if not entry.replicas:
+            self._count_child(entry, 1)
+        entry.replicas[name] = entry.leaving[name]
+        _leave_no_more(entry, name)
+        self._nodes[name].eviction.added(entry.key)
+
+    def end_leaving(self, entry: PoolObject, name: str) -> Extent:
+        """A replica that was about to go goes. Returns where it was."""
+        extent = entry.leaving[name]
+        _leave_no_more(entry, name)
+        self._gone_from(entry, name)
+        return extent
+
+    def add_tier(self, entry: PoolObject, name: str) -> None:
+        """An object is in a node's tiers."""
+        if not entry.is_on(name):
+            self._changes.stored.setdefault(name, []).append(entry.key)
+        if name not in entry.tiered:
+            entry.tiered = (*entry.tiered, name)
+
+    def drop_tier(self, entry: PoolObject, name: str) -> None:
+        """A node's tiers have it no more; what is nowhere any more is forgotten."""
+        _not_in_tier(entry, name)
+        self._gone_from(entry, name)
+
+    def outdate(self, key: str, allocation_id: int) -> None:
+        """A newer object of a key is known: one that is only in tiers is not what is meant by it any more."""
+        entry = self.readable(key)
+        if entry is not None and entry.allocation_id < allocation_id and not (entry.replicas or entry.leaving):
+            for name in list(entry.tiered):
+                self.drop_tier(entry, name)
 
     def drop_node(self, name: str) -> None:
         """A node is gone with all it had."""
         for entry in [*self._by_key.values(), *(entry for entry in self._writing.values() if entry.doomed)]:
-            if name in entry.replicas:
+            had_tier = name in entry.tiered
+            _not_in_tier(entry, name)
+            if name in entry.leaving:
+                self.end_leaving(entry, name)
+            elif name in entry.replicas:
                 self.drop_replica(entry, name)
+            elif had_tier:
+                self._gone_from(entry, name)
 
     def may_go(self, key: str, node: str, now: float) -> bool:
         """Whether a node may evict a key: it has it, nobody reads it, and no chain goes on from it."""
@@ -102,20 +146,52 @@ class ObjectIndex:
         changes, self._changes = self._changes, Changes()
         return changes
 
-    def check(self) -> list[str]:
-        """What does not add up."""
+    def check(self, arriving: Set[int] = frozenset()) -> list[str]:
+        """What does not add up. `arriving`: allocation ids that have space which is not their object's yet."""
         doomed = [entry for entry in self._writing.values() if entry.doomed]
-        return check(self._nodes, [*self._by_key.values(), *doomed], set(self._writing), self._children)
+        objects = [*self._by_key.values(), *doomed]
+        return check(self._nodes, objects, set(self._writing), self._children, arriving)
 
     def _shown(self, entry: PoolObject, name: str) -> None:
         self._nodes[name].eviction.added(entry.key)
-        self._changes.stored.setdefault(name, []).append(entry.key)
+        if name not in entry.tiered:
+            self._changes.stored.setdefault(name, []).append(entry.key)
+
+    def _take_out(self, entry: PoolObject, name: str) -> Extent:
+        """Of what a node may evict, and readers find."""
+        extent = entry.replicas.pop(name)
+        if entry.readable:
+            self._nodes[name].eviction.removed(entry.key)
+            if not entry.replicas:
+                self._count_child(entry, -1)
+        return extent
+
+    def _gone_from(self, entry: PoolObject, name: str) -> None:
+        if entry.readable and not entry.is_on(name):
+            stored = self._changes.stored.get(name, [])
+            if entry.key in stored:  # it came and went with one event
+                stored.remove(entry.key)
+            else:
+                self._changes.removed.setdefault(name, []).append(entry.key)
+        if entry.is_nowhere:
+            self._forget(entry)
+
+    def _count_child(self, entry: PoolObject, number: int) -> None:
+        """Chains count in DRAM: what is in a tier only keeps nothing there."""
+        if entry.parent:
+            self._children[entry.parent] = self._children.get(entry.parent, 0) + number
+            if not self._children[entry.parent]:
+                del self._children[entry.parent]
 
     def _forget(self, entry: PoolObject) -> None:
         if not entry.doomed:
             del self._by_key[entry.key]
         self._writing.pop(entry.allocation_id, None)
-        if entry.readable and entry.parent:
-            self._children[entry.parent] -= 1
-            if not self._children[entry.parent]:
-                del self._children[entry.parent]
+
+
+def _leave_no_more(entry: PoolObject, name: str) -> None:
+    entry.leaving = {node: extent for node, extent in entry.leaving.items() if node != name} or NOTHING
+
+
+def _not_in_tier(entry: PoolObject, name: str) -> None:
+    entry.tiered = tuple(node for node in entry.tiered if node != name)

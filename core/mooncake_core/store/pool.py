@@ -29,6 +29,8 @@ from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import Counters, PoolObject
 from mooncake_core.store.placement import in_order_of_choice, victims
 from mooncake_core.store.roster import Roster
+from mooncake_core.store.tier_events import TierAnswered
+from mooncake_core.store.tiering import Tiering
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.inspection import CacheReport
 from mooncake_core.wire.messages.pool import (
@@ -50,6 +52,7 @@ from mooncake_core.wire.messages.pool import (
     Removed,
     RemovedAll,
 )
+from mooncake_core.wire.messages.tiering import Prefetch, Prefetching
 
 MARGIN_S: Final = 1.0
 """Added to a reader's lease and a writer's deadline before their space is touched: clocks run at different speed, and a
@@ -64,6 +67,7 @@ class PoolSettings:
     writer_deadline_s: float = 30.0
     high_watermark: float = 0.95
     low_watermark: float = 0.85
+    promote_timeout_s: float = 2.0
 
 
 class Pool:
@@ -86,17 +90,36 @@ class Pool:
         self._roster = Roster(self._nodes, self._index, old_lease_s=settings.read_lease_s + MARGIN_S, eviction=eviction)
         self._writer_deadlines: list[tuple[float, int]] = []
         self._counters = Counters()
+        self._tiering = Tiering(
+            self._nodes,
+            self._index,
+            promote_timeout_s=settings.promote_timeout_s,
+            lease_s=settings.read_lease_s + MARGIN_S,
+            next_id=next_id,
+            make_room=self._make_room,
+            counters=self._counters,
+        )
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Takes notice of an event; says what is to be done."""
         match event:
             case Asked(token, message):
-                commands: list[Command] = [Answer(token, self._answer(message, now))]
+                is_held = isinstance(message, Get) and self._tiering.hold(token, message.keys, now)
+                commands: list[Command] = [] if is_held else [Answer(token, self._answer(message, now))]
             case Tick():
                 commands = self._roster.retry(now)
+            case TierAnswered():
+                commands = []
+                self._tiering.handle(event, now)
             case _:
                 commands = self._roster.handle(event, now)
+                self._tiering.follow_roster()
         self._expire(now)
+        if self._tiering.is_needed:
+            commands += self._tiering.requests(now)
+            commands += [
+                Answer(token, self._get(keys, now, held_s)) for token, keys, held_s in self._tiering.answerable(now)
+            ]
         commands += self._roster.requests(now)
         return [*self._changes(), *commands]
 
@@ -104,7 +127,13 @@ class Pool:
         """When time itself is the next event."""
         writer = self._writer_deadlines[0][0] if self._writer_deadlines else None
         nodes = min(self._roster.deadlines(), default=None)
-        return min((deadline for deadline in (writer, nodes) if deadline is not None), default=None)
+        tiers = min(self._tiering.deadlines(), default=None) if self._tiering.is_needed else None
+        return min((deadline for deadline in (writer, nodes, tiers) if deadline is not None), default=None)
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether a node has tiers below its DRAM."""
+        return self._tiering.is_needed
 
     def usage(self, name: str) -> tuple[int, int, int, str]:
         """(capacity, used bytes, objects, state) of a node."""
@@ -130,6 +159,10 @@ class Pool:
             hits=counters.hits,
             misses=counters.misses,
             evicted=counters.evicted,
+            demoted=counters.demoted,
+            hits_by_tier=counters.hits_by_tier(),
+            hit_bytes_by_tier=counters.hit_bytes_by_tier(),
+            tiers=self._tiering.fills(),
             prompt_tokens=0,
             cached_tokens=0,
             entries=[entry.describe(now) for entry in entries],
@@ -137,10 +170,10 @@ class Pool:
 
     def check(self) -> list[str]:
         """The integrity check: what does not add up. Empty when every byte and slot is accounted for exactly once."""
-        return self._index.check()
+        return self._index.check(self._tiering.arriving())
 
     def _answer(
-        self, message: PutStart | PutEnd | Get | Exists | Remove | RemoveAll, now: float
+        self, message: PutStart | PutEnd | Get | Exists | Remove | RemoveAll | Prefetch, now: float
     ) -> Message | MooncakeError:
         match message:
             case PutStart():
@@ -155,6 +188,8 @@ class Pool:
                 return Removed(refusals=[self._remove(key, force, now) for key in keys])
             case RemoveAll(force=force):
                 return self._remove_all(force, now)
+            case Prefetch(keys=keys):
+                return Prefetching(num_objects=self._tiering.prefetch(keys, now))
 
     # Writing
 
@@ -238,6 +273,7 @@ class Pool:
         entry.checksum = commit.checksum
         self._counters.puts += 1
         self._index.publish(entry, now)
+        self._tiering.committed(entry, now)
         return ""
 
     def _take_back(self, entry: PoolObject, names: Sequence[str], settled: set[str], now: float) -> None:
@@ -257,7 +293,7 @@ class Pool:
 
     # Reading
 
-    def _get(self, keys: Sequence[str], now: float) -> Got:
+    def _get(self, keys: Sequence[str], now: float, held_s: float = 0.0) -> Got:
         objects = [self._locate(key, now) for key in keys]
         for key in reversed(keys):  # so that the tail of a chain counts as used before its head
             if (entry := self._index.readable(key)) is not None:
@@ -269,14 +305,19 @@ class Pool:
             lease_s=self._settings.read_lease_s,
             objects=objects,
             segments={name: self._nodes[name].offer.read for name in names},
+            held_s=held_s,
         )
 
     def _locate(self, key: str, now: float) -> Located | None:
         entry = self._index.readable(key)
-        if entry is None:
+        if entry is None or not entry.replicas:
             self._counters.misses += 1
             return None
         self._counters.hits += 1
+        self._counters.hit_bytes += entry.size_bytes
+        if entry.came_from:
+            self._counters.came(entry.came_from, entry.size_bytes)
+            entry.came_from = ""
         entry.lease_until = max(entry.lease_until, now + self._settings.read_lease_s + MARGIN_S)
         entry.used_at = now
         return Located(
@@ -304,6 +345,7 @@ class Pool:
             return ObjectLeased.code
         for name in list(entry.replicas):
             self._drop_replica(entry, name, now)
+        self._tiering.removed(entry, now)
         return ""
 
     def _remove_all(self, force: bool, now: float) -> RemovedAll:
@@ -311,6 +353,8 @@ class Pool:
         refusals = [self._remove(entry.key, force, now) for entry in list(self._index.all_readable())]
         for entry in self._index.being_written() if force else ():
             self._index.doom(entry)
+        if force:
+            self._tiering.all_removed()
         return RemovedAll(removed=refusals.count(""), kept=len(refusals) - refusals.count(""))
 
     def _drop_replica(self, entry: PoolObject, name: str, now: float) -> None:
@@ -321,14 +365,20 @@ class Pool:
         """Evicts from above the high watermark to below the low one; and where a put was just refused, for want of
         bytes, of slots, or of a long enough extent, at least as much as it wanted: the next one finds room."""
         capacity = node.offer.capacity_bytes
-        if not refused_bytes and node.live_bytes <= self._settings.high_watermark * capacity:
+        live_bytes = self._live_bytes(node)
+        if not refused_bytes and live_bytes <= self._settings.high_watermark * capacity:
             return
-        target = min(self._settings.low_watermark * capacity, node.live_bytes - refused_bytes)
-        for entry in victims(node, self._index, now) if node.live_bytes > target else ():
-            self._drop_replica(entry, node.name, now)
+        target = min(self._settings.low_watermark * capacity, live_bytes - refused_bytes)
+        for entry in victims(node, self._index, now) if live_bytes > target else ():
+            if not self._tiering.demote(entry, node.name, now):
+                self._drop_replica(entry, node.name, now)
             self._counters.evicted += 1
-            if node.live_bytes <= target:
+            if self._live_bytes(node) <= target:
                 return
+
+    def _live_bytes(self, node: NodeSpace) -> int:
+        """Space of objects that stay in DRAM."""
+        return node.live_bytes - self._tiering.leaving_bytes(node.name)
 
     def _changes(self) -> list[Command]:
         changes = self._index.take_changes()

@@ -154,6 +154,7 @@ class Roster:
         extent = Extent(stored.slot, stored.offset, length, stored.allocation_id)
         if not node.adopt(extent):
             return
+        self._index.outdate(stored.key, stored.allocation_id)
         entry = self._index.written_by(stored.allocation_id) or self._index.get(stored.key)
         lease_until = now + self._old_lease_s
         if stored.removed or (entry is not None and (entry.doomed or entry.allocation_id != stored.allocation_id)):

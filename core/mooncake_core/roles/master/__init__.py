@@ -36,6 +36,7 @@ async def run(context: RoleContext) -> None:
         client_of=members.client_of,
         address_of=members.address_of,
         spans=context.spans,
+        prefetch=lambda keys: pool.prefetch(keys),
     )
     timelines = Timelines(members, context.spans)
     pool = PoolDriver(
@@ -74,6 +75,7 @@ def _pool(config: ClusterConfig, term: int) -> Pool:
         writer_deadline_s=config.pool.writer_deadline,
         high_watermark=config.pool.high_watermark,
         low_watermark=config.pool.low_watermark,
+        promote_timeout_s=config.pool.promote_timeout,
     )
     ids = itertools.count(term)  # terms are far enough apart: no two masters give the same id
     eviction = registry.load("eviction", config.pool.eviction)

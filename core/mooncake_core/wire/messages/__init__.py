@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from mooncake_core.errors import ProtocolError
-from mooncake_core.wire.messages import envelope, inspection, membership, pool, serving, timeline
+from mooncake_core.wire.messages import envelope, inspection, membership, pool, serving, tiering, timeline
 
 PROTOCOL_VERSION: Final = 3
 OLDEST_PROTOCOL_VERSION: Final = 3
@@ -41,6 +41,15 @@ Message = (
     | pool.ReportBlocks
     | pool.BlockReport
     | pool.ClearSlots
+    | tiering.Demote
+    | tiering.Demoted
+    | tiering.Promote
+    | tiering.Promoted
+    | tiering.ReportTiers
+    | tiering.TierReport
+    | tiering.ForgetTiered
+    | tiering.Prefetch
+    | tiering.Prefetching
     | serving.DescribeModels
     | serving.Models
     | serving.Place

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from mooncake_core.wire.messages.membership import InstanceLoad
+from mooncake_core.wire.messages.tiering import TierFill
 
 
 class GetStatus(Struct, frozen=True, tag=True, kw_only=True):
@@ -62,6 +63,8 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
     leased: bool
     idle_s: float
     """Seconds since it was last put or read."""
+    tiered_on: list[str] = []
+    """Nodes that hold it in a tier."""
 
 
 class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
@@ -84,6 +87,13 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
     entries: list[CacheEntry]
     problems: list[str] = []
     """What the check found."""
+    hits_by_tier: dict[str, int] = {}
+    """Reads by where the object lay when it was asked for: dram, or the kind of a tier."""
+    hit_bytes_by_tier: dict[str, int] = {}
+    demoted: int = 0
+    """Objects that went to a tier, and lost their place in DRAM."""
+    tiers: dict[str, list[TierFill]] = {}
+    """Node → its tiers."""
 
 
 class InspectDecisions(Struct, frozen=True, tag=True, kw_only=True):
