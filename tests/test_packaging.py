@@ -52,6 +52,8 @@ def test_the_top_level_is_ours_alone(wheel: zipfile.ZipFile) -> None:
     assert {name for name in top if not name.endswith(".dist-info")} == {
         "mooncake_cli",
         "mooncake_core",
+        "mooncake_nvme",
+        "mooncake_object",
         "mooncake_shm",
         "mooncake_tcp",
     }

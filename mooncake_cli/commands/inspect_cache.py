@@ -10,10 +10,11 @@ from mooncake_cli import console, exits
 from mooncake_cli.options import ask, cluster_options, json_option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mooncake_core.wire.messages.inspection import CacheEntry, CacheReport
     from mooncake_core.wire.messages.objects import ObjectDescription, TenantUsage
+    from mooncake_core.wire.messages.tiering import TierFill
     from mooncake_core.wire.messages.usage import HotPrefix, NodeUsage
 
 DEFAULT_LISTED: Final = 20
@@ -50,6 +51,7 @@ def command(
         rows.append(["check", "failed" if report.problems else "passed: every byte is accounted for"])
     console.table(["pool", "value"], rows)
     _print_nodes(report.nodes)
+    _print_tiers(report.tiers)
     _print_tenants(report.tenants)
     _print_hottest(report.hottest)
     _print_entries(report.entries)
@@ -114,6 +116,7 @@ def _rows(report: CacheReport) -> list[list[object]]:
         ["waiting to be free", format_size(report.quarantined_bytes)],
         ["puts", f"{report.puts} (skipped {report.skipped_puts}, refused {report.refused_puts})"],
         ["reads", f"{report.hits} hits, {report.misses} misses"],
+        *(_tier_rows(report) if report.tiers else []),
         ["evicted", f"{report.evicted} ({format_size(report.evicted_bytes)} in {report.eviction_rounds} rounds)"],
         ["eviction stalled", f"{report.stalled_rounds} times; now: {', '.join(report.stalled_nodes) or 'nowhere'}"],
         *([["refused for a tenant's quota", report.refused_by_quota]] if report.refused_by_quota else []),
@@ -121,6 +124,16 @@ def _rows(report: CacheReport) -> list[list[object]]:
         ["prompt tokens from the cache", f"{report.cached_tokens} of {report.prompt_tokens} ({tokens})"],
         ["bytes found", f"{format_size(report.hit_bytes)}, put {format_size(report.put_bytes)} ({found})"],
     ]
+
+
+def _tier_rows(report: CacheReport) -> list[list[object]]:
+    from mooncake_core.units import format_size
+
+    hits: list[list[object]] = [
+        [f"hits in {tier}", f"{number} ({format_size(report.hit_bytes_by_tier.get(tier, 0))})"]
+        for tier, number in report.hits_by_tier.items()
+    ]
+    return [*hits, ["evicted to a tier", report.demoted]]
 
 
 def _fill(used_bytes: int, capacity_bytes: int) -> str:
@@ -146,6 +159,26 @@ def _print_nodes(nodes: Sequence[NodeUsage]) -> None:
                 format_size(node.quarantined_bytes),
             ]
             for node in nodes
+        ],
+    )
+
+
+def _print_tiers(tiers: Mapping[str, Sequence[TierFill]]) -> None:
+    if not tiers:
+        return
+    console.data("")
+    console.table(
+        ["tier of", "kind", "objects", "full", "trouble"],
+        [
+            [
+                node,
+                fill.kind,
+                fill.num_objects,
+                _fill(fill.used_bytes, fill.capacity_bytes),
+                f"TAKES NONE: {fill.trouble}" if fill.trouble else "-",
+            ]
+            for node, fills in tiers.items()
+            for fill in fills
         ],
     )
 
@@ -206,7 +239,7 @@ def _print_entries(entries: Sequence[CacheEntry]) -> None:
                 entry.key,
                 entry.tenant,
                 format_size(entry.size_bytes),
-                ",".join(entry.nodes),
+                ",".join([*entry.nodes, *(f"{node} (tier)" for node in entry.tiered_on)]),
                 "yes" if entry.leased else "no",
                 "yes" if entry.pinned else "no",
                 format_duration(entry.idle_s),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mooncake_core import registry
 from mooncake_core.address import is_loopback, is_wildcard
 from mooncake_core.config.processes import ProcessSpec, processes
-from mooncake_core.config.schema import ClusterConfig, GatewayConfig, InstanceConfig, MasterConfig
+from mooncake_core.config.schema import ClusterConfig, GatewayConfig, InstanceConfig, MasterConfig, NodeConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,11 @@ def _plugins(config: ClusterConfig) -> Iterator[Finding]:
         yield from _plugin("transport", f"transfer.transports.{index}", name)
     for role, index, entry in _instances(config):
         yield from _plugin("engine", f"{role}.{index}.engine.kind", entry.engine.kind)
+    for path, node in _nodes(config):
+        for index, tier in enumerate(node.tiers):
+            yield from _plugin("tier", f"{path}.tiers.{index}.kind", tier.kind)
+            if not tier.path:
+                yield Finding(f"{path}.tiers.{index}.path", "expected a folder or a URL, got nothing")
 
 
 def _plugin(kind: str, path: str, name: str) -> Iterator[Finding]:
@@ -150,3 +155,12 @@ def _instances(config: ClusterConfig) -> Iterator[tuple[str, int, InstanceConfig
     for role, entries in (("prefill", config.prefill), ("decode", config.decode)):
         for index, entry in enumerate(entries):
             yield role, index, entry
+
+
+def _nodes(config: ClusterConfig) -> Iterator[tuple[str, NodeConfig]]:
+    """Path and section of each."""
+    for index, entry in enumerate(config.store):
+        yield f"store.{index}", entry
+    for role, index, instance in _instances(config):
+        if instance.local_node is not None:
+            yield f"{role}.{index}.local_node", instance.local_node

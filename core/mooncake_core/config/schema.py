@@ -72,6 +72,23 @@ class GatewayConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Limits of tenants that have a key."""
 
 
+class TierConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    kind: str = "lmdb"
+    """Tier plugin: lmdb (a folder on a local SSD), fsspec (s3://..., file://...)."""
+    path: str = ""
+    """Folder or URL; the node makes a folder of its own name in it."""
+    capacity: Size = 4 << 30
+    """Most bytes it may take there; the oldest objects make room."""
+    reserve: Size = 1 << 30
+    """Space on the disk that is left to others."""
+    sync_interval: Duration = 1.0
+    """What is younger may be lost in a power cut."""
+    write: Literal["evict", "through"] = "evict"
+    """When objects go there: when DRAM has no room for them, or as soon as they are put (then to all tiers of the node)."""
+    options: dict[str, Any] = {}
+    """The tier's own options."""
+
+
 class NodeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     capacity: Size = 256 << 20
     """DRAM that the node contributes to the pool."""
@@ -81,6 +98,8 @@ class NodeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Port of the data server; 0 takes a free one."""
     drain_on_stop: bool = False
     """When it is told to stop (SIGTERM), first move its objects to nodes that have room, for drain_timeout at most."""
+    tiers: list[TierConfig] = []
+    """Where objects go that DRAM has no room for, and are read from; each object is written to all of them."""
 
 
 class StoreConfig(NodeConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,6 +168,8 @@ class PoolConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Eviction starts when a segment is fuller than this."""
     low_watermark: Annotated[float, Meta(ge=0, le=1)] = 0.85
     """Eviction goes on until a segment is emptier than this. What is read, or has a chain go on from it, stays."""
+    promote_timeout: Duration = 2.0
+    """How long a get waits for objects that lie in a tier only; what has not come then is a miss."""
     checksum: Literal["auto", "on", "off"] = "auto"
     """Verify each block's checksum on get. auto: when it came over a network (tcp), not from memory of the same host (shm)."""
     tenants: dict[Name, PoolTenantConfig] = {}

@@ -12,6 +12,9 @@ from mooncake_core.config.schema import NodeConfig
 from mooncake_core.errors import MooncakeError
 from mooncake_core.roles.context import RoleContext
 from mooncake_core.store.node import Node
+from mooncake_core.store.tiered_node import TieredNode
+from mooncake_core.store.tiers.stack import open_tiers
+from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.member import Member
 from mooncake_core.wire.messages.envelope import Done
@@ -29,13 +32,7 @@ async def run(context: RoleContext) -> None:
     host = context.spec.host
     assert isinstance(section, NodeConfig)  # what config.processes gives a store role
     engine = context.transfer_engine(host, section.data_port)
-    node = Node(
-        context.name,
-        capacity_bytes=section.capacity,
-        object_size_bytes=section.object_size,
-        incarnation=context.incarnation,
-        engine=engine,
-    )
+    node = _node(context, section, engine)
     server = Server(context.name, node.handlers(), key=context.key)
     try:
         address = await server.start(HostPort(host, 0))
@@ -52,6 +49,25 @@ async def run(context: RoleContext) -> None:
         await context.clients.close()
         node.close()
         engine.close()
+
+
+def _node(context: RoleContext, section: NodeConfig, engine: TransferEngine) -> Node:
+    if not section.tiers:
+        return Node(
+            context.name,
+            capacity_bytes=section.capacity,
+            object_size_bytes=section.object_size,
+            incarnation=context.incarnation,
+            engine=engine,
+        )
+    return TieredNode(
+        context.name,
+        capacity_bytes=section.capacity,
+        object_size_bytes=section.object_size,
+        incarnation=context.incarnation,
+        engine=engine,
+        tiers=open_tiers(context.name, section.tiers),
+    )
 
 
 async def _drain(context: RoleContext, master: Client) -> None:

@@ -17,6 +17,7 @@ from mooncake_core.wire.messages.objects import (
     RemoveMatching,
 )
 from mooncake_core.wire.messages.pool import Exists, ExistsReply, Remove, RemoveAll, Removed, RemovedAll
+from mooncake_core.wire.messages.tiering import Prefetch, Prefetching
 
 
 class Asking:
@@ -62,6 +63,11 @@ class Asking:
         A master that starts again knows of no pins."""
         message = Pin(keys=list(keys), hard=hard, soft_s=soft_s, tenant=self._tenant)
         return (await self._master.call(message, Pinned, timeout_s=timeout_s)).refusals
+
+    async def prefetch(self, keys: Sequence[str], *, timeout_s: float) -> int:
+        """Brings objects that are only in a tier (SSD, object storage) to DRAM, without reading them; how many of them."""
+        message = Prefetch(keys=list(keys), tenant=self._tenant)
+        return (await self._master.call(message, Prefetching, timeout_s=timeout_s)).num_objects
 
     async def remove(self, keys: Sequence[str], *, timeout_s: float, force: bool = False) -> list[str]:
         """Removes objects; one error code each, empty for success."""

@@ -179,7 +179,7 @@ class StoreClient(Asking):
         """Where objects lie, and the time.monotonic() at which the lease on them ends."""
         sent = time.monotonic()
         got = await self._master.call(Get(keys=list(keys), tenant=self._tenant), Got, timeout_s=timeout_s)
-        return got, sent + got.lease_s
+        return got, sent + got.held_s + got.lease_s
 
     def _put_start(
         self, wanted: Sequence[NewObject], preferred_node: str, replicas: int, options: PutOptions

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mooncake_core.errors import MooncakeError
+from mooncake_core.store.tier_events import TierAnswered, TierCommand
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.membership import SegmentOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
@@ -28,10 +29,20 @@ from mooncake_core.wire.messages.pool import (
     SlotClearing,
 )
 from mooncake_core.wire.messages.tasks import OperatorQuestion, Pull
+from mooncake_core.wire.messages.tiering import Prefetch
 
 QuestionAboutObjects = Describe | ListKeys | Pin | SetQuota | ListTenants
 Question = (
-    PutStart | PutEnd | Get | Exists | Remove | RemoveAll | RemoveMatching | QuestionAboutObjects | OperatorQuestion
+    PutStart
+    | PutEnd
+    | Get
+    | Exists
+    | Prefetch
+    | Remove
+    | RemoveAll
+    | RemoveMatching
+    | QuestionAboutObjects
+    | OperatorQuestion
 )
 
 
@@ -110,7 +121,18 @@ class Tick:
     """Time has passed."""
 
 
-Event = Asked | NodeJoined | NodeFenced | BlocksReported | SlotsCleared | NodeLeft | ObjectsPulled | NodeMarked | Tick
+Event = (
+    Asked
+    | NodeJoined
+    | NodeFenced
+    | BlocksReported
+    | SlotsCleared
+    | NodeLeft
+    | ObjectsPulled
+    | NodeMarked
+    | TierAnswered
+    | Tick
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,5 +223,5 @@ class MarkNode:
     draining: bool
 
 
-ToNode = FenceNode | AskReport | ClearNodeSlots | PullToNode | MarkNode
+ToNode = FenceNode | AskReport | ClearNodeSlots | PullToNode | MarkNode | TierCommand
 Command = Answer | ToNode | BlocksStored | BlocksRemoved | EvictionStalled | EvictionGoesOn

@@ -68,7 +68,9 @@ class Evicting:
 
     def make_room(self, node: NodeSpace, now: float, refused_bytes: int) -> None:
         """Begins a round where objects exceed the high watermark, down to the low one; and where a put was just refused, for
-        want of bytes, of slots, or of a long enough extent, so that the next one finds room: at least as much as it wanted."""
+        want of bytes, of slots, or of a long enough extent, so that the next one finds room: at least as much as it wanted, what
+        is about to leave included."""
+        refused_bytes = max(0, refused_bytes - node.leaving_bytes)
         if not refused_bytes and not self._too_full(node):
             return
         if node.name not in self._rounds:

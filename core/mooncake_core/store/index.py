@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 
 from mooncake_core.store.node_space import Extent, NodeSpace
-from mooncake_core.store.objects import Changes, PoolObject, check
+from mooncake_core.store.objects import NOTHING, Changes, PoolObject, check
 from mooncake_core.store.pins import HARD, Pins
 
 
@@ -80,7 +80,7 @@ class ObjectIndex:
         named = self._replacing if entry.key in self._by_key else self._by_key
         named[entry.key] = entry
         self._writing[entry.allocation_id] = entry
-        entry.account.used_bytes += entry.replicas.num_bytes
+        entry.account.used_bytes += entry.extent_bytes
 
     def doom(self, entry: PoolObject) -> None:
         """An object that is being written will not be there when it is whole; its key is free again."""
@@ -91,41 +91,68 @@ class ObjectIndex:
     def publish(self, entry: PoolObject, now: float) -> None:
         """From now on the object can be read, and evicted. One that it replaces must be gone."""
         if self._writing.pop(entry.allocation_id, None) is None:  # a node has reported it
-            entry.account.used_bytes += entry.replicas.num_bytes
             entry.position = self._position_after(entry.parent)
+            entry.account.used_bytes += entry.extent_bytes
             if (writing := self._by_key.get(entry.key)) is not None:
                 self._replacing[entry.key] = writing
         self._by_key[entry.key] = entry
         entry.readable = True
         entry.used_at = now
         entry.account.num_objects += 1
-        if entry.parent:
-            self._children[entry.parent] = self._children.get(entry.parent, 0) + 1
+        if entry.replicas:
+            self._count_child(entry)
         if entry.group:
             self._groups.setdefault(entry.group, {})[entry.key] = entry
         if entry.pin_until:
             self._pins.set(entry, entry.pin_until)
         for name in entry.replicas:
-            self._shown(entry, name)
+            self._changes.stored.setdefault(name, {})[entry.key] = None
+            self._rank(entry, name)
 
     def add_replica(self, entry: PoolObject, name: str, extent: Extent) -> None:
-        """An object is on one node more."""
-        entry.replicas[name] = extent
+        """An object is in one node's DRAM more."""
+        if entry.readable and not entry.is_on(name):
+            self._changes.stored.setdefault(name, {})[entry.key] = None
         entry.account.used_bytes += extent.length
-        if entry.readable:
-            self._shown(entry, name)
+        self._put_in(entry, name, extent)
 
     def drop_replica(self, entry: PoolObject, name: str) -> Extent:
-        """A replica goes; the last one takes the object along. Returns where it was."""
-        extent = entry.replicas.pop(name)
+        """A replica goes; what is nowhere any more is forgotten. Returns where it was."""
+        extent = self._take_out(entry, name)
         entry.account.used_bytes -= extent.length
-        if entry.readable:
-            if not entry.pin_until:
-                self._nodes[name].eviction.removed(entry.key)
-            self._changes.removed.setdefault(name, []).append(entry.key)
-        if not entry.replicas:
-            self._forget(entry)
+        self._gone_from(entry, name)
         return extent
+
+    def begin_leaving(self, entry: PoolObject, name: str) -> Extent:
+        """A replica will go, when the node has copied it to its tiers. Returns where it is."""
+        extent = self._take_out(entry, name)
+        entry.leaving = {**entry.leaving, name: extent}
+        self._nodes[name].begin_leaving(extent)
+        return extent
+
+    def rescue(self, entry: PoolObject) -> None:
+        """What was about to leave stays."""
+        for name in [name for name in entry.leaving if name not in entry.replicas]:
+            self._put_in(entry, name, self._leave_no_more(entry, name))
+
+    def end_leaving(self, entry: PoolObject, name: str) -> Extent:
+        """A replica that was about to go goes. Returns where it was."""
+        extent = self._leave_no_more(entry, name)
+        entry.account.used_bytes -= extent.length
+        self._gone_from(entry, name)
+        return extent
+
+    def add_tier(self, entry: PoolObject, name: str) -> None:
+        """An object is in a node's tiers."""
+        if not entry.is_on(name):
+            self._changes.stored.setdefault(name, {})[entry.key] = None
+        if name not in entry.tiered:
+            entry.tiered = (*entry.tiered, name)
+
+    def drop_tier(self, entry: PoolObject, name: str) -> None:
+        """A node's tiers have it no more; what is nowhere any more is forgotten."""
+        entry.tiered = tuple(node for node in entry.tiered if node != name)
+        self._gone_from(entry, name)
 
     def copy_begins(self, entry: PoolObject) -> None:
         """A node copies an object from another one: until that ends it stays."""
@@ -143,6 +170,10 @@ class ObjectIndex:
         for entry in [*self._by_key.values(), *unnamed]:
             if name in entry.replicas:
                 self.drop_replica(entry, name)
+            if name in entry.leaving:
+                self.end_leaving(entry, name)
+            if name in entry.tiered:
+                self.drop_tier(entry, name)
 
     def held_until(self, key: str) -> float:
         """Until when a ranked object is not evicted: to the end of its lease; for ever while a chain goes on from it, or it is
@@ -154,7 +185,8 @@ class ObjectIndex:
         return math.inf if key in self._children or entry.copies_under_way else entry.lease_until
 
     def pin(self, entry: PoolObject, until: float) -> None:
-        """Gives a readable object this pin (see pins.py). What is pinned is not ranked by the nodes' eviction policies."""
+        """Gives a readable object this pin (see pins.py). What is pinned is not ranked by the nodes' eviction policies, and stays
+        where it was about to leave."""
         was_pinned = bool(entry.pin_until)
         self._pins.set(entry, until)
         if was_pinned != bool(until):
@@ -164,6 +196,8 @@ class ObjectIndex:
                 else:
                     self._rank(entry, name)
             self._release_group(entry.group)
+        if until:
+            self.rescue(entry)
 
     def end_pins(self, now: float) -> None:
         """Takes the soft pins off that have ended."""
@@ -185,8 +219,8 @@ class ObjectIndex:
         )
 
     def goes_with(self, entry: PoolObject) -> list[PoolObject]:
-        """All that is evicted when this object is: itself, or its group, the latest first."""
-        return list(reversed(self._groups[entry.group].values())) if entry.group else [entry]
+        """All in DRAM that is evicted when this object is: itself, or its group, the latest first."""
+        return self._in_dram(entry.group) if entry.group else [entry]
 
     def take_changes(self) -> Changes:
         """What changed since the last call."""
@@ -194,10 +228,10 @@ class ObjectIndex:
         changes, self._changes = self._changes, Changes()
         return changes
 
-    def check(self) -> list[str]:
-        """What does not add up."""
+    def check(self, arriving: Set[int] = frozenset()) -> list[str]:
+        """What does not add up. `arriving`: allocation ids that have space which is not their object's yet."""
         unnamed = [entry for entry in self._writing.values() if self._by_key.get(entry.key) is not entry]
-        problems = check(self._nodes, [*self._by_key.values(), *unnamed], set(self._writing), self._children)
+        problems = check(self._nodes, [*self._by_key.values(), *unnamed], set(self._writing), self._children, arriving)
         if any(self._by_key.get(key) in (None, entry) for key, entry in self._replacing.items()):
             problems.append("what is being written replaces nothing")
         grouped = {entry.allocation_id for entry in self.all_readable() if entry.group}
@@ -212,19 +246,69 @@ class ObjectIndex:
     def _group_held_until(self, group: str) -> float:
         until = self._held_groups.get(group)
         if until is None:
-            members = self._groups[group].values()
+            members = self._in_dram(group)
             until = math.inf if self._must_stay(members) else max(entry.lease_until for entry in members)
             self._held_groups[group] = until
         return until
+
+    def _in_dram(self, group: str) -> list[PoolObject]:
+        """A group's objects that can go, the latest first: what is in a tier only keeps nothing in DRAM."""
+        return [entry for entry in reversed(self._groups[group].values()) if entry.replicas]
 
     def _must_stay(self, members: Collection[PoolObject]) -> bool:
         """Until that is over, and not only until some time."""
         return any(entry.pin_until or entry.copies_under_way for entry in members)
 
-    def _shown(self, entry: PoolObject, name: str) -> None:
-        if not entry.pin_until:
+    def _put_in(self, entry: PoolObject, name: str, extent: Extent) -> None:
+        """Where readers find it, and a node may evict it."""
+        if entry.readable and not entry.replicas:
+            self._held_groups.pop(entry.group, None)
+            self._count_child(entry)
+        entry.replicas[name] = extent
+        if entry.readable:
             self._rank(entry, name)
-        self._changes.stored.setdefault(name, []).append(entry.key)
+
+    def _take_out(self, entry: PoolObject, name: str) -> Extent:
+        """Of where readers find it, and a node may evict it."""
+        extent = entry.replicas.pop(name)
+        if entry.readable:
+            if not entry.pin_until:
+                self._nodes[name].eviction.removed(entry.key)
+            if not entry.replicas:
+                self._gone_from_dram(entry)
+        return extent
+
+    def _leave_no_more(self, entry: PoolObject, name: str) -> Extent:
+        extent = entry.leaving[name]
+        entry.leaving = {node: kept for node, kept in entry.leaving.items() if node != name} or NOTHING
+        self._nodes[name].end_leaving(extent)
+        return extent
+
+    def _gone_from(self, entry: PoolObject, name: str) -> None:
+        if entry.readable and not entry.is_on(name):
+            stored = self._changes.stored.get(name, {})
+            if entry.key in stored:  # it came and went with one event
+                del stored[entry.key]
+            else:
+                self._changes.removed.setdefault(name, []).append(entry.key)
+        if entry.is_nowhere:
+            self._forget(entry)
+
+    def _count_child(self, entry: PoolObject) -> None:
+        """Chains count in DRAM: what is in a tier only keeps nothing there."""
+        if entry.parent:
+            self._children[entry.parent] = self._children.get(entry.parent, 0) + 1
+
+    def _gone_from_dram(self, entry: PoolObject) -> None:
+        """It keeps nothing there any more: neither the object before it, nor its group."""
+        if entry.group and (entry.pin_until or entry.copies_under_way):
+            self._release_group(entry.group)
+        if entry.parent:
+            self._children[entry.parent] -= 1
+            if not self._children[entry.parent]:
+                del self._children[entry.parent]
+                if (before := self.readable(entry.parent)) is not None:
+                    self._release([before])
 
     def _forget(self, entry: PoolObject) -> None:
         if not entry.doomed:
@@ -237,12 +321,12 @@ class ObjectIndex:
             self._pins.forget(entry)
         if entry.group:
             self._leave_group(entry)
-        if entry.parent:
-            self._children[entry.parent] -= 1
-            if not self._children[entry.parent]:
-                del self._children[entry.parent]
-                if (before := self.readable(entry.parent)) is not None:
-                    self._release([before])
+
+    def _rank(self, entry: PoolObject, name: str) -> None:
+        """What is pinned is not ranked."""
+        if not entry.pin_until:
+            eviction = self._nodes[name].eviction
+            eviction.added(entry.key, size_bytes=entry.size_bytes, position=entry.position)
 
     def _release_group(self, group: str) -> None:
         """What held a group does so no more."""
@@ -253,9 +337,6 @@ class ObjectIndex:
         for entry in entries:
             for name in entry.replicas:
                 self._nodes[name].eviction.released(entry.key)
-
-    def _rank(self, entry: PoolObject, name: str) -> None:
-        self._nodes[name].eviction.added(entry.key, size_bytes=entry.size_bytes, position=entry.position)
 
     def _position_after(self, parent: str) -> int:
         """In a chain; 1 where something comes before it that is not known."""
@@ -276,5 +357,3 @@ class ObjectIndex:
         if not members:
             del self._groups[entry.group]
             self._held_groups.pop(entry.group, None)
-        elif entry.pin_until or entry.copies_under_way:
-            self._release_group(entry.group)

@@ -67,7 +67,11 @@ class NodeSpace:
         self._unfenced: list[Extent] = []
         """Their writers may still be alive: they wait for a fence."""
         self._quarantine: list[tuple[float, Extent]] = []
-        self._leaving_bytes = 0
+        self._clearing_bytes = 0
+        """Of all that is on its way to being free."""
+        self.leaving_bytes = 0
+        """Of what is taken that whose object goes when it has been copied to the node's tiers."""
+        self._leaving_slots = 0
         self._allocator = Allocator(offer.data_offset, 0)
         self._free_slots: list[int] = []
         self._adopted: list[Extent] = []
@@ -110,18 +114,18 @@ class NodeSpace:
 
     @property
     def live_bytes(self) -> int:
-        """Space of objects; what is on its way to being free does not count."""
-        return self.used_bytes - self.quarantined_bytes
+        """Space of objects that stay; what is on its way to being free, or will be when it is copied, does not count."""
+        return self.used_bytes - self.quarantined_bytes - self.leaving_bytes
 
     @property
     def quarantined_bytes(self) -> int:
         """Space on its way to being free."""
-        return self._leaving_bytes
+        return self._clearing_bytes
 
     @property
     def spare_slots(self) -> int:
-        """Slots without an object; some of them may not be free yet."""
-        return self.offer.num_slots - len(self.taken)
+        """Slots without an object that stays; some of them may not be free yet."""
+        return self.offer.num_slots - len(self.taken) + self._leaving_slots
 
     def free_ratio(self) -> float:
         """Free share of the segment."""
@@ -174,6 +178,16 @@ class NodeSpace:
         self.taken[extent.slot] = extent
         return extent
 
+    def begin_leaving(self, extent: Extent) -> None:
+        """Its object goes as soon as it has been copied."""
+        self.leaving_bytes += extent.length
+        self._leaving_slots += 1
+
+    def end_leaving(self, extent: Extent) -> None:
+        """It goes now, or it stays."""
+        self.leaving_bytes -= extent.length
+        self._leaving_slots -= 1
+
     def give_up(self, extent: Extent, not_before: float, now: float) -> None:
         """Its object is gone; the space may be used again after `not_before`."""
         self._leave(extent)
@@ -224,7 +238,7 @@ class NodeSpace:
                 continue
             del asked[clearing.slot]
             if not clearing.only_mark:
-                self._leaving_bytes -= extent.length
+                self._clearing_bytes -= extent.length
                 self._allocator.free(extent.offset, extent.length)
                 self._free_slots.append(extent.slot)
 
@@ -239,8 +253,8 @@ class NodeSpace:
             if not owner_of(extent.allocation_id)
         ]
         taken = sum(extent.length for extent in extents)
-        if self._leaving_bytes != taken - sum(extent.length for extent in self.taken.values()):
-            problems.append(f"{self.name}: the count of leaving bytes is wrong")
+        if self._clearing_bytes != taken - sum(extent.length for extent in self.taken.values()):
+            problems.append(f"{self.name}: the count of bytes on their way to being free is wrong")
         if taken + self._allocator.free_bytes != self.offer.capacity_bytes:
             problems.append(f"{self.name}: {taken} taken + {self._allocator.free_bytes} free is not the capacity")
         if len(extents) + len(self._free_slots) != self.offer.num_slots:
@@ -258,7 +272,7 @@ class NodeSpace:
 
     def _leave(self, extent: Extent) -> None:
         del self.taken[extent.slot]
-        self._leaving_bytes += extent.length
+        self._clearing_bytes += extent.length
 
     def _mark(self, extent: Extent) -> None:
         self._marking[extent.slot] = extent

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
 
 from msgspec import Struct
 
-from mooncake_core.store.node_space import NodeSpace
+from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.replicas import Replicas
 from mooncake_core.store.tenants import Account, split
 from mooncake_core.wire.messages.inspection import CacheEntry
+
+NOTHING: Final[Mapping[str, Extent]] = MappingProxyType({})
+"""Shared by all objects that have nothing there: there are many of them."""
 
 
 class PoolObject(Struct, gc=False):
@@ -22,7 +27,7 @@ class PoolObject(Struct, gc=False):
     size_bytes: int
     allocation_id: int
     replicas: Replicas
-    """Node → where."""
+    """Node → where in its DRAM."""
     account: Account
     """Its tenant's."""
     group: str = ""
@@ -41,6 +46,25 @@ class PoolObject(Struct, gc=False):
     """How many objects of its chain come before it, as far as they were known."""
     copies_under_way: int = 0
     """Nodes that are copying it: so long it is not evicted."""
+    leaving: Mapping[str, Extent] = NOTHING
+    """Node → where in its DRAM, of places that are given up when the node has copied the object to its tiers."""
+    tiered: tuple[str, ...] = ()
+    """Nodes that have it in a tier."""
+    came_from: str = ""
+    """Kind of the tier it was brought from, until it is read."""
+
+    @property
+    def extent_bytes(self) -> int:
+        """In the DRAM of all its nodes."""
+        return self.replicas.num_bytes + sum(extent.length for extent in self.leaving.values())
+
+    @property
+    def is_nowhere(self) -> bool:
+        return not (self.replicas or self.leaving or self.tiered)
+
+    def is_on(self, node: str) -> bool:
+        """Whether a node has it in DRAM or in a tier."""
+        return node in self.replicas or node in self.leaving or node in self.tiered
 
     def describe(self, now: float) -> CacheEntry:
         """For people."""
@@ -52,6 +76,7 @@ class PoolObject(Struct, gc=False):
             idle_s=now - self.used_at,
             tenant=self.account.tenant,
             pinned=self.pin_until > now,
+            tiered_on=list(self.tiered),
         )
 
 
@@ -72,13 +97,29 @@ class Counters:
     evicted_bytes: int = 0
     eviction_rounds: int = 0
     stalled_rounds: int = 0
+    demoted: int = 0
+    tier_hits: dict[str, int] = field(default_factory=dict)
+    """Of the hits those that had to be brought from a tier; by its kind."""
+    tier_hit_bytes: dict[str, int] = field(default_factory=dict)
+
+    def came(self, tier: str, num_bytes: int) -> None:
+        """A hit is of an object that lay in a tier when it was asked for."""
+        self.tier_hits[tier] = self.tier_hits.get(tier, 0) + 1
+        self.tier_hit_bytes[tier] = self.tier_hit_bytes.get(tier, 0) + num_bytes
+
+    def hits_by_tier(self) -> dict[str, int]:
+        """DRAM's among them."""
+        return {"dram": self.hits - sum(self.tier_hits.values()), **self.tier_hits}
+
+    def hit_bytes_by_tier(self) -> dict[str, int]:
+        return {"dram": self.hit_bytes - sum(self.tier_hit_bytes.values()), **self.tier_hit_bytes}
 
 
 @dataclass(slots=True)
 class Changes:
     """What a single event changed, for the Conductor's index: node → keys."""
 
-    stored: dict[str, list[str]] = field(default_factory=dict)
+    stored: dict[str, dict[str, None]] = field(default_factory=dict)
     removed: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -87,16 +128,19 @@ def check(
     objects: Sequence[PoolObject],
     writing: set[int],
     children: Mapping[str, int],
+    arriving: Set[int] = frozenset(),
 ) -> list[str]:
-    """What does not add up; empty when every byte and slot is accounted for exactly once."""
-    owners = {entry.allocation_id for entry in objects}
+    """What does not add up; empty when every byte and slot is accounted for exactly once. `arriving`: allocation ids that
+    have space which is not their object's yet."""
+    owners = {entry.allocation_id for entry in objects} | arriving
     problems = [problem for node in nodes.values() for problem in node.check(owners.__contains__)]
     for entry in objects:
         problems += _check_object(entry, nodes, writing)
     problems += _check_accounts(objects)
+    problems += _check_leaving(objects, nodes)
     counted: dict[str, int] = {}
     for entry in objects:
-        if entry.readable and entry.parent:
+        if entry.readable and entry.parent and entry.replicas:
             counted[entry.parent] = counted.get(entry.parent, 0) + 1
     return problems if counted == children else [*problems, "the count of children is wrong"]
 
@@ -106,7 +150,7 @@ def _check_object(entry: PoolObject, nodes: Mapping[str, NodeSpace], writing: se
         yield f"{entry.key} is neither being written nor readable, or both"
     if entry.doomed and entry.readable:
         yield f"{entry.key} can be read though it is doomed"
-    for name, extent in entry.replicas.items():
+    for name, extent in (*entry.replicas.items(), *entry.leaving.items()):
         node = nodes.get(name)
         if node is None or node.taken.get(extent.slot) != extent:
             yield f"{entry.key}: its replica on {name} is not that node's"
@@ -119,6 +163,12 @@ def _check_accounts(objects: Sequence[PoolObject]) -> Iterator[str]:
         found.setdefault(entry.account.tenant, []).append(entry)
     for tenant, entries in found.items():
         account = entries[0].account
-        counted = (sum(entry.replicas.num_bytes for entry in entries), sum(entry.readable for entry in entries))
+        counted = (sum(entry.extent_bytes for entry in entries), sum(entry.readable for entry in entries))
         if counted != (account.used_bytes, account.num_objects):
             yield f"tenant {tenant} has {counted} bytes and objects, its account says otherwise"
+
+
+def _check_leaving(objects: Sequence[PoolObject], nodes: Mapping[str, NodeSpace]) -> Iterator[str]:
+    for name, node in nodes.items():
+        if node.leaving_bytes != sum(entry.leaving[name].length for entry in objects if name in entry.leaving):
+            yield f"{name}: the count of leaving bytes is wrong"

@@ -163,10 +163,10 @@ class Operations:
             raise NodeNotFound(f"expected a node of the pool, got {message.node}: `mooncake inspect nodes` lists them")
         objects = size_bytes = 0
         for entry in victims(node, self._index, now):
-            before_bytes, before = node.live_bytes, len(node.taken)
+            before_bytes, before_slots = node.live_bytes, node.spare_slots
             self._evict_from(entry, node, now)
             size_bytes += before_bytes - node.live_bytes
-            objects += before - len(node.taken)
+            objects += node.spare_slots - before_slots
             enough = bool(message.size_bytes) and size_bytes >= message.size_bytes
             if enough or objects >= EVICTED_AT_ONCE:
                 return Evicted(objects=objects, size_bytes=size_bytes, more=not enough)

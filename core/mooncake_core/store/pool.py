@@ -52,6 +52,8 @@ from mooncake_core.store.roster import Roster
 from mooncake_core.store.scans import Scan, selector
 from mooncake_core.store.sweeps import Sweeps
 from mooncake_core.store.tenants import Account, Tenants, prefix_of, qualified
+from mooncake_core.store.tier_events import TierAnswered
+from mooncake_core.store.tiering import Tiering
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.inspection import CacheReport
 from mooncake_core.wire.messages.objects import RemoveMatching
@@ -73,6 +75,7 @@ from mooncake_core.wire.messages.pool import (
     Removed,
 )
 from mooncake_core.wire.messages.tasks import DrainStatus, OperatorQuestion
+from mooncake_core.wire.messages.tiering import Prefetch, Prefetching
 
 MARGIN_S: Final = 1.0
 """Added to a reader's lease and a writer's deadline before their space is touched: clocks run at different speed, and a
@@ -89,6 +92,7 @@ class PoolSettings:
     writer_deadline_s: float = 30.0
     high_watermark: float = 0.95
     low_watermark: float = 0.85
+    promote_timeout_s: float = 2.0
     quotas: Mapping[str, int | None] = field(default_factory=dict)
     """Tenant → bytes it may hold, None for any number; empty: anybody may be a tenant."""
 
@@ -131,6 +135,7 @@ class Pool:
             self._tenants,
             old_lease_s=settings.read_lease_s + MARGIN_S,
             eviction=eviction,
+            outdate=self._outdate,
         )
         self._catalogue = Catalogue(self._index, self._nodes, self._tenants, next_id)
         self._sweeps = Sweeps(self._remove_entry)
@@ -143,6 +148,16 @@ class Pool:
             self._evict,
             high_watermark=settings.high_watermark,
             low_watermark=settings.low_watermark,
+        )
+        self._tiering = Tiering(
+            self._nodes,
+            self._index,
+            self._tenants,
+            promote_timeout_s=settings.promote_timeout_s,
+            lease_s=settings.read_lease_s + MARGIN_S,
+            make_room=self._evicting.make_room,
+            outdate=self._outdate,
+            counters=self._counters,
         )
         self._operations = Operations(
             self._nodes,
@@ -163,10 +178,20 @@ class Pool:
                 self._evicting.go_on(now)
             case ObjectsPulled() | NodeMarked():
                 commands = []
+            case TierAnswered():
+                commands = []
+                self._tiering.handle(event, now)
             case _:
                 commands = self._roster.handle(event, now)
+                self._tiering.follow_roster()
         self._expire(now)
         commands += self._operations.after(event, now)
+        if self._tiering.is_needed:
+            commands += self._tiering.requests(now)
+            commands += [
+                Answer(token, self._get(question, now, held_s))
+                for token, question, held_s in self._tiering.answerable(now)
+            ]
         commands += self._roster.requests(now)
         return [*self._changes(), *self._evicting.notices(), *commands]
 
@@ -176,8 +201,14 @@ class Pool:
             return 0.0
         writer = self._writer_deadlines[0][0] if self._writer_deadlines else None
         nodes = min(self._roster.deadlines(), default=None)
-        deadlines = (writer, nodes, self._evicting.next_deadline(), self._operations.next_deadline())
+        tiers = min(self._tiering.deadlines(), default=None) if self._tiering.is_needed else None
+        deadlines = (writer, nodes, tiers, self._evicting.next_deadline(), self._operations.next_deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether a node has tiers below its DRAM."""
+        return self._tiering.is_needed
 
     def usage(self, name: str) -> tuple[int, int, int, str]:
         """(capacity, used bytes, objects, state) of a node."""
@@ -221,18 +252,26 @@ class Pool:
             entries=[entry.describe(now) for entry in entries],
             tenants=self._catalogue.tenants(),
             refused_by_quota=counters.refused_by_quota,
+            demoted=counters.demoted,
+            hits_by_tier=counters.hits_by_tier(),
+            hit_bytes_by_tier=counters.hit_bytes_by_tier(),
+            tiers=self._tiering.fills(),
         )
 
     def check(self) -> list[str]:
         """The integrity check: what does not add up. Empty when every byte and slot is accounted for exactly once."""
-        return self._index.check()
+        return self._index.check(self._tiering.arriving())
 
     def _asked(self, token: int, message: Question, now: float) -> Sequence[Command]:
-        """The answer; or none yet, for what is done in slices."""
+        """The answer; or none yet, for what is done in slices, and for a get of objects that have to be brought from a tier."""
         try:
             if isinstance(message, RemoveAll | RemoveMatching):
                 self._begin_sweep(token, message)
                 return self._sweeps.go_on(now)
+            if isinstance(message, Get) and message.lease and self._tiering.is_needed:
+                keys = self._keys(message.tenant, message.keys)
+                if self._tiering.hold(token, message, keys, now):
+                    return []
             return [Answer(token, self._answer(message, now))]
         except MooncakeError as error:
             return [Answer(token, error)]
@@ -248,6 +287,8 @@ class Pool:
             case Exists(keys=keys, tenant=tenant):
                 named = self._keys(tenant, keys)
                 return ExistsReply(present=[self._index.readable(key) is not None for key in named])
+            case Prefetch(keys=keys, tenant=tenant):
+                return Prefetching(num_objects=self._tiering.prefetch(self._keys(tenant, keys), now))
             case Remove(keys=keys, force=force, tenant=tenant):
                 return Removed(refusals=[self._remove(key, force, now) for key in self._keys(tenant, keys)])
             case RemoveAll() | RemoveMatching():
@@ -349,7 +390,7 @@ class Pool:
         if batch.account.quota_bytes is None:
             return True
         copies = min(batch.message.replicas, len(self._nodes))
-        return batch.account.has_room(length * copies - (old.replicas.num_bytes if old is not None else 0))
+        return batch.account.has_room(length * copies - (old.extent_bytes if old is not None else 0))
 
     def _place(self, length: int, allocation_id: int, group: str, batch: _Batch) -> Replicas:
         """Space on different nodes."""
@@ -362,7 +403,9 @@ class Pool:
 
     def _retry_after_s(self, now: float) -> float | None:
         """When some space may be free that is on its way to it."""
-        waits = [ROUND_TRIP_S for node in self._nodes.values() if node.clearing or not node.writable]
+        waits = [
+            ROUND_TRIP_S for node in self._nodes.values() if node.clearing or node.leaving_bytes or not node.writable
+        ]
         deadlines = (node.next_deadline() for node in self._nodes.values())
         waits += [max(ROUND_TRIP_S, deadline - now) for deadline in deadlines if deadline is not None]
         return min(waits, default=None)
@@ -391,10 +434,11 @@ class Pool:
         entry.checksum = commit.checksum
         entry.write_until = 0.0
         if (old := self._index.replaced_by(entry)) is not None:
-            self._drop(old, now)
+            self._drop(old, entry.allocation_id, now)
         self._counters.puts += 1
         self._counters.put_bytes += entry.size_bytes
         self._index.publish(entry, now)
+        self._tiering.committed(entry, now)
         return ""
 
     def _take_back(self, entry: PoolObject, names: Sequence[str], settled: set[str], now: float) -> None:
@@ -415,8 +459,8 @@ class Pool:
 
     # Reading
 
-    def _get(self, message: Get, now: float) -> Got:
-        found = [self._index.readable(key) for key in self._keys(message.tenant, message.keys)]
+    def _get(self, message: Get, now: float, held_s: float = 0.0) -> Got:
+        found = [self._in_dram(key) for key in self._keys(message.tenant, message.keys)]
         if message.lease:
             self._use(found, now)
             self._note_read(found)
@@ -427,7 +471,12 @@ class Pool:
             lease_s=self._settings.read_lease_s if message.lease else 0.0,
             objects=objects,
             segments={name: self._nodes[name].offer.read for name in names},
+            held_s=held_s,
         )
+
+    def _in_dram(self, key: str) -> PoolObject | None:
+        entry = self._index.readable(key)
+        return entry if entry is not None and entry.replicas else None
 
     def _use(self, found: Sequence[PoolObject | None], now: float) -> None:
         """These objects are going to be read: a lease on each; and they, with their groups, count as used."""
@@ -438,6 +487,9 @@ class Pool:
                 self._counters.misses += 1
                 continue
             self._counters.hits += 1
+            if entry.came_from:
+                self._counters.came(entry.came_from, entry.size_bytes)
+                entry.came_from = ""
             entry.lease_until = max(entry.lease_until, lease_until)
             entry.used_at = now
             if entry.group:
@@ -478,11 +530,11 @@ class Pool:
         return ObjectNotFound.code if entry is None else self._remove_entry(entry, force, now)
 
     def _remove_entry(self, entry: PoolObject, force: bool, now: float) -> str:
-        if not entry.replicas:  # it went since it was found
+        if entry.is_nowhere:  # it went since it was found
             return ObjectNotFound.code
         if (entry.lease_until > now or entry.copies_under_way) and not force:
             return ObjectLeased.code
-        self._drop(entry, now)
+        self._drop(entry, self._next_id(), now)
         return ""
 
     def _begin_sweep(self, token: int, message: RemoveAll | RemoveMatching) -> None:
@@ -498,29 +550,39 @@ class Pool:
             for entry in self._index.being_written() if message.force else ():
                 if selects(entry.key):
                     self._index.doom(entry)
+            if message.force:
+                self._tiering.all_removed(message.tenant, self._next_id())
         self._sweeps.begin(token, Scan(list(self._index.all_readable()), selects), force=message.force)
 
-    def _drop(self, entry: PoolObject, now: float) -> None:
-        """An object is gone with all its replicas."""
+    def _outdate(self, key: str, allocation_id: int, now: float) -> None:
+        """An object of a key is known: what is older is not what is meant by it any more."""
+        old = self._index.readable(key)
+        if old is not None and old.allocation_id < allocation_id:
+            self._drop(old, allocation_id, now)
+
+    def _drop(self, entry: PoolObject, before: int, now: float) -> None:
+        """An object is gone from everywhere, as is all that was put under its key with a smaller id."""
         for name in list(entry.replicas):
             self._drop_replica(entry, name, now)
+        self._tiering.removed(entry, before, now)
 
     def _drop_replica(self, entry: PoolObject, name: str, now: float) -> None:
         """A replica is gone; its space is used again once no lease covers it."""
         self._nodes[name].give_up(self._index.drop_replica(entry, name), entry.lease_until, now)
 
     def _evict(self, entry: PoolObject, node: NodeSpace, now: float) -> None:
-        """From this node; a group goes as a whole, from all nodes."""
+        """From this node; a group goes as a whole, from all nodes. Where a node has tiers, it is copied there first."""
         for gone in self._index.goes_with(entry):
             for name in list(gone.replicas) if entry.group else [node.name]:
                 self._counters.evicted_bytes += gone.replicas[name].length
-                self._drop_replica(gone, name, now)
+                if not self._tiering.demote(gone, name, now):
+                    self._drop_replica(gone, name, now)
             self._counters.evicted += 1
 
     def _changes(self) -> list[Command]:
         changes = self._index.take_changes()
         removed: list[Command] = [BlocksRemoved(name, keys) for name, keys in changes.removed.items()]
-        stored: list[Command] = [BlocksStored(name, keys) for name, keys in changes.stored.items()]
+        stored: list[Command] = [BlocksStored(name, list(keys)) for name, keys in changes.stored.items()]
         return [*removed, *stored]
 
 

@@ -34,6 +34,12 @@ class Replicas(Struct, gc=False):
             return self._extent
         return (self._others or {})[node]
 
+    def get(self, node: str) -> Extent | None:
+        """None where there is none on that node."""
+        if node == self._node:
+            return self._extent
+        return (self._others or {}).get(node)
+
     def __setitem__(self, node: str, extent: Extent) -> None:
         if self._extent is None or node == self._node:
             self._node, self._extent = node, extent

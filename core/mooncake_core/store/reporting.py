@@ -50,6 +50,10 @@ class Directory:
                 break
         return part
 
+    def object_at(self, slot: int) -> StoredObject | None:
+        """The whole object of a slot, if it has one."""
+        return next((stored for _, stored in self._page(slot, slot + 1)), None)
+
     def _page(self, first: int, last: int) -> Iterator[tuple[int, StoredObject | None]]:
         """The slots of a page that were written, with their objects where they are whole."""
         page = bytes(self._view[first * SLOT_BYTES : last * SLOT_BYTES])

@@ -40,13 +40,16 @@ class Roster:
         *,
         old_lease_s: float,
         eviction: Callable[[], Eviction],
+        outdate: Callable[[str, int, float], None],
     ) -> None:
-        """`old_lease_s`: how long a reader of an earlier master may still read what a node reports."""
+        """`old_lease_s`: how long a reader of an earlier master may still read what a node reports; `outdate(key,
+        allocation_id, now)` drops what is older of a key."""
         self._nodes = nodes
         self._index = index
         self._tenants = tenants
         self._old_lease_s = old_lease_s
         self._eviction = eviction
+        self._outdate = outdate
         self._rounds = itertools.count(1)
         self._clear_again_at: float | None = None
 
@@ -158,15 +161,17 @@ class Roster:
         extent = Extent(stored.slot, stored.offset, length, stored.allocation_id)
         if not node.adopt(extent):
             return
-        entry = self._index.written_by(stored.allocation_id) or self._index.get(stored.key)
+        entry = self._index.written_by(stored.allocation_id)
+        if entry is None:  # else it replaces an older one when it is committed
+            self._outdate(stored.key, stored.allocation_id, now)
+            entry = self._index.get(stored.key)
         lease_until = now + self._old_lease_s
         if stored.removed or (entry is not None and _prevails(entry, stored)):
             node.give_up(extent, lease_until, now)
         elif entry is not None and entry.allocation_id == stored.allocation_id:
+            entry.lease_until = max(entry.lease_until, lease_until)
             self._index.add_replica(entry, node.name, extent)
         else:
-            if entry is not None and entry.readable:
-                self._replaced(entry, now)
             entry = PoolObject(
                 stored.key,
                 stored.parent,
@@ -178,11 +183,6 @@ class Roster:
                 lease_until=lease_until,
             )
             self._index.publish(entry, now)
-
-    def _replaced(self, entry: PoolObject, now: float) -> None:
-        """An upsert of it was committed, as a node has just reported."""
-        for name in list(entry.replicas):
-            self._nodes[name].give_up(self._index.drop_replica(entry, name), entry.lease_until, now)
 
     def _left(self, name: str) -> None:
         self._index.drop_node(name)

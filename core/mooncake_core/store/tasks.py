@@ -243,8 +243,8 @@ class CopyTasks:
 
     def _check(self, key: str, target: str, source: str) -> None:
         entry = self._index.readable(key)
-        if entry is None or (source and source not in entry.replicas):
-            raise ObjectNotFound(f"expected an object {key}{f' on {source}' if source else ''}, there is none")
+        if entry is None or (source not in entry.replicas if source else not entry.replicas):
+            raise ObjectNotFound(f"expected an object {key} in DRAM{f' on {source}' if source else ''}, there is none")
         node = self._nodes.get(target)
         if node is None:
             raise NodeNotFound(f"expected a node of the pool, got {target}: `mooncake inspect nodes` lists them")
@@ -277,7 +277,7 @@ class CopyTasks:
         target = self._nodes.get(task.target)
         if now >= task.since + TASK_DEADLINE_S:
             self._end(task, TaskState.FAILED, task.reason or DeadlineExceeded.code)
-        elif entry is None:
+        elif entry is None or not entry.replicas:
             self._end(task, TaskState.FAILED, ObjectNotFound.code)
         elif task.target in entry.replicas:  # a node that was gone has come back with it
             self._finish(task, entry, task.source, now)

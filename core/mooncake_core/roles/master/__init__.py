@@ -42,6 +42,7 @@ async def run(context: RoleContext) -> None:
         client_of=members.client_of,
         address_of=members.address_of,
         spans=context.spans,
+        prefetch=lambda keys: pool.prefetch(keys),
     )
     timelines = Timelines(members, context.spans)
     pool = PoolDriver(
@@ -100,6 +101,7 @@ def _pool(config: ClusterConfig, term: int) -> Pool:
         high_watermark=config.pool.high_watermark,
         low_watermark=config.pool.low_watermark,
         quotas={name: tenant.quota for name, tenant in config.pool.tenants.items()},
+        promote_timeout_s=config.pool.promote_timeout,
     )
     ids = itertools.count(term)  # terms are far enough apart: no two masters give the same id
     eviction = registry.load("eviction", config.pool.eviction)

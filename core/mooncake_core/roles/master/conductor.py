@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +12,7 @@ from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
 from mooncake_core.conductor.conductor import Conductor
 from mooncake_core.errors import InvalidRequest, MooncakeError, NoSpace, RequestRejected, ServiceUnavailable
-from mooncake_core.kvcache.keys import block_key
+from mooncake_core.kvcache.keys import block_key, pool_key
 from mooncake_core.roles.drive import Drive
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.store.events import BlocksRemoved, BlocksStored
@@ -44,6 +44,7 @@ class _Placement:
     """A request on its way to being placed."""
 
     answer: asyncio.Future[Placed]
+    block_keys: Sequence[bytes]
     reservation: Reservation | None = None
 
 
@@ -57,11 +58,14 @@ class ConductorDriver:
         client_of: Callable[[str], Client | None],
         address_of: Callable[[str], str],
         spans: Spans,
+        prefetch: Callable[[Iterable[str]], None] = lambda keys: None,
     ) -> None:
+        """`prefetch` hears which objects of the pool a request that was placed is about to read."""
         self.conductor = conductor
         self._client_of = client_of
         self._spans = spans
         self._address_of = address_of
+        self._prefetch = prefetch
         self._drive: Drive[e.Event, c.Command] = Drive(conductor, execute=self._execute, tick=e.Tick)
         self._placing: dict[str, _Placement] = {}
         self._asked_by: dict[str, str] = {}  # request → gateway that answers for it
@@ -108,7 +112,7 @@ class ConductorDriver:
 
     async def _place(self, message: Place, call: Call) -> Placed:
         answer: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
-        self._placing[message.request_id] = _Placement(answer)
+        self._placing[message.request_id] = _Placement(answer, message.block_keys)
         self._asked_by[message.request_id] = call.peer
         self._prompt_tokens_of[message.request_id] = message.prompt_tokens
         try:
@@ -140,7 +144,9 @@ class ConductorDriver:
 
     def _execute(self, command: c.Command) -> None:
         match command:
-            case c.ReserveDecode():
+            case c.ReserveDecode(request_id=request_id):
+                if placement := self._placing.get(request_id):
+                    self._prefetch(map(pool_key, placement.block_keys))
                 self._tasks.start(self._reserve(command))
             case c.Dispatch():
                 self._dispatch(command)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, get_args
 
 from mooncake_core.errors import MooncakeError
 from mooncake_core.roles.drive import Drive
+from mooncake_core.roles.master.tier_calls import tier_call
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.store import events as p
 from mooncake_core.store.pool import Pool
+from mooncake_core.store.tier_events import TierAnswered, TierCommand
 from mooncake_core.units import format_size
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages import Message
@@ -25,10 +27,13 @@ from mooncake_core.wire.messages.pool import (
     ReportBlocks,
 )
 from mooncake_core.wire.messages.tasks import MarkDraining, Pulled, PullObjects
+from mooncake_core.wire.messages.tiering import Prefetch
 from mooncake_core.wire.server import Call, Handler
 
 NODE_TIMEOUT_S: Final = 10.0
 QUESTIONS: Final = get_args(p.Question)
+NOBODY: Final = -1
+"""Whose answer nobody waits for."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +66,11 @@ class PoolDriver:
     def feed(self, event: p.Event) -> None:
         """Membership tells what became of a node."""
         self._drive.feed(event)
+
+    def prefetch(self, keys: Iterable[str]) -> None:
+        """Brings up those of these objects that are only in a tier: they will be read soon."""
+        if self.pool.has_tiers:
+            self.feed(p.Asked(NOBODY, Prefetch(keys=list(keys))))
 
     def now(self) -> float:
         return self._drive.now()
@@ -103,6 +113,8 @@ class PoolDriver:
                 self._tasks.start(self._mark(command))
             case p.EvictionStalled() | p.EvictionGoesOn():
                 _tell(command)
+            case _:
+                self._tasks.start(self._ask_tier(command))
 
     def _answer(self, token: int, message: Message | MooncakeError) -> None:
         answer = self._asked.get(token)
@@ -142,6 +154,10 @@ class PoolDriver:
         message = MarkDraining(term=self._term, draining=wanted.draining)
         if await self._call_node(wanted.name, message, Done) is not None:
             self.feed(p.NodeMarked(wanted.name, wanted.incarnation, wanted.draining))
+
+    async def _ask_tier(self, wanted: TierCommand) -> None:
+        message, reply_type = tier_call(wanted, self._term)
+        self.feed(TierAnswered(wanted, await self._call_node(wanted.name, message, reply_type)))
 
     async def _call_node(self, name: str, message: Message, reply_type: type[Any]) -> Any:
         """The node's answer, or None: the Pool asks again on a tick, and membership decides when a node is dead."""

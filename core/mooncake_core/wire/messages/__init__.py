@@ -11,7 +11,17 @@ from typing import Final
 import msgspec
 
 from mooncake_core.errors import ProtocolError
-from mooncake_core.wire.messages import envelope, inspection, membership, objects, pool, serving, tasks, timeline
+from mooncake_core.wire.messages import (
+    envelope,
+    inspection,
+    membership,
+    objects,
+    pool,
+    serving,
+    tasks,
+    tiering,
+    timeline,
+)
 
 PROTOCOL_VERSION: Final = 3
 OLDEST_PROTOCOL_VERSION: Final = 3
@@ -67,6 +77,15 @@ Message = (
     | tasks.PullObjects
     | tasks.Pulled
     | tasks.MarkDraining
+    | tiering.Demote
+    | tiering.Demoted
+    | tiering.Promote
+    | tiering.Promoted
+    | tiering.ReportTiers
+    | tiering.TierReport
+    | tiering.ForgetTiered
+    | tiering.Prefetch
+    | tiering.Prefetching
     | serving.DescribeModels
     | serving.Models
     | serving.Place

@@ -7,6 +7,7 @@ from msgspec import Struct
 from mooncake_core.wire.messages.membership import InstanceLoad
 from mooncake_core.wire.messages.objects import TenantUsage
 from mooncake_core.wire.messages.tasks import DrainStatus
+from mooncake_core.wire.messages.tiering import TierFill
 from mooncake_core.wire.messages.usage import HotPrefix, NodeUsage
 
 
@@ -72,6 +73,8 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
     """Seconds since it was last put or read."""
     tenant: str = "default"
     pinned: bool = False
+    tiered_on: list[str] = []
+    """Nodes that hold it in a tier."""
 
 
 class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
@@ -112,6 +115,13 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
     """Rounds of eviction that ended because nothing more could go."""
     stalled_nodes: list[str] = []
     """Nodes that are too full now, where nothing may go."""
+    hits_by_tier: dict[str, int] = {}
+    """Reads by where the object lay when it was asked for: dram, or the kind of a tier."""
+    hit_bytes_by_tier: dict[str, int] = {}
+    demoted: int = 0
+    """Objects that went to a tier, and lost their place in DRAM."""
+    tiers: dict[str, list[TierFill]] = {}
+    """Node → its tiers."""
 
     @property
     def token_hit_ratio(self) -> float:

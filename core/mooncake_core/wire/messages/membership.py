@@ -26,6 +26,10 @@ class SegmentOffer(Struct, frozen=True, kw_only=True):
     """A master had the node drained, and has not taken that back."""
     read: SegmentDescriptor
     write: SegmentDescriptor
+    tiers: list[str] = []
+    """Kinds of the tiers below the segment, the first one read first."""
+    write_through: bool = False
+    """Objects go to the tiers as soon as they are put."""
 
 
 class ModelOffer(Struct, frozen=True, kw_only=True):

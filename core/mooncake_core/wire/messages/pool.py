@@ -130,6 +130,8 @@ class Got(Struct, frozen=True, tag=True, kw_only=True):
     lease_s: float
     objects: list[Located | None]
     segments: dict[str, SegmentDescriptor]
+    held_s: float = 0.0
+    """The leases began so much later than the question came: objects had to be brought from a tier."""
 
 
 class Exists(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):

@@ -1,0 +1,176 @@
+"""The master's view of one node's tiers: what the node is to be asked, and what it was asked. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from mooncake_core.store.node_space import Extent
+from mooncake_core.store.objects import PoolObject
+from mooncake_core.store.tier_events import AskTierReport, DemoteObjects, ForgetObjects, PromoteObjects, TierCommand
+from mooncake_core.store.tiers.contract import TierKey
+from mooncake_core.wire.messages.tiering import Promotion, SlotName, TieredName, TierFill
+
+BATCH_BYTES: Final = 32 << 20
+"""Asked for with one message."""
+NAMES_PER_MESSAGE: Final = 4096
+AGAIN_S: Final = 2.0
+COPY_DEADLINE_S: Final = 10.0
+"""What waits longer to be copied goes without: puts need its space."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """An object that is to be copied from DRAM to the tiers."""
+
+    entry: PoolObject
+    extent: Extent
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An object that is to be copied from the tiers to DRAM, and its space there."""
+
+    entry: PoolObject
+    extent: Extent
+
+    def message(self) -> Promotion:
+        entry = self.entry
+        return Promotion(
+            key=entry.key,
+            allocation_id=entry.allocation_id,
+            size_bytes=entry.size_bytes,
+            checksum=entry.checksum,
+            slot=self.extent.slot,
+            offset=self.extent.offset,
+            parent=entry.parent,
+        )
+
+
+class TierNode:
+    """One node in one incarnation. One report, one demotion and one removal are under way at a time."""
+
+    def __init__(self, name: str, incarnation: int, kinds: Sequence[str], *, write_through: bool) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self.kinds = kinds
+        self.write_through = write_through
+        self.fills: Sequence[TierFill] = ()
+        self._cursor: str | None = ""
+        self._reporting = False
+        self._copies: deque[Copy] = deque()
+        self._copying: list[Copy] = []
+        self._forget: dict[TierKey, None] = {}
+        self._forgetting = False
+        self._arrivals: dict[int, Arrival] = {}
+        self._unasked: dict[int, None] = {}
+        """Of the arrivals those that the node was not asked for, by allocation id."""
+        self._again_at: float | None = None
+
+    def copy(self, copy: Copy) -> None:
+        """Its turn comes."""
+        self._copies.append(copy)
+
+    def forget(self, name: TierKey) -> None:
+        """The tiers are to drop it; asked for until confirmed."""
+        self._forget[name] = None
+
+    def bring(self, arrival: Arrival) -> None:
+        """Asked for until answered: only then its space can be used for something else."""
+        self._arrivals[arrival.entry.allocation_id] = arrival
+        self._unasked[arrival.entry.allocation_id] = None
+
+    def arrivals(self) -> list[Arrival]:
+        return list(self._arrivals.values())
+
+    def arrived(self, allocation_id: int) -> Arrival | None:
+        """The node has answered for it."""
+        return self._arrivals.pop(allocation_id, None)
+
+    def copied(self) -> list[Copy]:
+        """The node has answered, or it will not."""
+        copies, self._copying = self._copying, []
+        return copies
+
+    def overdue(self, now: float) -> Iterator[Copy]:
+        """Takes out what has waited too long."""
+        while self._copies and self._copies[0].since + COPY_DEADLINE_S <= now:
+            yield self._copies.popleft()
+
+    def reported(self, next_cursor: str | None) -> None:
+        self._reporting = False
+        self._cursor = next_cursor
+
+    def forgot(self, names: Sequence[TieredName]) -> None:
+        self._forgetting = False
+        for name in names:
+            self._forget.pop(TierKey(name.key, name.allocation_id), None)
+
+    def unanswered(self, asked: TierCommand, now: float) -> None:
+        """It is asked again after a while; but for copies, whose space is needed."""
+        self._again_at = now + AGAIN_S
+        match asked:
+            case AskTierReport():
+                self._reporting = False
+            case ForgetObjects():
+                self._forgetting = False
+            case PromoteObjects(objects=objects):
+                self._unasked |= {
+                    wanted.allocation_id: None for wanted in objects if wanted.allocation_id in self._arrivals
+                }
+            case DemoteObjects():
+                pass
+
+    def deadlines(self) -> Iterator[float]:
+        """When time itself is the next event."""
+        if self._copies:
+            yield self._copies[0].since + COPY_DEADLINE_S
+        if self._again_at is not None:
+            yield self._again_at
+
+    def requests(self, now: float) -> Iterator[TierCommand]:
+        """What the node is to be asked now."""
+        if self._again_at is not None:
+            if now < self._again_at:
+                return
+            self._again_at = None
+        if self._cursor is not None and not self._reporting:
+            self._reporting = True
+            yield AskTierReport(self.name, self.incarnation, self._cursor)
+        if self._forget and not self._forgetting:
+            self._forgetting = True
+            names = islice(self._forget, NAMES_PER_MESSAGE)
+            yield ForgetObjects(self.name, self.incarnation, [TieredName(key=k, allocation_id=a) for k, a in names])
+        if not self._copying and (slots := self._next_copies()):
+            yield DemoteObjects(self.name, self.incarnation, slots)
+        if self._unasked:
+            wanted = [self._arrivals[number].message() for number in self._unasked]
+            self._unasked.clear()
+            for part in _parts(wanted):
+                yield PromoteObjects(self.name, self.incarnation, part)
+
+    def _next_copies(self) -> list[SlotName]:
+        num_bytes = 0
+        while self._copies and num_bytes < BATCH_BYTES:
+            copy = self._copies.popleft()
+            if copy.extent in (copy.entry.replicas.get(self.name), copy.entry.leaving.get(self.name)):
+                self._copying.append(copy)
+                num_bytes += copy.extent.length
+        return [SlotName(slot=copy.extent.slot, allocation_id=copy.extent.allocation_id) for copy in self._copying]
+
+
+def _parts(objects: Sequence[Promotion]) -> Iterator[list[Promotion]]:
+    part: list[Promotion] = []
+    num_bytes = 0
+    for wanted in objects:
+        part.append(wanted)
+        num_bytes += wanted.size_bytes
+        if num_bytes >= BATCH_BYTES:
+            yield part
+            part, num_bytes = [], 0
+    if part:
+        yield part

@@ -1,0 +1,1 @@
+"""Tiers: where a node keeps objects that its DRAM has no room for (SSD, object storage)."""
