@@ -89,6 +89,7 @@ def _object_rows(found: ObjectDescription) -> list[list[object]]:
     from mooncake_core.units import format_duration, format_size
 
     replaced: list[list[object]] = [["being replaced", "yes"]] if found.being_replaced else []
+    tiered: list[list[object]] = [["in a tier of", ", ".join(found.tiered_on)]] if found.tiered_on else []
     soft = f"for {format_duration(found.soft_pin_s)}" if found.soft_pin_s else "no"
     return [
         ["tenant", found.tenant],
@@ -99,6 +100,7 @@ def _object_rows(found: ObjectDescription) -> list[list[object]]:
         ["idle", format_duration(found.idle_s)],
         ["block before it", found.parent or "-"],
         ["group", found.group or "-"],
+        *tiered,
         *replaced,
     ]
 

@@ -109,6 +109,7 @@ class Catalogue:
             hard_pinned=entry.pin_until == HARD,
             soft_pin_s=0.0 if entry.pin_until == HARD else max(0.0, entry.pin_until - now),
             being_replaced=self._index.being_replaced(key),
+            tiered_on=list(entry.tiered),
         )
 
     def _list(self, message: ListKeys, now: float) -> KeyList:

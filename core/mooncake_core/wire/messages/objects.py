@@ -33,6 +33,8 @@ class ObjectDescription(Struct, frozen=True, kw_only=True):
     """How long its soft pin still holds; 0 without one."""
     being_replaced: bool
     """An upsert of it is under way."""
+    tiered_on: list[str] = []
+    """Nodes that hold it in a tier."""
 
 
 class Described(Struct, frozen=True, tag=True, kw_only=True):
