@@ -176,7 +176,12 @@ def expect(answer: Any, wanted: int, what: str) -> None:
 
 def connect(boot: dict[str, Any]) -> Any:
     """A store that is set up."""
-    store = importlib.import_module("mooncake.store").MooncakeDistributedStore()
+    try:
+        store = importlib.import_module("mooncake.store").MooncakeDistributedStore()
+    except ModuleNotFoundError as error:
+        raise Wrong(
+            f"{sys.executable} has no mooncake.store ({error}): pip install ./dropin, or upstream's wheel"
+        ) from None
     code = store.setup(
         boot["hostname"],
         "P2PHANDSHAKE",
