@@ -35,15 +35,18 @@ class LoopThread:
         """
         outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
         job = _Job(work, outcome)
-        with self._lock:  # what begins, begins before the loop ends
-            if self._closed:
+        begun = False
+        try:
+            with self._lock:  # what begins, begins before the loop ends
+                if not self._closed:
+                    begun = True
+                    self._loop.call_soon_threadsafe(job.begin)
+            if not begun:
                 work.close()
                 raise _closed()
-            self._loop.call_soon_threadsafe(job.begin)
-        try:
             return outcome.result()
-        except BaseException:
-            if not outcome.done():
+        except BaseException:  # an interrupt may come anywhere here
+            if begun and not outcome.done():
                 self._loop.call_soon_threadsafe(job.cancel)
                 concurrent.futures.wait([outcome])
             raise
@@ -79,6 +82,9 @@ class _Job(Generic[T]):
     def cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
+        elif not self._outcome.done():  # interrupted before it was to begin
+            self._work.close()
+            self._outcome.set_exception(_closed())
 
     def _pass_on(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
