@@ -73,7 +73,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log_path: Path) -> None:
 
 
 def bench(cluster: Cluster, concurrency: int, *arguments: str) -> dict[str, Any]:
-    requests = str(max(8, 3 * concurrency))
+    requests = str(max(24, 10 * concurrency))  # a pair takes seconds: shorter ones differ by their luck
     load = [*LOAD, "--concurrency", str(concurrency), "--requests", requests, *arguments]
     command = [sys.executable, "-m", "mooncake_cli.main", "bench", "serve", *load, "--json"]
     result = subprocess.run(command, env=cluster.environ, capture_output=True, text=True, timeout=900)
