@@ -66,7 +66,9 @@ def test_memory_is_flat_and_the_gateway_adds_little(tmp_path: Path) -> None:
     )
     each_minute = memory[:: int(60 / SAMPLE_S)]
     for name in sorted(end):
-        print(f"MiB resident after each minute: {name} {' '.join(str(sample[name] >> 20) for sample in [*each_minute, end])}")
+        print(
+            f"MiB resident after each minute: {name} {' '.join(str(sample[name] >> 20) for sample in [*each_minute, end])}"
+        )
     assert report["failed"] == {}
     assert report["duration_s"] < SECONDS * 1.05
     for name, bytes_before in middle.items():
