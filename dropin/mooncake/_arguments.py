@@ -31,6 +31,8 @@ def the_keys(keys: Any) -> list[str]:
     """
     if isinstance(keys, str | bytes):
         raise TypeError(f"expected a list of keys, got {type(keys).__name__}")
+    if isinstance(keys, list) and set(map(type, keys)) == {str}:  # quicker than to look at each
+        return keys
     return [the_key(key) for key in keys]
 
 

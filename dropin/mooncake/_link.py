@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast, get_args
 
 from mooncake._codes import Code, code_of
 from mooncake._replicas import ReplicateConfig, node_name
@@ -18,8 +18,10 @@ from mooncake_core.address import HostPort, is_loopback, parse_host_port
 from mooncake_core.errors import ConfigError, MooncakeError, ObjectExists
 from mooncake_core.roles.attached_node import AttachedNode
 from mooncake_core.roles.context import load_key
-from mooncake_core.store.blocking import BlockingStore, Destination, StoreSettings
+from mooncake_core.store.blocking import BlockingStore, StoreSettings
+from mooncake_core.store.checksums import Choice
 from mooncake_core.store.client import Pieces, PutObject, PutOptions
+from mooncake_core.store.reading import Destination
 from mooncake_core.transfer.host import default_host_id
 from mooncake_core.wire.messages.inspection import GetStatus, Status
 
@@ -58,6 +60,7 @@ class Link:
                 tenant=settings.tenant_id,
                 transports=self._transports,
                 key=load_key(self._key_file),
+                checksum=_checksum(),
             )
         )
         try:
@@ -191,6 +194,19 @@ class Linked:
 
 def _key_file() -> str | None:
     return os.environ.get("MOONCAKE_KEY_FILE") or None
+
+
+def _checksum() -> Choice:
+    """When objects have checksums, and gets verify them.
+
+    Raises:
+        ConfigError: $MOONCAKE_CHECKSUM says none of the choices.
+    """
+    text = os.environ.get("MOONCAKE_CHECKSUM") or "auto"
+    for choice in get_args(Choice):
+        if text.lower() == choice:
+            return cast(Choice, choice)
+    raise ConfigError(f"MOONCAKE_CHECKSUM: expected one of {', '.join(get_args(Choice))}, got {text!r}")
 
 
 def _transports(protocol: str) -> tuple[str, ...]:

@@ -83,9 +83,7 @@ class ObjectCalls(Lifecycle):
         wanted = the_keys(keys)
         if not wanted:
             return []
-        return self._ask(
-            lambda link: [int(present) for present in link.store.exists(wanted)], lambda code: each(code, wanted)
-        )
+        return self._ask(lambda link: list(map(int, link.store.exists(wanted))), lambda code: each(code, wanted))
 
     def get_size(self, key: str) -> int:
         """Bytes of an object, or a code."""

@@ -22,7 +22,7 @@ HELP: Final = """Measure the pool through `mooncake.store`, the API that vLLM, S
 
 \b
 Examples:
-  mooncake bench store --protocol tcp,shm
+  mooncake bench store --protocol tcp,shm --checksum auto,off
   mooncake bench store --against ~/upstream-venv --out results
   mooncake bench store --cases 1MiBx32 --operations mixed --reads 0.95 --zipf 0.99 --hits 0.8 -c cluster.yaml
 
@@ -71,6 +71,14 @@ class CaseType(click.ParamType):  # type: ignore[type-arg]  # generic in new ver
     type=ListType(click.STRING),
     help="As setup is told; --against gets the first.",
 )
+@click.option(
+    "--checksum",
+    "checksums",
+    default="auto",
+    show_default=True,
+    type=ListType(click.Choice(["auto", "on", "off"])),
+    help="auto: of what comes over a network; of each protocol, in turn. Not for --against.",
+)
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="That put; as many get.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Of each process.")
 @click.option("--nodes", default=1, show_default=True, type=click.IntRange(1), help="Segments to start.")
@@ -96,6 +104,7 @@ class CaseType(click.ParamType):  # type: ignore[type-arg]  # generic in new ver
 @json_option
 def command(
     protocols: list[str],
+    checksums: list[str],
     nodes: int,
     against: str | None,
     pairs: int | None,
@@ -119,7 +128,7 @@ def command(
         load=StoreLoad(**load), pairs=pairs or (FEWEST_PAIRS if against else RUNS_ALONE), nodes=nodes
     )
     uses_running = config_path is not None or cluster is not None
-    own = _own(protocols, find_running(config_path, overrides, cluster) if uses_running else None)
+    own = _own(protocols, checksums, find_running(config_path, overrides, cluster) if uses_running else None)
     rival = _rival(find_interpreter(against).python, protocols[0]) if against else None
     warning = busy_warning()
     if warning:
@@ -135,14 +144,22 @@ def command(
     return _end(run.report(), at_least, out, as_json=as_json, finished=finished)
 
 
-def _own(protocols: list[str], running: Running | None) -> list[Side]:
+def _own(protocols: list[str], checksums: list[str], running: Running | None) -> list[Side]:
     from mooncake_core.bench.store import Side
 
     master = running.master_address.removeprefix("tcp://") if running else ""
     key_file = running.key_file or "" if running else ""
     return [
-        Side(name=f"mooncake {protocol}", python=sys.executable, protocol=protocol, master=master, key_file=key_file)
+        Side(
+            name=f"mooncake {protocol}" + ("" if checksum == "auto" else f", checksum {checksum}"),
+            python=sys.executable,
+            protocol=protocol,
+            master=master,
+            key_file=key_file,
+            checksum=checksum,
+        )
         for protocol in protocols
+        for checksum in checksums
     ]
 
 

@@ -55,7 +55,7 @@ class World:
         pool = Pool(self.settings, term=term, next_id=lambda: next(ids), eviction=LRU)
         self.pool = pool
         self.driver = PoolDriver(pool, term=term, node_client=self._client_of, on_change=lambda change: None)
-        self.server = Server("master", self.driver.handlers())
+        self.server = Server("master", self.driver.handlers(), door=True)
         self.address = await self.server.start(address)
         self.master = Client(self.address.url, name="client")
         self.store = StoreClient(self.master, engine=self.engine, checksum=self.checksum)

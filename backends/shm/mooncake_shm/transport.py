@@ -75,7 +75,7 @@ class ShmTransport(Transport):
     """Copies into and out of the mapped memory of peers on the same host."""
 
     name: ClassVar[str] = "shm"
-    capabilities: ClassVar[Capabilities] = Capabilities(same_host_only=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(same_host_only=True, in_order=True)
 
     def __init__(self, settings: TransportSettings) -> None:
         self._settings = settings

@@ -36,7 +36,7 @@ class TcpTransport(ExportingTransport):
     """Reads and writes over TCP connections, several per peer, opened on demand."""
 
     name: ClassVar[str] = "tcp"
-    capabilities: ClassVar[Capabilities] = Capabilities()
+    capabilities: ClassVar[Capabilities] = Capabilities(in_order=True)
 
     def __init__(self, settings: TransportSettings) -> None:
         super().__init__(settings)

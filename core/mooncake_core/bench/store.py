@@ -46,6 +46,8 @@ class Side(Struct, frozen=True, kw_only=True):
     """host:port of one that runs already, with nodes of its own; else one is started, with segments."""
     key_file: str = ""
     """Of a cluster that runs already."""
+    checksum: str = ""
+    """auto, on, or off; empty: as it is, for an implementation that has no such choice."""
 
 
 class StoreSettings(Struct, frozen=True, kw_only=True):
@@ -239,6 +241,7 @@ def clients(side: Side, settings: StoreSettings) -> Generator[tuple[list[Process
                     master=master,
                     protocol=side.protocol,
                     key_file=side.key_file,
+                    checksum=side.checksum,
                     segment_bytes=segment_bytes,
                 )
             )

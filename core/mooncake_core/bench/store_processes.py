@@ -29,6 +29,7 @@ WORKERS: Final = Path(__file__).parent / "store_worker"
 FOREIGN_VARIABLES: Final = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 """Of this interpreter's environment; another one must find its own packages."""
 KEY_VARIABLE: Final = "MOONCAKE_KEY_FILE"
+CHECKSUM_VARIABLE: Final = "MOONCAKE_CHECKSUM"
 
 
 class Interpreter:
@@ -177,6 +178,7 @@ def workers(
     master: str,
     protocol: str,
     key_file: str = "",
+    checksum: str = "",
     segment_bytes: int = 0,
 ) -> Generator[list[Process]]:
     """Processes that have set up a store; with segment_bytes each contributes so much memory."""
@@ -184,6 +186,8 @@ def workers(
     environ = {**interpreter.environ, "MC_FORCE_TCP": "1" if protocol == "tcp" else "0"}
     if key_file:
         environ[KEY_VARIABLE] = key_file
+    if checksum:
+        environ[CHECKSUM_VARIABLE] = checksum
     with ExitStack() as stack:
         started = []
         for number in range(count):

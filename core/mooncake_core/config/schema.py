@@ -171,7 +171,8 @@ class PoolConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     promote_timeout: Duration = 2.0
     """How long a get waits for objects that lie in a tier only; what has not come then is a miss."""
     checksum: Literal["auto", "on", "off"] = "auto"
-    """Verify each block's checksum on get. auto: when it came over a network (tcp), not from memory of the same host (shm)."""
+    """Verify each block's checksum on get. auto: when it came over a network (tcp), not from memory of the same host (shm). off:
+    blocks get none on put either."""
     tenants: dict[Name, PoolTenantConfig] = {}
     """Who may use the pool under a name of its own, beside `default`; none: anybody may. Tenants share no objects."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+from mooncake_core.store.carrying import Asker
 from mooncake_core.store.tenants import DEFAULT_TENANT
-from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages.objects import (
     Describe,
     Described,
@@ -23,7 +23,7 @@ from mooncake_core.wire.messages.tiering import Prefetch, Prefetching
 class Asking:
     """Questions of one tenant. An unreachable master is an exception; what is not there is a result."""
 
-    def __init__(self, master: Client, *, tenant: str = DEFAULT_TENANT) -> None:
+    def __init__(self, master: Asker, *, tenant: str = DEFAULT_TENANT) -> None:
         self._master = master
         self._tenant = tenant
 

@@ -1,25 +1,28 @@
-"""The pool for programs without an event loop: blocking calls from any thread, served by one loop in a thread of its own."""
+"""The pool for programs without an event loop: blocking calls from any thread, which that thread carries out itself."""
 
 from __future__ import annotations
 
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from mooncake_core.errors import ObjectNotFound, OutOfRange, TransferError
+from mooncake_core.store.calling_thread import ThreadCarrier, run
 from mooncake_core.store.checksums import Choice
 from mooncake_core.store.client import PLAIN, Pieces, PutObject, PutOptions, StoreClient
+from mooncake_core.store.leases import Leases
 from mooncake_core.store.loop_thread import LoopThread
 from mooncake_core.store.putting import Putting
-from mooncake_core.store.reading import Cut, Reading
+from mooncake_core.store.reading import Cut, Destination
 from mooncake_core.store.sessions import GetSession
 from mooncake_core.store.tenants import DEFAULT_TENANT
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.auth import ClusterKey
+from mooncake_core.wire.blocking import BlockingClient
 from mooncake_core.wire.client import Client
+from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.objects import ObjectDescription
 from mooncake_core.wire.messages.pool import NewObject
 
@@ -28,9 +31,6 @@ RENEW_S: Final = 1.0
 """A session's lease that ends sooner is renewed before it is read under."""
 
 M = TypeVar("M")
-
-Destination = Callable[[int, int], Pieces | None]
-"""Given a key's place in the call and the object's size: where its bytes are to go, or None where it is not wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,36 +64,41 @@ class BlockingStore:
         )
         self._loop = LoopThread(settings.name)
         self._master = Client(settings.master_address, name=settings.name, key=settings.key)
+        self._direct = BlockingClient(self._master, self._loop)
         self._client = StoreClient(
-            self._master, engine=self._engine, checksum=settings.checksum, tenant=settings.tenant
+            self._direct,
+            engine=self._engine,
+            checksum=settings.checksum,
+            tenant=settings.tenant,
+            carrier=ThreadCarrier,
+            leases=Leases(),
         )
 
     def put(self, objects: Sequence[PutObject], *, replicas: int = 1, options: PutOptions = PLAIN) -> list[str]:
         """As StoreClient.put: one error code each, empty for success."""
-        return self._loop.run(self._client.put(objects, timeout_s=self._timeout_s, replicas=replicas, options=options))
+        return run(self._client.put(objects, timeout_s=self._timeout_s, replicas=replicas, options=options))
 
     def get(self, keys: Sequence[str], destination: Destination) -> list[str]:
         """Reads whole objects to where `destination` says; one error code each, empty for success (object_not_found;
-        out_of_range where there is no destination; transfer where no replica could be read). `destination` is called in
-        another thread."""
-        return self._loop.run(self._get(keys, destination))
+        out_of_range where there is no destination; transfer where no replica could be read)."""
+        return run(self._client.get_into(keys, destination, timeout_s=self._timeout_s))
 
     def read_ranges(self, keys: Sequence[str], cuts: Sequence[Sequence[Cut]]) -> list[str]:
         """Reads (offset, pieces) of each object; one error code each, empty for success (object_not_found; out_of_range where
         an object is shorter; transfer)."""
-        return self._loop.run(self._read_ranges(keys, cuts))
+        return run(self._client.get_ranges(keys, cuts, timeout_s=self._timeout_s))
 
     def describe(self, keys: Sequence[str]) -> list[ObjectDescription | None]:
         """Size and replicas of each object, None for a miss. Takes no lease."""
-        return self._loop.run(self._client.describe(keys, timeout_s=self._timeout_s))
+        return run(self._client.describe(keys, timeout_s=self._timeout_s))
 
     def exists(self, keys: Sequence[str]) -> list[bool]:
         """Which objects can be read now. Takes no lease."""
-        return self._loop.run(self._client.exists(keys, timeout_s=self._timeout_s))
+        return run(self._client.exists(keys, timeout_s=self._timeout_s))
 
     def remove(self, keys: Sequence[str], *, force: bool = False) -> list[str]:
         """Removes objects; one error code each, empty for success."""
-        return self._loop.run(self._client.remove(keys, timeout_s=self._timeout_s, force=force))
+        return run(self._client.remove(keys, timeout_s=self._timeout_s, force=force))
 
     def remove_matching(self, pattern: str, *, force: bool = False) -> int:
         """Removes the objects in whose keys the regular expression is found; returns how many went.
@@ -102,67 +107,38 @@ class BlockingStore:
             InvalidRequest: the pattern is none.
         """
         work = self._client.remove_matching(pattern, timeout_s=self._timeout_s, force=force)
-        return self._loop.run(work).removed
+        return run(work).removed
 
     def remove_all(self, *, force: bool = False) -> int:
         """Removes every object; returns how many went."""
-        return self._loop.run(self._client.remove_all(timeout_s=self._timeout_s, force=force)).removed
+        return run(self._client.remove_all(timeout_s=self._timeout_s, force=force)).removed
 
     def begin_put(self, wanted: Sequence[NewObject], *, replicas: int = 1, options: PutOptions = PLAIN) -> OpenPut:
         """Space for objects that are written range by range; each must be ended."""
-        putting = self._loop.run(
-            self._client.begin_put(wanted, timeout_s=self._timeout_s, replicas=replicas, options=options)
-        )
-        return OpenPut(self._loop, putting, self._timeout_s)
+        putting = run(self._client.begin_put(wanted, timeout_s=self._timeout_s, replicas=replicas, options=options))
+        return OpenPut(putting, self._timeout_s)
 
     def begin_get(self, keys: Sequence[str]) -> OpenGet:
         """Objects that are read range by range under a lease that is renewed."""
-        session = self._loop.run(self._client.begin_get_session(keys, timeout_s=self._timeout_s))
-        return OpenGet(self._loop, session, self._timeout_s)
+        session = run(self._client.begin_get_session(keys, timeout_s=self._timeout_s))
+        return OpenGet(session, self._timeout_s)
 
-    def ask(self, message: object, reply_type: type[M], *, timeout_s: float | None = None) -> M:
+    def ask(self, message: Message, reply_type: type[M], *, timeout_s: float | None = None) -> M:
         """Any question to the master."""
         limit_s = self._timeout_s if timeout_s is None else timeout_s
-        return self._loop.run(self._master.call(message, reply_type, timeout_s=limit_s))  # type: ignore[arg-type]
+        return self._direct.call(message, reply_type, timeout_s=limit_s)
 
     def close(self) -> None:
         """Ends calls under way with an error, then everything else. Idempotent."""
         self._engine.close()  # first: a cancelled call waits for its transfers
+        self._direct.close()
         self._loop.close(self._master.close)
-
-    async def _get(self, keys: Sequence[str], destination: Destination) -> list[str]:
-        reading = await self._client.begin_get(keys, timeout_s=self._timeout_s)
-        codes = [ObjectNotFound.code] * len(keys)
-        wanted: dict[int, Pieces] = {}
-        for index in range(len(keys)):
-            size_bytes = reading.size_bytes(index)
-            if size_bytes is None:
-                continue
-            pieces = destination(index, size_bytes)
-            if pieces is None:
-                codes[index] = OutOfRange.code
-                reading.drop([index])
-            else:
-                wanted[index] = pieces
-        good = await _read_whole(reading, wanted)
-        for index in wanted:
-            codes[index] = "" if good[index] else TransferError.code
-        return codes
-
-    async def _read_ranges(self, keys: Sequence[str], cuts: Sequence[Sequence[Cut]]) -> list[str]:
-        reading = await self._client.begin_get(keys, timeout_s=self._timeout_s)
-        codes = [_why_not(reading.size_bytes(index), reading.fits(index, cuts[index])) for index in range(len(keys))]
-        wanted = {index: cuts[index] for index, code in enumerate(codes) if not code}
-        for index, good in (await reading.read_ranges(wanted, timeout_s=self._timeout_s)).items():
-            codes[index] = "" if good else TransferError.code
-        return codes
 
 
 class OpenPut:
     """Objects being written range by range. Any thread; one call at a time goes on."""
 
-    def __init__(self, loop: LoopThread, putting: Putting, timeout_s: float) -> None:
-        self._loop = loop
+    def __init__(self, putting: Putting, timeout_s: float) -> None:
         self._putting = putting
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
@@ -176,13 +152,13 @@ class OpenPut:
             InvalidRequest: a part lies outside of its object; nothing was written.
         """
         with self._lock:
-            self._loop.run(self._putting.write_at(parts))
+            run(self._putting.write_at(parts))
             return set(self._putting.granted)
 
     def end(self, indexes: Sequence[int], *, commit: bool) -> list[str]:
         """Makes objects readable that are written whole, or gives their space back; one error code each."""
         with self._lock:
-            self._loop.run(self._putting.end_some(indexes, timeout_s=self._timeout_s, commit=commit))
+            run(self._putting.end_some(indexes, timeout_s=self._timeout_s, commit=commit))
         codes = self._putting.codes
         return [codes[index] for index in indexes]
 
@@ -190,8 +166,7 @@ class OpenPut:
 class OpenGet:
     """Objects being read range by range. Any thread; one call at a time goes on. Nothing has to end it."""
 
-    def __init__(self, loop: LoopThread, session: GetSession, timeout_s: float) -> None:
-        self._loop = loop
+    def __init__(self, session: GetSession, timeout_s: float) -> None:
         self._session = session
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
@@ -207,23 +182,9 @@ class OpenGet:
             InvalidRequest: a part lies outside of its object; nothing was read.
         """
         with self._lock:
-            return self._loop.run(self._read(cuts))
+            return run(self._read(cuts))
 
     async def _read(self, cuts: dict[int, Sequence[Cut]]) -> dict[int, bool]:
         if self._session.deadline - time.monotonic() < RENEW_S:
             await self._session.renew(timeout_s=self._timeout_s)
         return await self._session.read(cuts, timeout_s=self._timeout_s)
-
-
-async def _read_whole(reading: Reading, destinations: dict[int, Pieces]) -> list[bool]:
-    parts = destinations
-    while parts:
-        await reading.read(parts)
-        parts = {index: destinations[index] for index in reading.damaged()}
-    return reading.finish()
-
-
-def _why_not(size_bytes: int | None, fits: bool) -> str:
-    if size_bytes is None:
-        return ObjectNotFound.code
-    return "" if fits else OutOfRange.code

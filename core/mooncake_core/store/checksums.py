@@ -23,7 +23,7 @@ NO_CHECKSUM: Final = 0
 """Of an object that was not written from its beginning to its end: it cannot be verified."""
 
 Choice = Literal["auto", "on", "off"]
-"""When a get verifies what it read; auto: when it came over a network."""
+"""When a get verifies what it read; auto: when it came over a network. With off a put gives objects no checksum either."""
 
 Digest = xxhash.xxh3_64
 Fed = Sequence[tuple[xxhash.xxh3_64, Sequence[memoryview]]]

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec import structs
 
-from mooncake_core.errors import MooncakeError, NoSpace
+from mooncake_core.errors import MooncakeError, NoSpace, TransferError
 from mooncake_core.store.asking import Asking
+from mooncake_core.store.carrying import Carrier, LoopCarrier
 from mooncake_core.store.checksums import Choice
+from mooncake_core.store.leases import Leases
 from mooncake_core.store.putting import Putting
-from mooncake_core.store.reading import Cut, Reading
+from mooncake_core.store.reading import Cut, Destination, Reading
 from mooncake_core.store.sessions import GetSession
 from mooncake_core.store.tenants import DEFAULT_TENANT, qualified
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.slices import total_bytes
-from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages.pool import Get, Got, NewObject, PutStart, PutStarted
 
 Pieces = Sequence[memoryview]
@@ -57,11 +58,21 @@ class StoreClient(Asking):
     """Reads and writes the pool. A full pool or a dead node is a result, not an exception; an unreachable master is one."""
 
     def __init__(
-        self, master: Client, *, engine: TransferEngine, checksum: Choice = "auto", tenant: str = DEFAULT_TENANT
+        self,
+        master: object,
+        *,
+        engine: TransferEngine,
+        checksum: Choice = "auto",
+        tenant: str = DEFAULT_TENANT,
+        carrier: Callable[[Any, TransferEngine], Carrier] = LoopCarrier,
+        leases: Leases | None = None,
     ) -> None:
-        super().__init__(master, tenant=tenant)
-        self._engine = engine
+        """`carrier` says who does the work: with a ThreadCarrier it is the thread that runs the client's coroutines. With
+        `leases` whole objects and ranges are read without asking the master, as long as a lease on them lasts."""
+        self._carrier = carrier(master, engine)
+        super().__init__(self._carrier.master, tenant=tenant)
         self._checksum = checksum
+        self._leases = leases
 
     async def put(
         self,
@@ -87,7 +98,7 @@ class StoreClient(Asking):
             pause_s = putting.retry_after_s
             if pause_s is None or time.monotonic() + pause_s > until:
                 break
-            await asyncio.sleep(pause_s)
+            await self._carrier.sleep(pause_s)
         return codes
 
     async def _put(
@@ -107,10 +118,10 @@ class StoreClient(Asking):
         )
         written = False
         try:
-            await putting.write({index: item.pieces for index, item in enumerate(objects)})
+            await putting.write_whole({index: item.pieces for index, item in enumerate(objects)})
             written = True
         finally:  # also when cancelled: the space must not wait for the writer's deadline
-            await asyncio.shield(putting.end(timeout_s=timeout_s, commit=written))
+            await self._carrier.finish(putting.end(timeout_s=timeout_s, commit=written))
         return putting
 
     async def begin_put(
@@ -131,49 +142,84 @@ class StoreClient(Asking):
         sent = time.monotonic()
         message = self._put_start(wanted, preferred_node, replicas, options)
         stored = self._as_stored(wanted)
-        asked = asyncio.ensure_future(self._master.call(message, PutStarted, timeout_s=timeout_s))
-        try:
-            started = await asyncio.shield(asked)
-        except asyncio.CancelledError:  # the master may have granted: the space must not wait for the writer's deadline
-            with contextlib.suppress(MooncakeError):
-                await Putting(self._master, self._engine, stored, await asked, sent, timeout_s).end(
-                    timeout_s=timeout_s, commit=False
-                )
-            raise
+        started, interrupt = await self._carrier.call_surely(message, PutStarted, timeout_s=timeout_s)
         deadline = sent + min(timeout_s if writing_s is None else writing_s, started.writer_deadline_s)
-        return Putting(self._master, self._engine, stored, started, deadline, timeout_s)
+        summed = self._checksum != "off"
+        putting = Putting(self._carrier, stored, started, deadline, timeout_s, summed=summed)
+        if interrupt is not None:  # the space must not wait for the writer's deadline
+            with contextlib.suppress(MooncakeError):
+                await putting.end(timeout_s=timeout_s, commit=False)
+            raise interrupt
+        return putting
 
     async def get(self, keys: Sequence[str], destinations: Sequence[Pieces], *, timeout_s: float) -> list[bool]:
         """Reads objects into the destinations; whether each is there whole. Never leaves wrong bytes in one that is True."""
-        reading = await self.begin_get(keys, timeout_s=timeout_s)
-        sizes = [total_bytes(pieces) for pieces in destinations]
-        reading.drop([index for index, size in enumerate(sizes) if reading.size_bytes(index) != size])
-        parts = dict(enumerate(destinations))
-        while parts:
-            await reading.read(parts)
-            parts = {index: destinations[index] for index in reading.damaged()}
-        return reading.finish()
+
+        def exactly(index: int, size_bytes: int) -> Pieces | None:
+            return destinations[index] if total_bytes(destinations[index]) == size_bytes else None
+
+        return [not code for code in await self.get_into(keys, exactly, timeout_s=timeout_s)]
+
+    async def get_into(self, keys: Sequence[str], destination: Destination, *, timeout_s: float) -> list[str]:
+        """Reads whole objects to where `destination` says; one error code each, empty for success (object_not_found;
+        out_of_range where there is no destination; transfer where no replica could be read)."""
+
+        async def read(reading: Reading, places: Sequence[int]) -> list[str]:
+            return await reading.read_whole(lambda index, size_bytes: destination(places[index], size_bytes))
+
+        return await self._under_lease(keys, read, timeout_s)
 
     async def read_ranges(self, keys: Sequence[str], cuts: Sequence[Sequence[Cut]], *, timeout_s: float) -> list[bool]:
-        """Reads (offset, pieces) of each object; whether all of them came. An object too short for one counts as a miss.
+        """As `get_ranges`; whether all parts of each object came. An object too short for one counts as a miss."""
+        return [not code for code in await self.get_ranges(keys, cuts, timeout_s=timeout_s)]
+
+    async def get_ranges(self, keys: Sequence[str], cuts: Sequence[Sequence[Cut]], *, timeout_s: float) -> list[str]:
+        """Reads (offset, pieces) of each object; one error code each, empty for success (object_not_found; out_of_range where
+        an object is shorter; transfer).
 
         A part cannot be verified by the checksum of the whole: bytes damaged on the way, or where they lie, are not noticed.
         """
-        reading = await self.begin_get(keys, timeout_s=timeout_s)
-        reading.drop([index for index, wanted in enumerate(cuts) if not reading.fits(index, wanted)])
-        read = await reading.read_ranges(dict(enumerate(cuts)), timeout_s=timeout_s)
-        return [read[index] for index in range(len(keys))]
+
+        async def read(reading: Reading, places: Sequence[int]) -> list[str]:
+            return await reading.read_parts([cuts[place] for place in places], timeout_s=timeout_s)
+
+        return await self._under_lease(keys, read, timeout_s)
+
+    async def _under_lease(
+        self, keys: Sequence[str], read: Callable[[Reading, Sequence[int]], Awaitable[list[str]]], timeout_s: float
+    ) -> list[str]:
+        """What `read` says of each object: read where it lay under a lease that is remembered; what cannot be read there, or
+        where there is none, as the master says."""
+        until = time.monotonic() + timeout_s
+        codes = [TransferError.code] * len(keys)
+        known = None if self._leases is None else self._leases.look(keys, time.monotonic())
+        if known is not None:
+            got, lease_ends = known
+            deadline = min(until, lease_ends)
+            codes = await read(
+                Reading(self._carrier, got, deadline, checksum=self._checksum, watch=True), range(len(keys))
+            )
+        left = [index for index, code in enumerate(codes) if code == TransferError.code]
+        if left:
+            reading = await self.begin_get(
+                [keys[index] for index in left], timeout_s=max(0.0, until - time.monotonic())
+            )
+            for index, code in zip(left, await read(reading, left), strict=True):
+                codes[index] = code
+        return codes
 
     async def begin_get(self, keys: Sequence[str], *, timeout_s: float) -> Reading:
         """Objects under a lease, to be read part by part."""
         sent = time.monotonic()
         got, lease_ends = await self.locate(keys, timeout_s=timeout_s)
-        return Reading(self._engine, got, min(sent + timeout_s, lease_ends), checksum=self._checksum)
+        if self._leases is not None:
+            self._leases.note(keys, got, lease_ends)
+        return Reading(self._carrier, got, min(sent + timeout_s, lease_ends), checksum=self._checksum)
 
     async def begin_get_session(self, keys: Sequence[str], *, timeout_s: float) -> GetSession:
         """Objects under a lease that can be renewed, for reading ranges of them; timeout_s is for the master's answer."""
         got, deadline = await self.locate(keys, timeout_s=timeout_s)
-        return GetSession(self, list(keys), Reading(self._engine, got, deadline, checksum=self._checksum))
+        return GetSession(self, list(keys), Reading(self._carrier, got, deadline, checksum=self._checksum))
 
     async def locate(self, keys: Sequence[str], *, timeout_s: float) -> tuple[Got, float]:
         """Where objects lie, and the time.monotonic() at which the lease on them ends."""

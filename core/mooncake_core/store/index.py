@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 
 from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import NOTHING, Changes, PoolObject, check
@@ -47,6 +47,11 @@ class ObjectIndex:
         """The object of a key, if it can be read."""
         entry = self._by_key.get(key)
         return entry if entry is not None and entry.readable else None
+
+    def are_readable(self, keys: Sequence[str]) -> list[bool]:
+        """Which of these keys have an object that can be read."""
+        find = self._by_key.get
+        return [(entry := find(key)) is not None and entry.readable for key in keys]
 
     def keys(self) -> list[str]:
         """Of all objects, and of those being written, the oldest first."""

@@ -90,7 +90,7 @@ def pack_header(header: Header) -> bytes:
     """The header, padded to header_bytes."""
     key, parent = header.key.encode(), header.parent.encode()
     packed = _HEADER.pack(_HEADER_MAGIC, header.allocation_id, header.size_bytes, len(key), len(parent)) + key + parent
-    return packed.ljust(header_bytes(header.key, header.parent), b"\0")
+    return packed.ljust(align(len(packed)), b"\0")
 
 
 def unpack_header(data: memoryview | bytes) -> Header | None:
@@ -105,6 +105,14 @@ def unpack_header(data: memoryview | bytes) -> Header | None:
         return Header(allocation_id, size_bytes, names[:key_bytes].decode(), names[key_bytes:].decode())
     except UnicodeDecodeError:
         return None
+
+
+def names(data: bytes | bytearray, allocation_id: int, key: str) -> bool:
+    """Whether a header is that of an object."""
+    magic, found_id, _, key_bytes, _ = _HEADER.unpack_from(data)
+    if magic != _HEADER_MAGIC or found_id != allocation_id:
+        return False
+    return data[_HEADER.size : _HEADER.size + key_bytes] == key.encode()
 
 
 def read_names(segment: memoryview, offset: int, allocation_id: int, size_bytes: int) -> tuple[str, str, int] | None:
@@ -135,6 +143,12 @@ def unpack_slot(data: memoryview | bytes) -> Slot | None:
     if magic != _SLOT_MAGIC or state not in WRITTEN_STATES:
         return None
     return Slot(SlotState(state), allocation_id, offset, size_bytes, checksum)
+
+
+def is_committed(data: bytes | bytearray, allocation_id: int) -> bool:
+    """Whether a slot says that an object is there."""
+    magic, state, found_id, *_ = _SLOT.unpack_from(data)
+    return bool(magic == _SLOT_MAGIC and (state, found_id) == (SlotState.COMMITTED, allocation_id))
 
 
 def used_slots(slots: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:

@@ -35,21 +35,38 @@ class LoopThread:
         """
         outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
         job = _Job(work, outcome)
-        begun = False
         try:
-            with self._lock:  # what begins, begins before the loop ends
-                if not self._closed:
-                    begun = True
-                    self._loop.call_soon_threadsafe(job.begin)
-            if not begun:
-                work.close()
-                raise _closed()
+            self._begin(job, work)
             return outcome.result()
         except BaseException:  # an interrupt may come anywhere here
-            if begun and not outcome.done():
+            if job.is_begun and not outcome.done():
                 self._loop.call_soon_threadsafe(job.cancel)
                 concurrent.futures.wait([outcome])
             raise
+
+    def run_surely(self, work: Coroutine[Any, Any, T]) -> tuple[T, BaseException | None]:
+        """As `run`, but an interrupt does not cancel the work: it is returned beside the result."""
+        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+        job = _Job(work, outcome)
+        interrupt: BaseException | None = None
+        self._begin(job, work)
+        while not outcome.done():
+            try:
+                concurrent.futures.wait([outcome])
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None and outcome.exception() is not None:
+            raise interrupt
+        return outcome.result(), interrupt
+
+    def _begin(self, job: _Job[T], work: Coroutine[Any, Any, T]) -> None:
+        with self._lock:  # what begins, begins before the loop ends
+            if not self._closed:
+                job.is_begun = True
+                self._loop.call_soon_threadsafe(job.begin)
+        if not job.is_begun:
+            work.close()
+            raise _closed()
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Cancels what runs, runs one thing more, and ends the thread. Idempotent."""
@@ -74,6 +91,8 @@ class _Job(Generic[T]):
         self._work = work
         self._outcome = outcome
         self._task: asyncio.Task[T] | None = None
+        self.is_begun = False
+        """Or is to be."""
 
     def begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._work)

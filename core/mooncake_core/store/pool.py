@@ -192,8 +192,8 @@ class Pool:
                 Answer(token, self._get(question, now, held_s))
                 for token, question, held_s in self._tiering.answerable(now)
             ]
-        commands += self._roster.requests(now)
-        return [*self._changes(), *self._evicting.notices(), *commands]
+        # What nodes are to be asked comes before the answers: whoever drives this lets some answers wait for it.
+        return [*self._changes(), *self._evicting.notices(), *self._roster.requests(now), *commands]
 
     def next_deadline(self) -> float | None:
         """When time itself is the next event."""
@@ -204,6 +204,11 @@ class Pool:
         tiers = min(self._tiering.deadlines(), default=None) if self._tiering.is_needed else None
         deadlines = (writer, nodes, tiers, self._evicting.next_deadline(), self._operations.next_deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    @property
+    def longest_lease_s(self) -> float:
+        """How long a reader may hold one that was taken just now."""
+        return self._settings.read_lease_s + MARGIN_S
 
     @property
     def has_tiers(self) -> bool:
@@ -285,8 +290,7 @@ class Pool:
             case Get():
                 return self._get(message, now)
             case Exists(keys=keys, tenant=tenant):
-                named = self._keys(tenant, keys)
-                return ExistsReply(present=[self._index.readable(key) is not None for key in named])
+                return ExistsReply(present=self._index.are_readable(self._keys(tenant, keys)))
             case Prefetch(keys=keys, tenant=tenant):
                 return Prefetching(num_objects=self._tiering.prefetch(self._keys(tenant, keys), now))
             case Remove(keys=keys, force=force, tenant=tenant):

@@ -9,19 +9,16 @@ from dataclasses import dataclass, field
 
 from mooncake_core.errors import DeadlineExceeded, InvalidRequest, StaleSegment, TransferError
 from mooncake_core.store import checksums
+from mooncake_core.store.carrying import Carrier, Ends, Job
 from mooncake_core.store.coverage import Coverage
 from mooncake_core.store.layout import SLOT_BYTES, Header, Slot, SlotState, header_bytes, pack_header, pack_slot
-from mooncake_core.store.waiting import all_ended
-from mooncake_core.transfer.contract import Kind, Range
-from mooncake_core.transfer.engine import TransferEngine
+from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.slices import total_bytes
-from mooncake_core.wire.client import Client
-from mooncake_core.wire.messages.pool import Commit, Grant, NewObject, PutEnd, PutEnded, PutStarted
+from mooncake_core.wire.messages.pool import Commit, Grant, NewObject, Placement, PutEnd, PutEnded, PutStarted
 
 _log = logging.getLogger(__name__)
 
 Pieces = Sequence[memoryview]
-Write = tuple[list[memoryview], list[Range]]
 
 
 @dataclass(slots=True)
@@ -30,12 +27,19 @@ class _Object:
 
     new: NewObject
     grant: Grant
-    digest: checksums.Digest = field(default_factory=checksums.Digest)
+    digest: checksums.Digest | None
+    """None: it gets no checksum."""
     written: Coverage = field(default_factory=Coverage)
     begun: bool = False
     """Its slot and header are written with its first bytes."""
     lost: set[str] = field(default_factory=set)
     """Nodes that could not be written to: the object goes on without them, while there are others."""
+    sealed: set[str] = field(default_factory=set)
+    """Nodes whose directory says already that it is whole."""
+
+    def placement(self, node: str) -> Placement:
+        """Where it is to lie on one of its nodes."""
+        return next(placement for placement in self.grant.placements if placement.node == node)
 
     @property
     def nodes(self) -> list[str]:
@@ -49,10 +53,12 @@ class _Object:
     @property
     def checksum(self) -> int:
         """Of all its bytes, if they came in order: a sum cannot be taken of what is gone by."""
-        return self.digest.intdigest() if self.written.in_order else checksums.NO_CHECKSUM
+        if self.digest is None or not self.written.in_order:
+            return checksums.NO_CHECKSUM
+        return self.digest.intdigest()
 
 
-Writes = dict[str, tuple[list[_Object], Write]]
+Writes = dict[str, tuple[list[_Object], Ends]]
 """Node → whose bytes go there, and what."""
 
 
@@ -61,21 +67,22 @@ class Putting:
 
     def __init__(
         self,
-        master: Client,
-        engine: TransferEngine,
+        carrier: Carrier,
         wanted: Sequence[NewObject],
         started: PutStarted,
         deadline: float,
         write_timeout_s: float,
+        *,
+        summed: bool = True,
     ) -> None:
-        self._master = master
-        self._engine = engine
+        """`summed`: the objects get checksums."""
+        self._carrier = carrier
         self._started = started
         self.deadline = deadline
         """time.monotonic() after which nothing is written any more."""
         self._write_timeout_s = write_timeout_s
         self._objects = {
-            index: _Object(new, grant)
+            index: _Object(new, grant, checksums.Digest() if summed else None)
             for index, (new, grant) in enumerate(zip(wanted, started.grants, strict=True))
             if grant.placements
         }
@@ -125,14 +132,26 @@ class Putting:
         for index, offset, pieces in wanted:
             item = self._objects[index]
             self._gather(item, offset, pieces, writes)
-            if item.written.in_order:
+            if item.digest is not None and item.written.in_order:
                 sums.append((item.digest, pieces))
-        jobs = [self._write_node(node, *job) for node, job in writes.items()]
-        if checksums.are_short(sums):
-            checksums.feed_now(sums)
-        else:
-            jobs.append(checksums.feed(sums))
-        await all_ended(jobs)
+        await self._write_nodes(writes, beside=sums)
+
+    async def write_whole(self, parts: Mapping[int, Pieces]) -> None:
+        """As `write`, of objects from their first byte to their last. Where a path writes in order, the directory's word that
+        they are whole goes with them: one round trip less."""
+        items = [(self._objects[index], pieces) for index, pieces in parts.items() if self._is_open(index)]
+        await self._carrier.feed([(item.digest, pieces) for item, pieces in items if item.digest is not None])
+        writes: Writes = {}
+        for item, pieces in items:
+            self._gather_whole(item, pieces, writes)
+        segments = self._started.segments
+        ordered = {node: job for node, job in writes.items() if self._carrier.writes_in_order(segments[node])}
+        for node, (objects, ends) in ordered.items():
+            for item in objects:
+                _add_slot(ends, item, node, SlotState.COMMITTED)
+                item.sealed.add(node)
+        await self._write_nodes(ordered, in_order=True)
+        await self._write_nodes({node: job for node, job in writes.items() if node not in ordered})
 
     async def end(self, *, timeout_s: float, commit: bool = True) -> list[str]:
         """Commits the objects that are written whole, gives the space of the others back; one error code each, empty for
@@ -159,11 +178,13 @@ class Putting:
             revoked=[number for number in numbers if number not in kept],
             settled=[node for node in self._started.segments if node not in self._unsettled],
         )
-        ended = await self._master.call(message, PutEnded, timeout_s=timeout_s)
+        ended, interrupt = await self._carrier.call_surely(message, PutEnded, timeout_s=timeout_s)
         codes = dict.fromkeys(message.revoked, TransferError.code)
         codes.update(zip((commit.allocation_id for commit in message.commits), ended.refusals, strict=True))
         for index, item in ending.items():
             self._codes[index] = codes[item.grant.allocation_id]
+        if interrupt is not None:
+            raise interrupt
 
     def _is_open(self, index: int) -> bool:
         item = self._objects.get(index)
@@ -182,57 +203,76 @@ class Putting:
         for placement in item.grant.placements:
             if placement.node in item.lost:
                 continue
-            objects, (near, far) = writes.setdefault(placement.node, ([], ([], [])))
+            objects, ends = writes.setdefault(placement.node, ([], Ends()))
             objects.append(item)
             if not item.begun:
-                slot = Slot(SlotState.RESERVED, item.grant.allocation_id, placement.offset, item.new.size_bytes, 0)
-                near.append(memoryview(pack_slot(slot)))
-                far.append(Range(placement.slot * SLOT_BYTES, SLOT_BYTES))
-                header = Header(item.grant.allocation_id, item.new.size_bytes, item.new.key, item.new.parent)
-                near.append(memoryview(pack_header(header)))
-                far.append(Range(placement.offset, header_length))
-            near.extend(pieces)
-            far.append(Range(placement.offset + header_length + offset, length))
+                _add_slot(ends, item, placement.node, SlotState.RESERVED)
+                ends.add(placement.offset, [_header(item)], header_length)
+            ends.add(placement.offset + header_length + offset, pieces, length)
         item.begun = True
         item.written.add(offset, offset + length)
+
+    def _gather_whole(self, item: _Object, pieces: Pieces, writes: Writes) -> None:
+        """Adds an object to what is written to each of its nodes. No slot: who dies midway leaves nothing in the directory."""
+        header = _header(item)
+        length = header.nbytes + item.new.size_bytes
+        item.begun = True
+        item.written.add(0, item.new.size_bytes)
+        for placement in item.grant.placements:
+            objects, ends = writes.setdefault(placement.node, ([], Ends()))
+            objects.append(item)
+            ends.add(placement.offset, [header, *pieces], length)
 
     async def _write_slots(self, whole: Sequence[_Object]) -> None:
         """The directory's word that an object is whole: written when its data is."""
         writes: Writes = {}
         for item in whole:
             for placement in item.grant.placements:
-                if placement.node in item.lost:
-                    continue
-                slot = Slot(
-                    SlotState.COMMITTED,
-                    item.grant.allocation_id,
-                    placement.offset,
-                    item.new.size_bytes,
-                    item.checksum,
-                )
-                objects, (near, far) = writes.setdefault(placement.node, ([], ([], [])))
-                objects.append(item)
-                near.append(memoryview(pack_slot(slot)))
-                far.append(Range(placement.slot * SLOT_BYTES, SLOT_BYTES))
-        await all_ended(self._write_node(node, *job) for node, job in writes.items())
+                node = placement.node
+                if node not in item.lost and node not in item.sealed:
+                    objects, ends = writes.setdefault(node, ([], Ends()))
+                    objects.append(item)
+                    _add_slot(ends, item, node, SlotState.COMMITTED)
+        await self._write_nodes(writes)
 
-    async def _write_node(self, node: str, objects: list[_Object], write: Write) -> None:
+    async def _write_nodes(self, writes: Writes, *, beside: checksums.Fed = (), in_order: bool = False) -> None:
         """One transfer carries everything for a node; if it fails, all its objects have lost that node."""
-        error = await self._move(node, write)
-        if error is None:
+        patience_s = min(self.deadline - time.monotonic(), self._write_timeout_s)
+        if patience_s <= 0:
+            await self._carrier.feed(beside)
+            for node, (objects, _) in writes.items():
+                self._lose(node, objects, DeadlineExceeded("the writer's deadline has passed"))
             return
+        jobs = [Job(self._started.segments[node], ends) for node, (_, ends) in writes.items()]
+        settled = writes.keys() - self._unsettled
+        self._unsettled |= settled  # an interrupt may keep it from being known
+        moved, interrupt = await self._carrier.move(
+            Kind.WRITE, jobs, timeout_s=patience_s, in_order=in_order, beside=beside
+        )
+        for (node, (objects, ends)), transfer in zip(writes.items(), moved, strict=True):
+            if node in settled and (transfer.error is None or isinstance(transfer.error, StaleSegment)):
+                self._unsettled.discard(node)  # a withdrawn segment is touched by nobody
+            if transfer.error is None:
+                self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + total_bytes(ends.near)
+            else:
+                self._lose(node, objects, transfer.error)
+        if interrupt is not None:
+            raise interrupt
+
+    def _lose(self, node: str, objects: Sequence[_Object], error: Exception) -> None:
         _log.warning("cannot write to %s: %s", node, error)
         for item in objects:
             item.lost.add(node)
 
-    async def _move(self, node: str, write: Write) -> TransferError | TimeoutError | None:
-        patience_s = min(self.deadline - time.monotonic(), self._write_timeout_s)
-        if patience_s <= 0:
-            return DeadlineExceeded("the writer's deadline has passed")
-        segment = self._started.segments[node]
-        (transfer,) = await self._engine.transfer(Kind.WRITE, segment, [write], timeout_s=patience_s)
-        if transfer.error is None:
-            self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + total_bytes(write[0])
-        elif not isinstance(transfer.error, StaleSegment):  # a withdrawn segment is touched by nobody
-            self._unsettled.add(node)
-        return transfer.error
+
+def _add_slot(ends: Ends, item: _Object, node: str, state: SlotState) -> None:
+    """What the directory of a node is to say of an object."""
+    placement = item.placement(node)
+    checksum = item.checksum if state is SlotState.COMMITTED else checksums.NO_CHECKSUM
+    slot = Slot(state, item.grant.allocation_id, placement.offset, item.new.size_bytes, checksum)
+    ends.add(placement.slot * SLOT_BYTES, [memoryview(pack_slot(slot))], SLOT_BYTES)
+
+
+def _header(item: _Object) -> memoryview:
+    header = Header(item.grant.allocation_id, item.new.size_bytes, item.new.key, item.new.parent)
+    return memoryview(pack_header(header))

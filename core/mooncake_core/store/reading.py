@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mooncake_core.errors import ChecksumMismatch, InvalidRequest, MooncakeError
+from mooncake_core.errors import (
+    ChecksumMismatch,
+    InvalidRequest,
+    MooncakeError,
+    ObjectNotFound,
+    OutOfRange,
+    TransferError,
+)
 from mooncake_core.store import checksums
-from mooncake_core.store.layout import unpack_header
-from mooncake_core.store.waiting import all_ended
-from mooncake_core.transfer.contract import Kind, Range
-from mooncake_core.transfer.engine import TransferEngine
+from mooncake_core.store.carrying import Carrier, Ends, Job
+from mooncake_core.store.layout import SLOT_BYTES, is_committed, names
+from mooncake_core.transfer.batch import Transfer
+from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.slices import total_bytes
 from mooncake_core.wire.messages.pool import Got, Located
 
@@ -21,6 +28,8 @@ _log = logging.getLogger(__name__)
 Pieces = Sequence[memoryview]
 Cut = tuple[int, Pieces]
 """Bytes of an object from an offset on, and where they are to go."""
+Destination = Callable[[int, int], Pieces | None]
+"""Given an object's place in the get and its size: where its bytes are to go, or None where it is not wanted."""
 
 
 @dataclass(slots=True)
@@ -39,24 +48,28 @@ class _Object:
 
 
 @dataclass(slots=True)
-class _Job:
+class _NodeRead:
     """What is read from one node at once."""
 
     indexes: list[int] = field(default_factory=list)
     headers: dict[int, bytearray] = field(default_factory=dict)
-    near: list[memoryview] = field(default_factory=list)
-    far: list[Range] = field(default_factory=list)
+    slots: dict[int, bytearray] = field(default_factory=dict)
+    ends: Ends = field(default_factory=Ends)
 
 
 class Reading:
     """A get under way; made by StoreClient.begin_get. One read at a time."""
 
-    def __init__(self, engine: TransferEngine, got: Got, deadline: float, *, checksum: checksums.Choice) -> None:
-        self._engine = engine
+    def __init__(
+        self, carrier: Carrier, got: Got, deadline: float, *, checksum: checksums.Choice, watch: bool = False
+    ) -> None:
+        """`watch`: the lease is from an earlier get, so that an object may be gone since, by force: its slot is looked at."""
+        self._carrier = carrier
         self._got = got
         self.deadline = deadline
         """time.monotonic() at which the lease, or the caller's patience, ends."""
         self._checksum = checksum
+        self._watch = watch
         self.bytes_by_path: dict[str, int] = {}
         """What was moved, by the transport that carried it."""
         self._objects = {index: _Object(found) for index, found in enumerate(got.objects) if found is not None}
@@ -96,7 +109,7 @@ class Reading:
                 item.summed_bytes += length
                 summed.append((item.digest, pieces))
         if summed:
-            await checksums.feed(summed)
+            await self._carrier.feed(summed)
 
     async def read_ranges(self, cuts: Mapping[int, Sequence[Cut]], *, timeout_s: float) -> dict[int, bool]:
         """Reads parts of objects, in any order; whether all of an object's came, within the lease. They belong to the object,
@@ -132,6 +145,36 @@ class Reading:
                 item.found, item.replica, item.named = found, 0, False
         return self.good
 
+    async def read_whole(self, destination: Destination) -> list[str]:
+        """Reads the objects whole and verifies them; one error code each, empty for success (object_not_found; out_of_range
+        where there is no destination; transfer where no replica could be read)."""
+        codes = [ObjectNotFound.code] * len(self._got.objects)
+        wanted: dict[int, Pieces] = {}
+        for index, item in list(self._objects.items()):
+            pieces = destination(index, item.found.size_bytes)
+            if pieces is None:
+                codes[index] = OutOfRange.code
+                del self._objects[index]
+            else:
+                wanted[index] = pieces
+        parts = wanted
+        while parts:
+            await self.read(parts)
+            parts = {index: wanted[index] for index in self.damaged()}
+        good = self.finish()
+        for index in wanted:
+            codes[index] = "" if good[index] else TransferError.code
+        return codes
+
+    async def read_parts(self, cuts: Sequence[Sequence[Cut]], *, timeout_s: float) -> list[str]:
+        """Reads (offset, pieces) of each object, as `read_ranges`; one error code each, empty for success (object_not_found;
+        out_of_range where an object is shorter; transfer)."""
+        codes = [self._why_not(index, wanted) for index, wanted in enumerate(cuts)]
+        fitting = {index: cuts[index] for index, code in enumerate(codes) if not code}
+        for index, good in (await self.read_ranges(fitting, timeout_s=timeout_s)).items():
+            codes[index] = "" if good else TransferError.code
+        return codes
+
     def damaged(self) -> list[int]:
         """Objects that were read whole and are not what was put, where another replica may be better: they are to be read
         again from their beginning."""
@@ -153,51 +196,67 @@ class Reading:
                 del self._objects[index]
         return self.good
 
+    def _why_not(self, index: int, cuts: Sequence[Cut]) -> str:
+        if index not in self._objects:
+            return ObjectNotFound.code
+        return "" if self.fits(index, cuts) else OutOfRange.code
+
     async def _read(self, cuts: Mapping[int, Sequence[Cut]], until: float) -> None:
         left = list(cuts)
         while left:
-            jobs = self._jobs(left, cuts)
-            failed = await all_ended(self._read_node(node, job, until) for node, job in jobs.items())
+            reads = self._plan(left, cuts)
+            jobs = [Job(self._got.segments[node], read.ends) for node, read in reads.items()]
+            patience_s = max(0.0, until - time.monotonic())
+            moved, interrupt = await self._carrier.move(Kind.READ, jobs, timeout_s=patience_s)
+            if interrupt is not None:
+                raise interrupt
+            failed = [self._note(read, transfer) for read, transfer in zip(reads.values(), moved, strict=True)]
             left = [index for indexes in failed for index in indexes if self._next_replica(index)]
 
-    def _jobs(self, indexes: Sequence[int], cuts: Mapping[int, Sequence[Cut]]) -> dict[str, _Job]:
-        jobs: dict[str, _Job] = {}
+    def _plan(self, indexes: Sequence[int], cuts: Mapping[int, Sequence[Cut]]) -> dict[str, _NodeRead]:
+        reads: dict[str, _NodeRead] = {}
         for index in indexes:
             item = self._objects[index]
             placement = item.found.placements[item.replica]
-            job = jobs.setdefault(placement.node, _Job())
-            job.indexes.append(index)
+            read = reads.setdefault(placement.node, _NodeRead())
+            read.indexes.append(index)
             if not item.named:
-                job.headers[index] = bytearray(item.found.header_bytes)
-                job.near.append(memoryview(job.headers[index]))
-                job.far.append(Range(placement.offset, item.found.header_bytes))
+                header = read.headers[index] = bytearray(item.found.header_bytes)
+                read.ends.add(placement.offset, [memoryview(header)], item.found.header_bytes)
             data = placement.offset + item.found.header_bytes
             for start, pieces in cuts[index]:
-                job.near.extend(pieces)
-                job.far.append(Range(data + start, total_bytes(pieces)))
-        return jobs
+                read.ends.add(data + start, pieces, total_bytes(pieces))
+        if self._watch:  # last: so they are the newest of what is read
+            for read in reads.values():
+                self._add_slots(read)
+        return reads
 
-    async def _read_node(self, node: str, job: _Job, until: float) -> list[int]:
-        """One transfer brings everything from a node; the objects that it could not bring."""
-        segment = self._got.segments[node]
-        patience_s = max(0.0, until - time.monotonic())
-        (transfer,) = await self._engine.transfer(Kind.READ, segment, [(job.near, job.far)], timeout_s=patience_s)
+    def _add_slots(self, read: _NodeRead) -> None:
+        for index in read.headers:
+            item = self._objects[index]
+            slot = read.slots[index] = bytearray(SLOT_BYTES)
+            read.ends.add(item.found.placements[item.replica].slot * SLOT_BYTES, [memoryview(slot)], SLOT_BYTES)
+
+    def _note(self, read: _NodeRead, transfer: Transfer) -> list[int]:
+        """What one transfer brought from a node; the objects that it could not bring."""
         if transfer.error is not None:
-            _log.warning("cannot read from %s: %s", segment.owner, transfer.error)
-            return job.indexes
-        self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + total_bytes(job.near)
+            _log.warning("cannot read from %s: %s", transfer.request.segment.owner, transfer.error)
+            return read.indexes
+        self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + total_bytes(read.ends.near)
         if checksums.wanted(self._checksum, transfer.path):
-            for index in job.indexes:
+            for index in read.indexes:
                 self._objects[index].must_agree = True
-        return [index for index in job.indexes if index in job.headers and not self._name(index, job.headers[index])]
+        return [index for index, header in read.headers.items() if not self._name(index, header, read.slots.get(index))]
 
-    def _name(self, index: int, header: bytearray) -> bool:
+    def _name(self, index: int, header: bytearray, slot: bytearray | None) -> bool:
         """Whether the space holds the object still; stale space holds another one."""
         item = self._objects[index]
-        seen = unpack_header(memoryview(header))
-        item.named = seen is not None and (seen.allocation_id, seen.key) == (item.found.allocation_id, item.found.key)
+        found = item.found
+        item.named = names(header, found.allocation_id, found.key) and (
+            slot is None or is_committed(slot, found.allocation_id)
+        )
         if not item.named:
-            _log.warning("%s is not where it was said to be", item.found.key)
+            _log.warning("%s is not where it was said to be", found.key)
         return item.named
 
     def _next_replica(self, index: int) -> bool:

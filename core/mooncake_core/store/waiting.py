@@ -24,3 +24,20 @@ async def all_ended(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     if cancelled is not None:
         raise cancelled
     return [task.result() for task in tasks]
+
+
+async def outlasting(work: Coroutine[Any, Any, T]) -> tuple[T, asyncio.CancelledError | None]:
+    """What comes of a coroutine, and the cancel that came meanwhile: the caller raises it when it has done what it must."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    try:
+        return task.result(), cancelled
+    except Exception:
+        if cancelled is not None:
+            raise cancelled from None
+        raise

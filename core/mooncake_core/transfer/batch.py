@@ -28,6 +28,8 @@ class TransferRequest(Struct, frozen=True):
     pieces: tuple[memoryview, ...]
     segment: SegmentDescriptor
     ranges: tuple[Range, ...]
+    in_order: bool = False
+    """To be carried whole, by a path that writes the ranges one after the other."""
 
 
 class Transfer:

@@ -34,6 +34,9 @@ class Capabilities:
     """Peers on other hosts cannot be reached."""
     same_process_only: bool = False
     """Only memory of the process itself can be reached."""
+    in_order: bool = False
+    """The bytes of one operation land in the order of its ranges: who finds the last one written finds all written, also after
+    the initiator has died midway."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,19 +164,24 @@ class TransferEngine:
         transfers: Sequence[tuple[Sequence[memoryview], Where]],
         *,
         timeout_s: float | None = None,
+        in_order: bool = False,
     ) -> list[Transfer]:
         """Moves (pieces, where) pairs from or to a segment, all at once, and waits; what became of each.
 
         Where the path allows it the calling thread does the work, and no other one has to wake up: the fastest way for a
         thread that would only wait. What fails there is tried again as `submit` does.
         """
-        moved = self._transfers(_requests(kind, segment, transfers), timeout_s)
+        moved = self._transfers(_requests(kind, segment, transfers, in_order), timeout_s)
         left = self._move_here(segment, moved)
         if left:
             batch = self.allocate_batch(len(left))
             self._start(batch, left)
-            self._wait_uninterrupted(batch)
+            self.wait_uninterrupted(batch)
         return moved
+
+    def writes_in_order(self, segment: SegmentDescriptor) -> bool:
+        """Whether a transfer to this segment can be asked to be `in_order`: its ranges are then written one after the other."""
+        return bool(self._candidates(segment, in_order=True))
 
     def status(self, batch: Batch) -> list[tuple[State, TransferError | TimeoutError | None]]:
         """State and error of each request, in the order submitted."""
@@ -191,6 +196,17 @@ class TransferEngine:
             ended = threading.Event()
             batch.waiting.append(ended)
         return ended.wait(timeout_s)
+
+    def wait_uninterrupted(self, batch: Batch) -> None:
+        """Waits for all requests: the pieces belong to the transports until then, an interrupt does not change that."""
+        interrupt: BaseException | None = None
+        while batch.pending:
+            try:
+                self.wait(batch)
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def free(self, batch: Batch) -> None:
         """Gives a finished batch back.
@@ -229,6 +245,7 @@ class TransferEngine:
         transfers: Sequence[tuple[Sequence[memoryview], Where]],
         *,
         timeout_s: float | None = None,
+        in_order: bool = False,
     ) -> list[Transfer]:
         """Moves (pieces, where) pairs, all at once; what became of each: its error, and the path it took."""
         if not transfers:
@@ -237,7 +254,7 @@ class TransferEngine:
         done = asyncio.Event()
         batch = self.allocate_batch(len(transfers))
         batch.on_done = lambda: _call_soon(loop, done.set)
-        self._start(batch, self._transfers(_requests(kind, segment, transfers), timeout_s))
+        self._start(batch, self._transfers(_requests(kind, segment, transfers, in_order), timeout_s))
         # The pieces belong to the transports until the batch has ended: cancelling does not change that.
         cancelled = False
         while not done.is_set():
@@ -289,7 +306,8 @@ class TransferEngine:
         Transfers share an operation: for blocks of a megabyte and less, much of the time goes into requests. Where one is
         refused it is not known whose fault that is, so they are submitted one by one.
         """
-        best = next(iter(self._candidates(segment)), None)
+        in_order = bool(transfers) and transfers[0].request.in_order
+        best = next(iter(self._candidates(segment, in_order)), None)
         if best is None or self._closing:
             return list(transfers)
         left: list[Transfer] = []
@@ -315,21 +333,10 @@ class TransferEngine:
             ranges += transfer.request.ranges
         return Operation(next(self._operation_ids), first.request.kind, pieces, path, ranges, first.deadline_s)
 
-    def _wait_uninterrupted(self, batch: Batch) -> None:
-        """The pieces belong to the transports until the batch has ended: an interrupt does not change that."""
-        interrupt: BaseException | None = None
-        while batch.pending:
-            try:
-                self.wait(batch)
-            except BaseException as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
-
     def _plan(self, batch: Batch, transfer: Transfer, posts: dict[str, list[Operation]]) -> None:
         """Cuts a request into slices for the best path there is."""
         request = transfer.request
-        candidates = self._candidates(request.segment)
+        candidates = self._candidates(request.segment, request.in_order)
         if self._closing:
             self._end(batch, transfer, PathFailed(f"the engine of {self._settings.owner} was closed"))
             return
@@ -337,7 +344,7 @@ class TransferEngine:
             self._end(batch, transfer, PathFailed(self._no_path(request.segment)))
             return
         best, *others = candidates
-        slices = cut(request.pieces, request.ranges)
+        slices = [(request.pieces, request.ranges)] if request.in_order else cut(request.pieces, request.ranges)
         transfer.remaining = len(slices)
         for pieces, ranges in slices:
             operation = Operation(
@@ -353,7 +360,7 @@ class TransferEngine:
                 self._slices[operation.operation_id] = _Slice(operation, batch, transfer, [*others, best])
             posts.setdefault(best.name, []).append(operation)
 
-    def _candidates(self, segment: SegmentDescriptor) -> list[Transport]:
+    def _candidates(self, segment: SegmentDescriptor, in_order: bool = False) -> list[Transport]:
         """Transports that reach the segment, the preferred first."""
         same_process = segment.incarnation == self._settings.incarnation
         same_host = segment.host_id == self._settings.host_id
@@ -363,6 +370,7 @@ class TransferEngine:
             if name in segment.paths
             and (same_process or not transport.capabilities.same_process_only)
             and (same_host or not transport.capabilities.same_host_only)
+            and (transport.capabilities.in_order or not in_order)
         ]
 
     def _no_path(self, segment: SegmentDescriptor) -> str:
@@ -443,9 +451,14 @@ class TransferEngine:
 
 
 def _requests(
-    kind: Kind, segment: SegmentDescriptor, transfers: Sequence[tuple[Sequence[memoryview], Where]]
+    kind: Kind,
+    segment: SegmentDescriptor,
+    transfers: Sequence[tuple[Sequence[memoryview], Where]],
+    in_order: bool = False,
 ) -> list[TransferRequest]:
-    return [TransferRequest(kind, tuple(pieces), segment, _ranges(pieces, where)) for pieces, where in transfers]
+    return [
+        TransferRequest(kind, tuple(pieces), segment, _ranges(pieces, where), in_order) for pieces, where in transfers
+    ]
 
 
 def _together(transfers: Sequence[Transfer]) -> list[Sequence[Transfer]]:

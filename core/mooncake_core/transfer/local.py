@@ -16,7 +16,7 @@ class LocalTransport(ExportingTransport):
     """Copies in the caller's thread; every operation is complete when `post` returns."""
 
     name: ClassVar[str] = "local"
-    capabilities: ClassVar[Capabilities] = Capabilities(same_host_only=True, same_process_only=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(same_host_only=True, same_process_only=True, in_order=True)
 
     def __init__(self, settings: TransportSettings) -> None:
         super().__init__(settings)

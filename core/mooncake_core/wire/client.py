@@ -25,7 +25,7 @@ from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.channel import Channel, limit
 from mooncake_core.wire.envelope import Envelope, Head, Hello, Kind, decode_hello, encode_part, pack, unpack
 from mooncake_core.wire.messages import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, Message, decode, encode
-from mooncake_core.wire.messages.envelope import Done, Failure
+from mooncake_core.wire.messages.envelope import Done, Failure, Ping
 from mooncake_core.wire.versions import agree
 
 HELLO_TIMEOUT_S: Final = 2.0
@@ -104,7 +104,7 @@ class Client:
     ) -> None:
         self.address = address
         self._key = key
-        self._hello = Hello(name=name, oldest=versions[0], newest=versions[1])
+        self.hello = Hello(name=name, oldest=versions[0], newest=versions[1])
         self._owns_context = context is None
         self._context = context or zmq.Context()
         self._channel: Channel | None = None
@@ -114,6 +114,7 @@ class Client:
         self._telling: set[asyncio.Task[None]] = set()
         self._welcome: asyncio.Future[None] | None = None
         self._was_welcome = False
+        self._door = 0
         self._watchers: set[asyncio.Future[None]] = set()
         self._lost_at: float | None = None
         """time.monotonic() since when nobody is there."""
@@ -133,7 +134,7 @@ class Client:
         finally:
             timer.cancel()
             self._forget(number)
-        return self._expect(reply, reply_type, message)
+        return expected(self.address, reply, reply_type, message)
 
     def tell(self, message: Message, on_end: Callable[[MooncakeError | None], None], *, timeout_s: float) -> None:
         """As a call whose reply, Done, nobody awaits; `on_end` is told when it has come, or why it will not."""
@@ -168,13 +169,18 @@ class Client:
                         if isinstance(reply, Done):
                             return
                         raise reply
-                    good.append(self._expect(reply, reply_type, message))
+                    good.append(expected(self.address, reply, reply_type, message))
                 yield good
                 if number not in self._waiting and replies.is_empty:  # the last reply was one of those
                     return
         finally:
             timer.cancel()
             self._forget(number)
+
+    async def door(self, *, timeout_s: float) -> int:
+        """The port at which the server takes clients that block (door.py), 0 where it does not. Raises as `call` does."""
+        await self.call(Ping(), Done, timeout_s=timeout_s)
+        return self._door
 
     def lost(self) -> asyncio.Future[None]:
         """A future that is done when the connection breaks; cancel it when nobody waits for that any more."""
@@ -212,7 +218,7 @@ class Client:
                 async with asyncio.timeout_at(deadline):
                     await self._greet()
             except TimeoutError as error:
-                raise (error if isinstance(error, MooncakeError) else self._late(message, timeout_s)) from error
+                raise (error if isinstance(error, MooncakeError) else late(self.address, message, timeout_s)) from error
         replies = _Replies()
         number = self._start(message, timeout_s, replies)
         return number, replies, loop.call_at(deadline, self._time_out, replies, message, timeout_s)
@@ -228,7 +234,7 @@ class Client:
         return number
 
     def _time_out(self, replies: _Replies, message: Message, timeout_s: float) -> None:
-        replies.put(self._late(message, timeout_s))
+        replies.put(late(self.address, message, timeout_s))
 
     async def _tell_later(
         self, message: Message, on_end: Callable[[MooncakeError | None], None], timeout_s: float
@@ -259,7 +265,7 @@ class Client:
         deadline = asyncio.get_running_loop().time() + HELLO_TIMEOUT_S
         while not welcome.done():
             try:
-                self._send(pack(Kind.HELLO, 0, encode_part(self._hello)))
+                self._send(pack(Kind.HELLO, 0, encode_part(self.hello)))
                 break
             except PeerUnreachable:  # not connected yet
                 if asyncio.get_running_loop().time() > deadline:
@@ -307,7 +313,9 @@ class Client:
     def _on_envelope(self, envelope: Envelope) -> None:
         try:
             if envelope.kind is Kind.WELCOME:
-                agree(self._hello, decode_hello(envelope.head))
+                theirs = decode_hello(envelope.head)
+                agree(self.hello, theirs)
+                self._door = theirs.door
                 self._was_welcome = True
                 self._lost_at = None
                 if self._welcome is not None and not self._welcome.done():
@@ -368,19 +376,6 @@ class Client:
         for replies in waiting.values():
             replies.put(error)
 
-    def _expect(self, reply: object, reply_type: type[M], message: Message) -> M:
-        if isinstance(reply, MooncakeError):
-            raise reply
-        if not isinstance(reply, reply_type):
-            raise ProtocolError(
-                f"{self.address} answered {type(message).__name__} with {type(reply).__name__}, "
-                f"expected {reply_type.__name__}"
-            )
-        return reply
-
-    def _late(self, message: Message, timeout_s: float) -> DeadlineExceeded:
-        return DeadlineExceeded(f"{self.address} did not answer {type(message).__name__} within {timeout_s:.3g}s")
-
 
 class Clients:
     """One Client per address, all in one zmq context."""
@@ -419,3 +414,24 @@ class Clients:
             await self.drop(address)
         if not self._context.closed:
             self._context.destroy()
+
+
+def expected(address: str, reply: object, reply_type: type[M], message: Message) -> M:
+    """A reply of the type that was asked for.
+
+    Raises:
+        MooncakeError: it is the peer's error.
+        ProtocolError: it is of another type.
+    """
+    if isinstance(reply, MooncakeError):
+        raise reply
+    if not isinstance(reply, reply_type):
+        raise ProtocolError(
+            f"{address} answered {type(message).__name__} with {type(reply).__name__}, expected {reply_type.__name__}"
+        )
+    return reply
+
+
+def late(address: str, message: Message, timeout_s: float) -> DeadlineExceeded:
+    """For a call that was not answered."""
+    return DeadlineExceeded(f"{address} did not answer {type(message).__name__} within {timeout_s:.3g}s")

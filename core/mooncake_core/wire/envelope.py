@@ -45,6 +45,8 @@ class Hello(Struct, frozen=True, kw_only=True):
     name: str
     oldest: int
     newest: int
+    door: int = 0
+    """Of a server: the port of its door (door.py), 0 where it has none."""
 
 
 class Head(Struct, frozen=True, kw_only=True):
@@ -104,6 +106,49 @@ def unpack(frames: list[bytes]) -> list[Envelope]:
     except (KeyError, struct.error) as error:
         raise ProtocolError(f"expected envelopes, got {len(data)} bytes of something else: {error}") from error
     return found
+
+
+class Cutter:
+    """Cuts what a byte stream brings into envelopes. Pure."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        """Of what is not whole yet."""
+        self._num_bytes = 0
+        self.wanted_bytes = _PREFIX.size
+        """Of the envelope that is not whole yet, as far as is known: with fewer it is not."""
+
+    def feed(self, data: bytes) -> list[Envelope]:
+        """The envelopes that are whole now.
+
+        Raises:
+            ProtocolError: whoever sends this speaks something else.
+        """
+        if self._parts or len(data) < self.wanted_bytes:
+            self._parts.append(data)
+            self._num_bytes += len(data)
+            if self._num_bytes < self.wanted_bytes:
+                return []
+            data = b"".join(self._parts)
+            self._parts = []
+        found, start = [], 0
+        while (end := self._end(data, start)) <= len(data):
+            found += unpack([data[start:end] if start or end < len(data) else data])
+            start = end
+        self.wanted_bytes = end - start
+        self._parts = [data[start:]] if start < len(data) else []
+        self._num_bytes = len(data) - start
+        return found
+
+    def _end(self, data: bytes, start: int) -> int:
+        """Of the envelope that begins there; at least that of its prefix, where that is cut off."""
+        if len(data) - start < _PREFIX.size:
+            return start + _PREFIX.size
+        kind, _, head_bytes, body_bytes = _PREFIX.unpack_from(data, start)
+        if kind not in _KINDS or head_bytes + body_bytes > MAX_MESSAGE_BYTES:
+            raise ProtocolError(f"expected an envelope of at most {MAX_MESSAGE_BYTES} bytes, got something else")
+        end: int = start + _PREFIX.size + head_bytes + body_bytes
+        return end
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, cast
 
 import zmq
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from mooncake_core.address import HostPort
 from mooncake_core.errors import (
@@ -22,6 +22,7 @@ from mooncake_core.errors import (
 )
 from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.channel import Channel, limit
+from mooncake_core.wire.door import Door
 from mooncake_core.wire.envelope import (
     Envelope,
     Hello,
@@ -79,13 +80,16 @@ class Server:
         *,
         key: ClusterKey | None = None,
         versions: tuple[int, int] = (OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION),
+        door: bool = False,
     ) -> None:
+        """`door`: clients that block may come by door.py, unless there is a key."""
         self._handlers: dict[type, Handler] = {Ping: _pong, **handlers}
         self._key = key
         self._hello = Hello(name=name, oldest=versions[0], newest=versions[1])
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._channel: Channel | None = None
         self._zap: Channel | None = None
+        self._door = Door(self._hear, self._left) if door and key is None else None
         self._peers: dict[bytes, str] = {}
         self._most_peers = FEW_PEERS
         """When there are more, those that are gone are looked for."""
@@ -112,6 +116,8 @@ class Server:
             socket.close()
             raise WireError(f"cannot listen on {address}: {error.strerror}; {_bind_hint(error, address)}") from error
         bound = cast(bytes, socket.getsockopt(zmq.LAST_ENDPOINT)).decode()
+        if self._door is not None:
+            self._hello = structs.replace(self._hello, door=await self._door.open(address.host))
         self._channel = Channel(socket, self._on_frames)
         return HostPort(address.host, int(bound.rpartition(":")[2]))
 
@@ -122,6 +128,8 @@ class Server:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._flush()
+        if self._door is not None:
+            await self._door.close()
         for channel in (self._channel, self._zap):
             if channel:
                 channel.close()
@@ -150,14 +158,25 @@ class Server:
 
     def _on_frames(self, frames: list[bytes]) -> None:
         identity, *rest = frames
+        try:
+            envelopes = unpack(rest)
+        except MooncakeError as error:
+            self._refuse(identity, 0, error)
+        else:
+            self._hear(identity, envelopes)
+
+    def _hear(self, identity: bytes, envelopes: Sequence[Envelope]) -> None:
         number = 0
         try:
-            for envelope in unpack(rest):
+            for envelope in envelopes:
                 number = envelope.number
                 self._on_envelope(identity, envelope)
         except MooncakeError as error:
-            _log.warning("refused a message: %s", error)
-            self._send(identity, Kind.LAST, number, _failure(error))
+            self._refuse(identity, number, error)
+
+    def _refuse(self, identity: bytes, number: int, error: MooncakeError) -> None:
+        _log.warning("refused a message: %s", error)
+        self._send(identity, Kind.LAST, number, _failure(error))
 
     def _on_envelope(self, identity: bytes, envelope: Envelope) -> None:
         if envelope.kind is Kind.HELLO:
@@ -244,7 +263,9 @@ class Server:
         self._enqueue(identity, pack(kind, number, b"", encode(message)))
 
     def _enqueue(self, identity: bytes, envelope: bytes) -> None:
-        """What is said to one peer in one turn of the event loop leaves together."""
+        """What is said to one peer in one turn of the event loop leaves together; at the door, at once."""
+        if self._door is not None and self._door.send(identity, envelope):
+            return
         if not self._outgoing:
             asyncio.get_running_loop().call_soon(self._flush)
         waiting = self._outgoing.setdefault(identity, [])
@@ -270,6 +291,8 @@ class Server:
         assert self._channel is not None  # a hello came by it
         welcome = pack(Kind.WELCOME, 0, encode_part(self._hello))
         for identity in list(self._peers):
+            if self._door is not None and self._door.has(identity):
+                continue
             try:
                 self._channel.send([identity, welcome])
             except zmq.ZMQError:
@@ -278,8 +301,11 @@ class Server:
 
     def _gone(self, identity: bytes, error: zmq.ZMQError) -> None:
         """The peer has vanished or stopped reading: nobody waits for its answers any more."""
-        name = self._peers.pop(identity, "a peer")
-        _log.info("%s is gone: %s", name, error.strerror)
+        _log.info("%s is gone: %s", self._peers.get(identity, "a peer"), error.strerror)
+        self._left(identity)
+
+    def _left(self, identity: bytes) -> None:
+        self._peers.pop(identity, None)
         for (owner, _), task in list(self._running.items()):
             if owner == identity:
                 task.cancel()

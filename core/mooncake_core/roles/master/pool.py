@@ -10,6 +10,7 @@ from typing import Any, Final, get_args
 
 from mooncake_core.errors import MooncakeError
 from mooncake_core.roles.drive import Drive
+from mooncake_core.roles.master.marks import Marks
 from mooncake_core.roles.master.tier_calls import tier_call
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.store import events as p
@@ -58,6 +59,7 @@ class PoolDriver:
         self._orders = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Message]] = {}
         self._tasks = Tasks()
+        self._marks = Marks(self._tasks)
 
     def handlers(self) -> dict[type, Handler]:
         """What clients may ask."""
@@ -84,6 +86,7 @@ class PoolDriver:
         token = next(self._tokens)
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._asked[token] = answer
+        self._marks.begin_turn(message)
         try:
             self._drive.feed(p.Asked(token, message))
         except BaseException:
@@ -98,7 +101,7 @@ class PoolDriver:
     def _execute(self, command: p.Command) -> None:
         match command:
             case p.Answer(token=token, message=message):
-                self._answer(token, message)
+                self._marks.after(message, lambda: self._answer(token, message), self.pool.longest_lease_s)
             case p.BlocksStored() | p.BlocksRemoved():
                 self._on_change(command)
             case p.FenceNode():
@@ -106,7 +109,8 @@ class PoolDriver:
             case p.AskReport():
                 self._tasks.start(self._report(command))
             case p.ClearNodeSlots(name=name, incarnation=incarnation, slots=slots):
-                self._tasks.start(self._clear(name, incarnation, slots, next(self._orders)))
+                task = self._tasks.start(self._clear(name, incarnation, slots, next(self._orders)))
+                self._marks.note(task, slots)
             case p.PullToNode():
                 self._tasks.start(self._pull(command, next(self._orders)))
             case p.MarkNode():

@@ -1,0 +1,56 @@
+"""Answers that wait until nodes have marked what was removed: whoever reads under an older lease sees it then.
+
+See docs/decisions/0029-leases-are-remembered.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from mooncake_core.errors import MooncakeError
+from mooncake_core.roles.tasks import Tasks
+from mooncake_core.wire.messages import Message
+from mooncake_core.wire.messages.pool import PutEnd, PutEnded, Removed, RemovedAll, SlotClearing
+
+
+class Marks:
+    """Orders to mark slots that are under way. Used on one event loop."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+        self._own: set[int] = set()
+        self._of_this_turn: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def begin_turn(self, message: object) -> None:
+        """A question is being handled: what is marked from now on is marked because of it. What its asker has only written,
+        and gives up, nobody has read."""
+        self._of_this_turn.clear()
+        self._own = set()
+        if isinstance(message, PutEnd):
+            self._own = {*message.revoked, *(commit.allocation_id for commit in message.commits)}
+
+    def note(self, order: asyncio.Task[None], slots: Sequence[SlotClearing]) -> None:
+        """A node is asked to mark or clear slots. What is only cleared is under nobody's lease."""
+        if any(slot.only_mark and slot.allocation_id not in self._own for slot in slots):
+            self._of_this_turn.add(order)
+            self._under_way.add(order)
+            order.add_done_callback(self._under_way.discard)
+
+    def after(self, message: Message | MooncakeError, answer: Callable[[], None], longest_s: float) -> None:
+        """Answers at once, or, when something was removed, after it is marked; no later than leases on it end."""
+        waits_for: set[asyncio.Task[None]] = set()
+        if isinstance(message, PutEnded | Removed):
+            waits_for = self._of_this_turn
+        elif isinstance(message, RemovedAll):  # the last of several turns
+            waits_for = self._under_way
+        if waits_for:
+            self._tasks.start(_answer_after(set(waits_for), answer, longest_s))
+        else:
+            answer()
+
+
+async def _answer_after(orders: set[asyncio.Task[None]], answer: Callable[[], None], longest_s: float) -> None:
+    await asyncio.wait(orders, timeout=longest_s)
+    answer()
