@@ -129,12 +129,17 @@ class BlockingClient:
         known = self._port
         if known is not None and (line := self._open(known, deadline)) is not None:
             return line
-        left_s = max(0.0, deadline - time.monotonic())
-        port = self._port = self._loop.run(self._client.door(timeout_s=left_s))
+        port = self._port = self._ask_door(deadline)
         line = self._open(port, deadline) if port else None
         if line is None and port:
             self._shut_until = time.monotonic() + SHUT_S
         return line
+
+    def _ask_door(self, deadline: float) -> int:
+        try:
+            return self._loop.run(self._client.door(timeout_s=max(0.0, deadline - time.monotonic())))
+        except PeerUnreachable:  # a server that started again: the loop's client may only just have noticed that
+            return self._loop.run(self._client.door(timeout_s=max(0.0, deadline - time.monotonic())))
 
     def _open(self, port: int, deadline: float) -> Line | None:
         line = Line(self._client.address, self._client.hello)
