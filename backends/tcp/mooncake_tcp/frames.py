@@ -26,7 +26,8 @@ MOST_RANGES: Final = 1 << 20
 RESPONSE: Final = struct.Struct("<B7xQQd32x")  # status, operation id, payload length, the target's clock
 MAX_VECTORS: Final = 512
 
-CALL_BYTES: Final = 256 << 10
+CALL_BYTES: Final = 1 << 20
+LARGEST_HEADER_BYTES: Final = 4096
 SOCKET_BUFFER_BYTES: Final = 128 << 10
 KEEPALIVE_IDLE_S: Final = 30
 KEEPALIVE_INTERVAL_S: Final = 5
@@ -89,8 +90,9 @@ def send_all(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None
     num_bytes = 0
     for buffer in buffers:
         length = len(buffer)
-        if num_bytes + length > CALL_BYTES or len(together) == MAX_VECTORS:
-            first_bytes = max(0, CALL_BYTES - num_bytes)
+        if num_bytes + length > LARGEST_HEADER_BYTES + CALL_BYTES or len(together) == MAX_VECTORS:
+            # What leaves with headers is as long as what leaves alone, or a payload of whole calls would end in a tiny one.
+            first_bytes = max(0, CALL_BYTES - max(0, num_bytes - LARGEST_HEADER_BYTES))
             view = memoryview(buffer)
             _send_together(sock, [*together, view[:first_bytes]])
             for start in range(first_bytes, length, CALL_BYTES):
