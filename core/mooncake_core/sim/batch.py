@@ -21,7 +21,8 @@ class _Member(NamedTuple):
     step: int
     """Done when it joined."""
     context_tokens: int
-    last_step: int
+    entry: tuple[int, int]
+    """Of those by which its end is found: its last step, and the number of the entry."""
     waited_s: float
     """From its latest token to the border at which it joined; negative where that was within a stall."""
 
@@ -71,11 +72,11 @@ class Batch(Generic[S]):
         """A sequence gets its next `steps` (1 or more) tokens here. `now` is a border, the end of a stall, or the batch is
         empty; its latest token came at `last_token_at`."""
         self._settle(now)
-        last_step = self._steps + steps
-        self._members[sequence] = _Member(self._steps, context_tokens, last_step, self._since - last_token_at)
+        entry = (self._steps + steps, self._order)
+        self._members[sequence] = _Member(self._steps, context_tokens, entry, self._since - last_token_at)
         self.context_tokens += context_tokens
         self._joined_tokens += context_tokens
-        heapq.heappush(self._last_steps, (last_step, self._order, sequence))
+        heapq.heappush(self._last_steps, (*entry, sequence))
         self._order += 1
         self._begin()
 
@@ -99,8 +100,8 @@ class Batch(Generic[S]):
         done = self.steps_by(now)
         found = []
         while self._last_steps and self._last_steps[0][0] <= done:
-            last_step, _, sequence = heapq.heappop(self._last_steps)
-            if self._is_due(last_step, sequence):
+            last_step, order, sequence = heapq.heappop(self._last_steps)
+            if self._is_current((last_step, order), sequence):
                 found.append(sequence)
         return found
 
@@ -122,7 +123,7 @@ class Batch(Generic[S]):
 
     def next_finish(self) -> float:
         """When the first sequence has all its tokens; infinity where there is none."""
-        while self._last_steps and not self._is_due(self._last_steps[0][0], self._last_steps[0][2]):
+        while self._last_steps and not self._is_current(self._last_steps[0][:2], self._last_steps[0][2]):
             heapq.heappop(self._last_steps)
         return self.time_of(self._last_steps[0][0]) if self._last_steps else math.inf
 
@@ -162,10 +163,10 @@ class Batch(Generic[S]):
         """How long the next step takes, at the latest change."""
         return self._run.first_s if self._members else 0.0
 
-    def _is_due(self, last_step: int, sequence: S) -> bool:
-        """Whether an entry is not of a sequence that has left."""
+    def _is_current(self, entry: tuple[int, int], sequence: S) -> bool:
+        """Whether an entry is not of a sequence that has left, and perhaps joined again."""
         member = self._members.get(sequence)
-        return member is not None and member.last_step == last_step
+        return member is not None and member.entry == entry
 
     def _settle(self, now: float) -> None:
         """Ends the run at a border."""

@@ -113,6 +113,10 @@ class ConductedCluster:
             self._tick_at = deadline
             self.timeline.at(deadline, self._tick)
 
+    def busy_s(self) -> dict[str, float]:
+        """Time spent computing, by instance and pool."""
+        return self.members.busy_s()
+
     def report(self) -> None:
         """Instances tell the Conductor how much they have to do."""
         self.members.report()

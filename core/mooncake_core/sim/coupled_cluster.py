@@ -40,7 +40,6 @@ class CoupledCluster:
         self._ttft_slo_s, self._tbt_slo_s = slo_s
         self._ended = ended
         self._turn = itertools.count()
-        self._left_busy_s = 0.0
 
     def join(self, name: str) -> None:
         """An instance is there."""
@@ -53,7 +52,6 @@ class CoupledCluster:
         if instance is None:
             return
         lost = instance.fail()
-        self._left_busy_s += instance.busy_s
         for job in lost:
             job.attempt += 1
             job.lost_at = [*job.lost_at, name]
@@ -93,9 +91,10 @@ class CoupledCluster:
             pool_blocks=sum(one.memory.num_cached for one in instances),
         )
 
-    def busy_s(self) -> float:
-        """Time spent computing by all instances together."""
-        return self._left_busy_s + sum(instance.busy_s for instance in self.instances.values())
+    def busy_s(self) -> dict[str, float]:
+        """Time spent computing, by instance, and the mean of all that are there."""
+        found = {name: instance.busy_s for name, instance in self.instances.items()}
+        return {"instances": mean(list(found.values())), **found}
 
     def _choose(self) -> CoupledInstance:
         instances = list(self.instances.values())

@@ -29,6 +29,8 @@ class KVMemory:
         self._shares: dict[Job, _Share] = {}
         self._private_tokens = 0
         self._growth_tokens = 0
+        self.most_used_tokens = 0
+        """The most that could not be evicted at any time."""
 
     @property
     def free_tokens(self) -> int:
@@ -94,5 +96,6 @@ class KVMemory:
 
     def _change_private(self, tokens: int, now: float) -> None:
         self._private_tokens += tokens
+        self.most_used_tokens = max(self.most_used_tokens, self.used_tokens)
         if self._cache is not None:
             self._cache.shrink((self.capacity_tokens - self._private_tokens) // self._block_tokens, now)

@@ -10,6 +10,7 @@ from mooncake_core.sim.block_cache import BlockCache
 from mooncake_core.sim.decode import DecodeInstance
 from mooncake_core.sim.pipeline import Pipeline
 from mooncake_core.sim.prefill import PrefillInstance
+from mooncake_core.sim.series import mean
 from mooncake_core.sim.shapes import Costs, HostShape, ModelShape
 from mooncake_core.wire.messages.membership import CostHint, InstanceLoad, InstanceOffer, ModelOffer
 
@@ -44,7 +45,6 @@ class Members:
         self._new_cache = new_cache
         self.prefill: dict[str, PrefillInstance] = {}
         self.decode: dict[str, DecodeInstance] = {}
-        self._left_busy_s = {"prefill": 0.0, "decode": 0.0}
         self._roles: dict[str, Role] = {}
         """Of all that have ever joined, the latest."""
 
@@ -75,20 +75,18 @@ class Members:
         """An instance is gone at once, and what its node had as well where the host is gone."""
         jobs = self._cluster.jobs_of(name)
         if prefill := self.prefill.pop(name, None):
-            self._left_busy_s["prefill"] += prefill.busy_s
             prefill.fail()
         if decode := self.decode.pop(name, None):
             decode.fail()
-            self._left_busy_s["decode"] += decode.busy_s()
         if with_node:
             self._cluster.pool.clear(name)
         self._cluster.tell(e.InstanceLeft(name))
         self._cluster.lose(jobs, name)
 
     def come_back(self, name: str) -> None:
-        """An instance that failed joins again, in its latest role."""
+        """An instance that failed joins again, in its latest role; a new one in the role that its name begins with."""
         if name not in self.prefill and name not in self.decode:
-            self.join(name, self._roles[name])
+            self.join(name, self._roles.get(name, "decode" if name.startswith("decode") else "prefill"))
 
     def switch(self, name: str, role: Role) -> None:
         """An instance finishes what it has, and joins again in the other role."""
@@ -124,11 +122,11 @@ class Members:
         return [*self.prefill, *self.decode]
 
     def busy_s(self) -> dict[str, float]:
-        """Time spent computing by each pool's instances together."""
-        return {
-            "prefill": self._left_busy_s["prefill"] + sum(one.busy_s for one in self.prefill.values()),
-            "decode": self._left_busy_s["decode"] + sum(one.busy_s() for one in self.decode.values()),
-        }
+        """Time spent computing, by instance, and the mean of each pool's."""
+        prefill = {name: one.busy_s for name, one in self.prefill.items()}
+        decode = {name: one.busy_s() for name, one in self.decode.items()}
+        pools = {"prefill": mean(list(prefill.values())), "decode": mean(list(decode.values()))}
+        return {**pools, **prefill, **decode}
 
     def _switch_when_idle(self, name: str, role: Role) -> None:
         cluster = self._cluster

@@ -20,6 +20,9 @@ class Cluster(Protocol):
     def sample(self, rejected: int) -> Sample:
         """Its load now."""
 
+    def busy_s(self) -> dict[str, float]:
+        """Seconds that instances have computed, by name; of a pool's, their mean."""
+
     def report(self) -> None:
         """Instances tell their scheduler how much they have to do."""
 
@@ -34,15 +37,17 @@ class Simulation:
         *,
         report_interval_s: float,
         sample_interval_s: float,
-        progress: Callable[[int], None] = lambda ended: None,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """`progress` hears how many requests have ended since it heard last."""
+        """`progress` hears of each request that has ended."""
         self.timeline = timeline
         self.records = Records()
         self.samples: list[Sample] = []
         self.num_arrived = 0
         self.ended_at = 0.0
         """When the last request had ended."""
+        self.busy_s: dict[str, float] = {}
+        """Instance, or pool → seconds of computing."""
         self._jobs = jobs
         self._more = True
         self._rejected = 0
@@ -58,6 +63,7 @@ class Simulation:
         if self._sample_interval_s:
             self._sample(cluster)
         self.timeline.run()
+        self.busy_s = cluster.busy_s()
         missing = self.num_arrived - len(self.records)
         if missing or self._more:
             raise AssertionError(f"{missing} requests never ended")
@@ -67,8 +73,7 @@ class Simulation:
         self.records.add(job)
         self._rejected += job.outcome != "completed"
         self.ended_at = self.timeline.now
-        if len(self.records) % 100 == 0:
-            self._progress(100)
+        self._progress()
 
     @property
     def is_over(self) -> bool:
