@@ -33,6 +33,12 @@ tokens of a request is the mean of the slowest tenth of its gaps.
 @click.option("--system", "names", multiple=True, help="Only this one of its systems; may be repeated.")
 @click.option("--speed", type=click.FloatRange(0, min_open=True), help="Requests come so much faster.")
 @click.option("--seed", type=click.IntRange(0), help="Of all that is random.")
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Run so many seeds from --seed on.")
+@click.option(
+    "--capacity",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Find the speed at which such a share of requests still meets the objectives, by limit of TBT.",
+)
 @click.option("--ttft", type=DURATION, help="Objective: time to first token.")
 @click.option("--tbt", type=DURATION, help="Objective: time between tokens.")
 @click.option("--limit", type=click.IntRange(1), help="Only so many requests from the beginning.")
@@ -44,20 +50,27 @@ def command(
     names: tuple[str, ...],
     speed: float | None,
     seed: int | None,
+    seeds: int,
+    capacity: float | None,
     ttft: float | None,
     tbt: float | None,
     limit: int | None,
     json_path: Path | None,
     out: Path | None,
 ) -> int:
+    import msgspec
+
     from mooncake_core.bench.trace import TraceRun
     from mooncake_core.sim.load import load_simulation
 
     config = load_simulation(config_path, os.environ)
     run = TraceRun(config, trace, names=names, speed=speed, seed=seed, ttft_s=ttft, tbt_s=tbt, limit=limit)
-    report = run.execute(progress.counter(run.num_requests * len(run.systems), "requests"))
+    report = run.execute(progress.counter(run.num_requests * len(run.systems) * seeds, "requests"), seeds=seeds)
+    if capacity is not None:
+        limits_s = run.config.slo.thresholds or [run.config.slo.tbt]
+        report = msgspec.structs.replace(report, capacities=run.capacities(capacity, limits_s))
     if json_path == Path("-"):
-        console.json({"trace": report.trace, "systems": report.systems})
+        console.json(msgspec.structs.asdict(report))
     else:
         _print(report)
         if json_path is not None:
@@ -86,6 +99,28 @@ def _print(report: TraceReport) -> None:
         shares = ", ".join(f"{entry.tbt_s * 1e3:g}ms {entry.goodput_ratio:.1%}" for entry in system.summary.thresholds)
         if shares:
             console.data(f"{system.summary.name}: goodput by limit of TBT: {shares}")
+    for found in report.capacities:
+        limits = zip(found.tbt_s, found.speeds, strict=True)
+        speeds = ", ".join(f"{limit * 1e3:g}ms {speed:.2f}" for limit, speed in limits)
+        console.data(
+            f"{found.name}: speed of the trace at which {found.share:.0%} are served well, by limit of TBT: {speeds}"
+        )
+    if report.seeds:
+        _print_seeds(report)
+
+
+def _print_seeds(report: TraceReport) -> None:
+    """Means over seeds, and how far they are apart."""
+    rows = []
+    for system in report.systems:
+        of_it = [result for result in report.seeds if result.name == system.summary.name]
+        ttfts = [result.ttft_s for result in of_it]
+        hits = sum(result.hit_ratio for result in of_it) / len(of_it)
+        prefill = sum(result.prefill_gpu_s for result in of_it) / len(of_it)
+        mean = sum(ttfts) / len(of_it)
+        cells = [f"{value:.3f}s" for value in (mean, min(ttfts), max(ttfts))]
+        rows.append([system.summary.name, len(of_it), *cells, f"{hits:.1%}", f"{prefill:.3f}s"])
+    console.table(["over seeds", "", "TTFT mean", "lowest", "highest", "hit", "prefill"], rows)
 
 
 def _row(system: SystemReport) -> list[object]:

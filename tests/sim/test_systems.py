@@ -170,3 +170,18 @@ def test_the_command(tmp_path: Path, trace: Path, capsys: pytest.CaptureFixture[
     assert {"report.json", "ttft.png", "load-mooncake.png", "rejections.png"} <= names
     assert run_command(["bench", "trace", str(trace), "--config", str(config), "--system", "none"]) == 2
     assert "mooncake, coupled" in capsys.readouterr().err
+
+
+def test_seeds_and_capacity_are_reported(tmp_path: Path, trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write(tmp_path, SYSTEMS.replace("prefill: 2", "prefill: 2, policy: random"))
+    arguments = ["bench", "trace", str(trace), "--config", str(config), "--json", "-", "--seeds", "2", "--limit", "10"]
+    assert run_command([*arguments, "--capacity", "0.5"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(row["seed"], row["name"]) for row in shown["seeds"]] == [
+        (0, "mooncake"),
+        (0, "coupled"),
+        (1, "mooncake"),
+        (1, "coupled"),
+    ]
+    assert [row["name"] for row in shown["capacities"]] == ["mooncake", "coupled"]
+    assert shown["capacities"][0]["speeds"][0] > 1

@@ -7,12 +7,14 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from mooncake_core.bench.capacity import Capacity, find_capacity
 from mooncake_core.errors import UsageError
 from mooncake_core.sim.job import Job
 from mooncake_core.sim.jobs import read_jobs
@@ -34,11 +36,25 @@ class SystemReport(Struct, frozen=True, kw_only=True):
     peak_rss_bytes: int
 
 
+class SeedResult(Struct, frozen=True, kw_only=True):
+    """What a system's mean time to first token and goodput are with another seed."""
+
+    seed: int
+    name: str
+    ttft_s: float
+    goodput_ratio: float
+    hit_ratio: float
+    prefill_gpu_s: float
+
+
 class TraceReport(Struct, frozen=True, kw_only=True):
     """Everything of a run."""
 
     trace: dict[str, Any]
     systems: list[SystemReport]
+    """With the first seed."""
+    seeds: list[SeedResult] = []
+    capacities: list[Capacity] = []
 
 
 class TraceRun:
@@ -70,18 +86,39 @@ class TraceRun:
         self.systems = _chosen(config.systems, names)
         self.num_requests = sum(1 for _ in self._jobs())
 
-    def execute(self, progress: Callable[[int], None] = lambda ended: None) -> TraceReport:
-        """Runs the systems one after the other."""
+    def execute(self, progress: Callable[[int], None] = lambda ended: None, *, seeds: int = 1) -> TraceReport:
+        """Runs the systems one after the other, with so many seeds from the configuration's on."""
         config = self.config
         trace = {"path": str(self._trace), "requests": self.num_requests, "speed": config.speed, "seed": config.seed}
         done = itertools.count(1)
-        return TraceReport(
-            trace=trace, systems=[self._serve(system, lambda: progress(next(done))) for system in self.systems]
-        )
+        reports: list[SystemReport] = []
+        results: list[SeedResult] = []
+        for seed in range(config.seed, config.seed + seeds):
+            for system in self.systems:
+                report = self._serve(system, seed, config.speed, lambda: progress(next(done)))
+                results.append(_of_seed(seed, report.summary))
+                if seed == config.seed:
+                    reports.append(report)
+        return TraceReport(trace=trace, systems=reports, seeds=results if seeds > 1 else [])
 
-    def _serve(self, system: SystemSettings, progress: Callable[[], None]) -> SystemReport:
+    def capacities(self, share: float, limits_s: Sequence[float]) -> list[Capacity]:
+        """How much faster the trace may come until less than a share of requests meets the objectives, for each limit of the
+        time between tokens."""
+        return [
+            find_capacity(system.name, share, limits_s, partial(self._goodput_ratios, system, limits_s))
+            for system in self.systems
+        ]
+
+    def _goodput_ratios(self, system: SystemSettings, limits_s: Sequence[float], speed: float) -> list[float]:
+        slo = msgspec.structs.replace(self.config.slo, thresholds=list(limits_s))
+        setup = replace(self._setup, config=msgspec.structs.replace(self.config, slo=slo, sample_interval=0.0))
+        simulation = simulate(setup, system, self._jobs(speed))
+        return [entry.goodput_ratio for entry in summarise(setup.config, system, simulation).thresholds]
+
+    def _serve(self, system: SystemSettings, seed: int, speed: float, progress: Callable[[], None]) -> SystemReport:
         cpu, wall = time.process_time(), time.monotonic()
-        simulation = simulate(self._setup, system, self._jobs(), progress)
+        setup = replace(self._setup, config=msgspec.structs.replace(self.config, seed=seed))
+        simulation = simulate(setup, system, self._jobs(speed), progress)
         records = simulation.records
         completed = records.where("outcome", "completed")
         return SystemReport(
@@ -93,8 +130,27 @@ class TraceRun:
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
 
-    def _jobs(self) -> Iterator[Job]:
-        return itertools.islice(read_jobs(self._trace, speed=self.config.speed), self._limit)
+    def _jobs(self, speed: float = 1.0) -> Iterator[Job]:
+        jobs = itertools.islice(read_jobs(self._trace, speed=speed), self._limit)
+        longest = self.config.longest_answer
+        return jobs if longest is None else _cut(jobs, longest)
+
+
+def _of_seed(seed: int, summary: SystemSummary) -> SeedResult:
+    return SeedResult(
+        seed=seed,
+        name=summary.name,
+        ttft_s=summary.ttft_s.mean if summary.ttft_s else 0.0,
+        goodput_ratio=summary.goodput_ratio,
+        hit_ratio=summary.hit_ratio.tokens,
+        prefill_gpu_s=summary.prefill_gpu_s,
+    )
+
+
+def _cut(jobs: Iterator[Job], longest: int) -> Iterator[Job]:
+    for job in jobs:
+        job.output_tokens = min(job.output_tokens, longest)
+        yield job
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -120,6 +120,8 @@ class SimulationConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields
     """Of all that is random."""
     speed: Positive = 1.0
     """Requests come so much faster than in the trace."""
+    longest_answer: Count | None = None
+    """Answers end after so many tokens; null: as the trace has them."""
     sample_interval: Duration = 10.0
     """Between two looks at the load."""
     report_interval: Duration = 1.0
