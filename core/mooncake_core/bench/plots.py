@@ -49,6 +49,27 @@ def plot_lines(
     _save(path, figure, axes, legend=True)
 
 
+def plot_over_time(
+    path: Path,
+    title: str,
+    label: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    time_label: str = "seconds",
+) -> None:
+    """Lines over a linear axis.
+
+    Raises:
+        PluginUnavailable: matplotlib is not installed.
+    """
+    figure, axes = _figure(title)
+    for name, points in series.items():
+        axes.plot([x for x, _ in points], [y for _, y in points], linewidth=1.0, label=name)
+    axes.set_xlabel(time_label)
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+    _save(path, figure, axes, legend=len(series) > 1)
+
+
 def _figure(title: str) -> tuple[Any, Any]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from msgspec import Struct
 
 from mooncake_core.config.build import INVALID, Builder
 from mooncake_core.config.rules import Finding, findings
@@ -12,6 +15,8 @@ from mooncake_core.config.schema import ClusterConfig
 from mooncake_core.config.source import Place, Problem, Source, Value
 from mooncake_core.errors import ConfigError
 
+R = TypeVar("R", bound=Struct)
+RuleFor = Callable[[R], Iterable[Finding]]
 Rule = Callable[[ClusterConfig], Iterable[Finding]]
 
 
@@ -49,17 +54,56 @@ def load_config(
     for setting in overrides:
         source.override(root, setting)
     builder = Builder()
-    config = builder.build(root, ClusterConfig)
+    config = _checked(source, builder, root, ClusterConfig, rules)
+    return Loaded(config, path, builder.origins)
+
+
+def load_record(path: Path, kind: type[R], *, needed: Sequence[str] = (), rules: Sequence[RuleFor[R]] = ()) -> R:
+    """A record of another kind than the cluster's, such as a description of hardware; `needed` are the fields, dotted
+    paths, that have no sensible default.
+
+    Raises:
+        ConfigError: `problems` has a line for everything that is wrong.
+    """
+    source = Source({})
+    root = source.read(_text(path), str(path))
+    builder = Builder()
+
+    def missing(_: R) -> Iterable[Finding]:
+        around = ((name, name.rpartition(".")[0]) for name in needed)
+        return [
+            Finding(name, "is missing")
+            for name, section in around
+            if name not in builder.origins and section in builder.origins
+        ]
+
+    record: R = _checked(source, builder, root, kind, (missing, *rules))
+    return record
+
+
+def _checked(source: Source, builder: Builder, root: Value, kind: type[R], rules: Sequence[RuleFor[R]]) -> R:
+    """The record; raises ConfigError with all problems of syntax, types and rules."""
+    record: R = builder.build(root, kind)
     known = {problem.place for problem in source.problems}  # what is wrong with a value twice is said once
     problems = [*source.problems, *(problem for problem in builder.problems if problem.place not in known)]
-    if config is not INVALID:
+    if record is not INVALID:
         wrong = {problem.path for problem in problems}
-        found = [finding for rule in rules for finding in rule(config) if not _rests_on(finding, wrong)]
-        problems += [_located(builder, root, finding) for finding in found]
+        found = [finding for rule in rules for finding in rule(record) if not _rests_on(finding, wrong)]
+        problems += [_located(builder, root, finding) for finding in _first_of_each(found)]
     if problems:
         problems.sort(key=lambda problem: (not problem.place.line, problem.place.line, problem.place.column))
         raise ConfigError("\n".join(map(str, problems)), problems=[str(problem) for problem in problems])
-    return Loaded(config, path, builder.origins)
+    return record
+
+
+def _first_of_each(found: Iterable[Finding]) -> Iterable[Finding]:
+    """A field that is missing is not also too small."""
+    missing: set[str] = set()
+    for finding in found:
+        if finding.path not in missing:
+            yield finding
+        if finding.message == "is missing":
+            missing.add(finding.path)
 
 
 def _text(path: Path) -> str:

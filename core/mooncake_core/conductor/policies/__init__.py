@@ -2,5 +2,6 @@
 
 from mooncake_core.conductor.policies.kvcache_centric import KVCacheCentric
 from mooncake_core.conductor.policies.least_loaded import LeastLoaded
+from mooncake_core.conductor.policies.local_only import CacheAware, Random, ShortestQueue
 
-__all__ = ["KVCacheCentric", "LeastLoaded"]
+__all__ = ["KVCacheCentric", "LeastLoaded", "CacheAware", "ShortestQueue", "Random"]

@@ -1,0 +1,130 @@
+"""Loads a simulation's YAML: every problem at once, with its place, and the arithmetic of what cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mooncake_core import registry
+from mooncake_core.conductor.hardware import load_hardware
+from mooncake_core.conductor.model_shape import load_model
+from mooncake_core.conductor.roofline import Efficiency, Roofline
+from mooncake_core.config.build import INVALID, Builder
+from mooncake_core.config.rules import Finding
+from mooncake_core.config.source import Place, Problem, Source, Value
+from mooncake_core.errors import ConfigError, ModelTooLarge, PluginUnknown
+from mooncake_core.sim.settings import SimulationConfig, SystemSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A simulation's configuration, and how long its model takes on its hardware."""
+
+    config: SimulationConfig
+    roofline: Roofline
+
+
+def load_simulation(path: Path, environ: Mapping[str, str] | None = None) -> Setup:
+    """The configuration in a file, with the descriptions of model and hardware that it names.
+
+    Raises:
+        ConfigError: `problems` has a line for everything that is wrong.
+        ModelTooLarge: the model leaves no room for KV; the message has the arithmetic.
+    """
+    source = Source(environ or {})
+    root = source.read(_text(path), str(path))
+    _add_constants(source, root, path)
+    builder = Builder()
+    config = builder.build(root, SimulationConfig)
+    problems = [*source.problems, *builder.problems]
+    if config is not INVALID and not problems:
+        problems = [_located(builder, root, finding) for finding in findings(config)]
+    if problems:
+        raise ConfigError("\n".join(map(str, problems)), problems=[str(problem) for problem in problems])
+    model, hardware = load_model(path.parent / config.model), load_hardware(path.parent / config.hardware)
+    given = config.efficiency
+    efficiency = Efficiency(
+        prefill=given.prefill,
+        decode=given.decode,
+        memory=given.memory,
+        network=given.network,
+        layer_overhead_s=given.layer_overhead,
+        memory_reserve=given.memory_reserve,
+    )
+    setup = Setup(config, Roofline(model, hardware, efficiency))
+    if setup.roofline.kv_capacity_tokens < config.engine.block_tokens:
+        held, block = setup.roofline.kv_capacity_tokens, config.engine.block_tokens
+        raise ModelTooLarge(f"{model.name} leaves room for {held} tokens of KV on {hardware.name}; a block has {block}")
+    return setup
+
+
+def findings(config: SimulationConfig) -> Iterator[Finding]:
+    """What types cannot say."""
+    for name in ("model", "hardware"):
+        if not getattr(config, name):
+            yield Finding(
+                name, f"expected a file that describes the {name} (configs/models, configs/hardware), got none"
+            )
+    yield from _plugin("eviction", config.engine.eviction, "engine.eviction")
+    if not config.systems:
+        yield Finding("systems", "expected at least one system, got none")
+    seen: set[str] = set()
+    for index, system in enumerate(config.systems):
+        if system.name in seen:
+            yield Finding(f"systems.{index}.name", f"expected each system to have a name of its own, got {system.name}")
+        seen.add(system.name)
+        yield from _system(system, f"systems.{index}")
+
+
+def _system(system: SystemSettings, path: str) -> Iterator[Finding]:
+    disaggregated = system.kind == "disaggregated"
+    for pool in ("prefill", "decode") if disaggregated else ("instances",):
+        if not getattr(system, pool):
+            yield Finding(f"{path}.{pool}", f"expected 1 or more instances, got 0: {system.name} could serve nothing")
+    if disaggregated:
+        yield from _plugin("policy", system.policy, f"{path}.policy")
+    for index, change in enumerate(system.changes):
+        if not change.instance:
+            yield Finding(f"{path}.changes.{index}.instance", "expected the name of an instance, such as prefill-0")
+        elif not disaggregated and change.change not in ("fail", "join"):
+            message = f"expected fail or join for a coupled system, got {change.change}"
+            yield Finding(f"{path}.changes.{index}.change", message)
+
+
+def _plugin(kind: str, name: str, path: str) -> Iterator[Finding]:
+    try:
+        registry.load(kind, name)
+    except PluginUnknown as error:
+        yield Finding(path, str(error))
+
+
+def _add_constants(source: Source, root: Value, path: Path) -> None:
+    """Sections of the file of constants, where the file itself has none."""
+    named = root.content.get("constants") if isinstance(root.content, dict) else None
+    if named is None or not isinstance(named.content, str) or not named.content:
+        return
+    constants = path.parent / named.content
+    try:
+        tree = source.read(_text(constants), str(constants))
+    except ConfigError as error:
+        source.problems.append(Problem(named.place, "constants", str(error)))
+        return
+    if isinstance(tree.content, dict):
+        root.content = {**tree.content, **root.content}
+
+
+def _located(builder: Builder, root: Value, finding: Finding) -> Problem:
+    at = next((path for path in (finding.path, *finding.because) if path in builder.origins), finding.path)
+    while at and at not in builder.origins:
+        at = at.rpartition(".")[0]
+    value = builder.origins.get(at, root)
+    return Problem(value.place if at else Place(value.place.name), finding.path, finding.message)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read: {reason}") from error

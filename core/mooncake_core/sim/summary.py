@@ -1,0 +1,130 @@
+"""What a simulation has shown, in the numbers that the papers report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from mooncake_core.sim.series import Sample
+from mooncake_core.sim.settings import SimulationConfig, SystemSettings
+from mooncake_core.sim.simulation import Simulation
+
+
+class Spread(Struct, frozen=True, kw_only=True):
+    """Of the requests that came so far; seconds. Quantiles by nearest rank."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
+class HitRatio(Struct, frozen=True, kw_only=True):
+    """Of the prompts of completed requests: what was not computed."""
+
+    blocks: float
+    tokens: float
+
+
+class Threshold(Struct, frozen=True, kw_only=True):
+    """Goodput for one limit of the time between tokens."""
+
+    tbt_s: float
+    goodput: int
+    goodput_ratio: float
+
+
+class SystemSummary(Struct, frozen=True, kw_only=True):
+    """One system's part."""
+
+    name: str
+    requests: int
+    completed: int
+    goodput: int
+    """Requests that met both objectives (FAST'25, section 5.1)."""
+    goodput_ratio: float
+    rejected: dict[str, int]
+    """By stage: at arrival, or at decode when the prefill was done."""
+    unavailable: int
+    ttft_s: Spread | None
+    tbt_s: Spread | None
+    """A request's is the mean of the slowest tenth of its gaps."""
+    mean_gap_s: Spread | None
+    longest_gap_s: Spread | None
+    hit_ratio: HitRatio
+    prefill_gpu_s: float
+    """Mean over completed requests."""
+    ttft_error_s: Spread | None
+    """How far the Conductor's prediction was off."""
+    span_s: float
+    """Until the last request had ended."""
+    utilisation: dict[str, float]
+    """Share of the span that instances computed, by pool and instance."""
+    thresholds: list[Threshold]
+    samples: list[Sample]
+
+
+def summarise(config: SimulationConfig, system: SystemSettings, simulation: Simulation) -> SystemSummary:
+    """The numbers of a finished simulation."""
+    records = simulation.records
+    completed = records.where("outcome", "completed")
+    rejected = records.where("outcome", "rejected")
+    ttft, tbt = records.column("ttft_s"), records.column("tbt_s")
+    in_time = completed & (ttft <= config.slo.ttft)
+    good = int((in_time & (tbt <= config.slo.tbt)).sum())
+    requests = len(records)
+    expected = records.column("expected_ttft_s")
+    many = completed & (records.column("output_tokens") > 1)
+    return SystemSummary(
+        name=system.name,
+        requests=requests,
+        completed=int(completed.sum()),
+        goodput=good,
+        goodput_ratio=_share(good, requests),
+        rejected={stage: int((rejected & records.where("stage", stage)).sum()) for stage in ("arrival", "decode")},
+        unavailable=int(records.where("outcome", "unavailable").sum()),
+        ttft_s=_spread(ttft[completed]),
+        tbt_s=_spread(tbt[many]),
+        mean_gap_s=_spread(records.column("tbt_mean_s")[many]),
+        longest_gap_s=_spread(records.column("tbt_max_s")[many]),
+        hit_ratio=_hits(simulation, completed, config.engine.block_tokens),
+        prefill_gpu_s=float(records.column("prefill_s")[completed].mean()) if completed.any() else 0.0,
+        ttft_error_s=_spread(np.abs(ttft - expected)[completed]) if system.kind == "disaggregated" else None,
+        span_s=simulation.ended_at,
+        utilisation={name: _share(busy, simulation.ended_at) for name, busy in sorted(simulation.busy_s.items())},
+        thresholds=_thresholds(config.slo.thresholds, tbt[in_time], requests),
+        samples=simulation.samples,
+    )
+
+
+def _thresholds(limits: Sequence[float], tbt_in_time: npt.NDArray[np.float64], requests: int) -> list[Threshold]:
+    found = []
+    for limit in limits:
+        good = int((tbt_in_time <= limit).sum())
+        found.append(Threshold(tbt_s=limit, goodput=good, goodput_ratio=_share(good, requests)))
+    return found
+
+
+def _hits(simulation: Simulation, completed: npt.NDArray[np.bool_], block_tokens: int) -> HitRatio:
+    prompts = simulation.records.column("prompt_tokens")[completed]
+    cached = simulation.records.column("cached_tokens")[completed]
+    blocks = np.ceil(prompts / block_tokens).sum()
+    return HitRatio(
+        blocks=_share(float((cached // block_tokens).sum()), float(blocks)),
+        tokens=_share(float(cached.sum()), float(prompts.sum())),
+    )
+
+
+def _spread(values: npt.NDArray[np.float64]) -> Spread | None:
+    if not len(values):
+        return None
+    ordered = np.sort(values)
+    p50, p90, p99 = (float(ordered[max(0, -(-len(ordered) * share // 100) - 1)]) for share in (50, 90, 99))
+    return Spread(mean=float(ordered.mean()), p50=p50, p90=p90, p99=p99)
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
