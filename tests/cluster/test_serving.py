@@ -165,7 +165,8 @@ def test_the_books_are_right_after_300_requests_of_which_a_third_hangs_up(cluste
     for name in names:
         files, threads = resources(cluster.pid(name))
         assert files <= before[name][0] + 3, f"{name} had {before[name]}, has {(files, threads)}"
-        assert threads <= before[name][1] + 2, f"{name} had {before[name]}, has {(files, threads)}"
+        # Pools of threads grow with what ran at once; a thread left behind by each request that was cut would be 100.
+        assert threads <= before[name][1] + 8, f"{name} had {before[name]}, has {(files, threads)}"
 
 
 @pytest.mark.parametrize("victim", ["decode", "prefill", "store", "prefill-node", "master"])

@@ -103,7 +103,8 @@ pool: {eviction: lruu}
         "c.yaml:6:18: pool.eviction: expected an installed eviction (length-aware, lfu, lru, s3-fifo, sieve), got lruu; did you "
         "mean lru?",
         '--set scheduler.seed=y: scheduler.seed: expected a whole number, got "y"',
-        "--set scheduler.policy=x: scheduler.policy: expected an installed policy (kvcache-centric, least-loaded), got x",
+        "--set scheduler.policy=x: scheduler.policy: expected an installed policy (cache-aware, kvcache-centric, "
+        "least-loaded, random, shortest-queue), got x",
     ]
 
 

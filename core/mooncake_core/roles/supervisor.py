@@ -77,6 +77,8 @@ class Child:
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal if the process lives."""
+        if number == signal.SIGINT and not self.ready.is_set():
+            number = signal.SIGTERM  # before it listens, an interrupt would print where it was importing
         if self.process and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(number)
