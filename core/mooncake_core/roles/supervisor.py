@@ -186,8 +186,8 @@ class Supervisor:
                 others = "; ending the others" if len(self._children) > 1 else ""
                 self._log(child.name, f"could not start (exit code {code}){others}")
                 self._exit_code = code
-                self._told_to_stop()
-                self._told_to_stop()  # at once: nobody is served yet
+                self._stop.set()
+                self._hurry.set()  # nobody is served yet, so nothing needs to drain
                 return
             delay = policy.delay_after(time.monotonic() - started)
             self._log(child.name, f"died ({_describe(code)}); starting it again in {delay:.1f}s")
