@@ -12,7 +12,7 @@ from mooncake_cli import console, exits, progress
 from mooncake_cli.quantities import DURATION
 
 if TYPE_CHECKING:
-    from mooncake_core.bench.trace import SystemReport, TraceReport
+    from mooncake_core.bench.trace import SystemReport, TraceReport, TraceResult
 
 HELP = """Replay a trace through simulated clusters, side by side.
 
@@ -21,14 +21,14 @@ Examples:
   mooncake bench trace trace.jsonl --config configs/sim/fast25-figure1.yaml
   mooncake bench trace trace.jsonl --config my.yaml --system mooncake --speed 2 --out report
 
-TRACE has Mooncake's JSON lines. The scheduler is that of a live cluster; instances, NICs and memory are modelled. The
-same configuration and seed give the same result. Goodput counts requests that meet both objectives; the time between
-tokens of a request is the mean of the slowest tenth of its gaps.
+TRACE has Mooncake's JSON lines; systems that serve a workload of the YAML need none. The scheduler is that of a live
+cluster; instances, NICs and memory are modelled. The same configuration and seed give the same result. Goodput counts
+requests that meet both objectives; the time between tokens of a request is the mean of the slowest tenth of its gaps.
 """
 
 
 @click.command("trace", help=HELP, short_help="Replay a trace through simulated clusters.")
-@click.argument("trace", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("trace", required=False, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--config", "config_path", required=True, type=click.Path(path_type=Path), help="The simulation's YAML.")
 @click.option("--system", "names", multiple=True, help="Only this one of its systems; may be repeated.")
 @click.option("--speed", type=click.FloatRange(0, min_open=True), help="Requests come so much faster.")
@@ -45,7 +45,7 @@ tokens of a request is the mean of the slowest tenth of its gaps.
 @click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), help="Write JSON; - prints it.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json and plots.")
 def command(
-    trace: Path,
+    trace: Path | None,
     config_path: Path,
     names: tuple[str, ...],
     speed: float | None,
@@ -65,10 +65,10 @@ def command(
 
     config = load_simulation(config_path, os.environ)
     run = TraceRun(config, trace, names=names, speed=speed, seed=seed, ttft_s=ttft, tbt_s=tbt, limit=limit)
-    report = run.execute(progress.counter(run.num_requests * len(run.systems) * seeds, "requests"), seeds=seeds)
+    result = run.execute(progress.counter(run.num_requests * seeds, "requests"), seeds=seeds)
+    report = result.report
     if capacity is not None:
-        limits_s = run.config.slo.thresholds or [run.config.slo.tbt]
-        report = msgspec.structs.replace(report, capacities=run.capacities(capacity, limits_s))
+        report = msgspec.structs.replace(report, capacities=run.capacities(capacity))
     if json_path == Path("-"):
         console.json(msgspec.structs.asdict(report))
     else:
@@ -76,7 +76,8 @@ def command(
         if json_path is not None:
             console.json_file(json_path, report)
     if out is not None:
-        _write(out, report)
+        console.json_file(out / "report.json", report)
+        _plot(out, result)
     return exits.DONE
 
 
@@ -96,58 +97,63 @@ def _print(report: TraceReport) -> None:
     ]
     console.table([*columns, "CPU"], [_row(system) for system in report.systems])
     for system in report.systems:
-        shares = ", ".join(f"{entry.tbt_s * 1e3:g}ms {entry.goodput_ratio:.1%}" for entry in system.summary.thresholds)
+        shares = ", ".join(f"{entry.tbt_s * 1e3:g}ms {entry.goodput_ratio:.1%}" for entry in system.thresholds)
         if shares:
-            console.data(f"{system.summary.name}: goodput by limit of TBT: {shares}")
-    for found in report.capacities:
-        limits = zip(found.tbt_s, found.speeds, strict=True)
-        speeds = ", ".join(f"{limit * 1e3:g}ms {speed:.2f}" for limit, speed in limits)
-        console.data(
-            f"{found.name}: speed of the trace at which {found.share:.0%} are served well, by limit of TBT: {speeds}"
-        )
+            console.data(f"{system.name}: goodput by limit of TBT: {shares}")
+    if report.capacities:
+        _print_capacities(report)
     if report.seeds:
         _print_seeds(report)
+
+
+def _print_capacities(report: TraceReport) -> None:
+    """By system and limit of the time between tokens."""
+    rows = [
+        [found.name, f"{limit * 1e3:.4g}ms", f"{speed:.3g}", f"{rate:.3g}/s"]
+        for found in report.capacities
+        for limit, speed, rate in zip(found.tbt_s, found.speeds, found.requests_per_s, strict=True)
+    ]
+    share = report.capacities[0].share
+    console.table([f"{share:.0%} served well", "limit of TBT", "at speed", "arrivals"], rows)
 
 
 def _print_seeds(report: TraceReport) -> None:
     """Means over seeds, and how far they are apart."""
     rows = []
     for system in report.systems:
-        of_it = [result for result in report.seeds if result.name == system.summary.name]
+        of_it = [result for result in report.seeds if result.name == system.name]
         ttfts = [result.ttft_s for result in of_it]
         hits = sum(result.hit_ratio for result in of_it) / len(of_it)
         prefill = sum(result.prefill_gpu_s for result in of_it) / len(of_it)
         mean = sum(ttfts) / len(of_it)
         cells = [f"{value:.3f}s" for value in (mean, min(ttfts), max(ttfts))]
-        rows.append([system.summary.name, len(of_it), *cells, f"{hits:.1%}", f"{prefill:.3f}s"])
+        rows.append([system.name, len(of_it), *cells, f"{hits:.1%}", f"{prefill:.3f}s"])
     console.table(["over seeds", "", "TTFT mean", "lowest", "highest", "hit", "prefill"], rows)
 
 
 def _row(system: SystemReport) -> list[object]:
     from mooncake_core.units import format_duration
 
-    found = system.summary
-    ttft, tbt = found.ttft_s, found.tbt_s
+    ttft, tbt = system.ttft_s, system.tbt_s
     return [
-        found.name,
-        found.requests,
-        f"{found.goodput_ratio:.1%}",
-        sum(found.rejected.values()) + found.unavailable,
+        system.name,
+        system.requests,
+        f"{system.goodput_ratio:.1%}",
+        sum(system.rejected.values()) + system.unavailable,
         *(format_duration(value) for value in ((ttft.mean, ttft.p50, ttft.p90) if ttft else (0, 0, 0))),
         *(format_duration(value) for value in ((tbt.p50, tbt.p90) if tbt else (0, 0))),
-        f"{found.hit_ratio.tokens:.1%}",
-        format_duration(found.prefill_gpu_s),
+        f"{system.hit_ratio.tokens:.1%}",
+        format_duration(system.prefill_gpu_s),
         format_duration(system.cpu_s),
     ]
 
 
-def _write(out: Path, report: TraceReport) -> None:
-    """report.json and the paper's plots; without matplotlib the report alone."""
+def _plot(out: Path, result: TraceResult) -> None:
+    """The paper's plots; without matplotlib none."""
     from mooncake_core.bench.trace_plots import plot_all
     from mooncake_core.errors import PluginUnavailable
 
-    console.json_file(out / "report.json", report)
     try:
-        plot_all(out, report)
+        plot_all(out, result)
     except PluginUnavailable as error:
         console.note(str(error))

@@ -165,7 +165,7 @@ def test_the_command(tmp_path: Path, trace: Path, capsys: pytest.CaptureFixture[
     assert run_command(arguments) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["trace"]["speed"] == 2
-    assert [system["summary"]["name"] for system in shown["systems"]] == ["mooncake", "coupled"]
+    assert [system["name"] for system in shown["systems"]] == ["mooncake", "coupled"]
     names = {path.name for path in out.iterdir()}
     assert {"report.json", "ttft.png", "load-mooncake.png", "rejections.png"} <= names
     assert run_command(["bench", "trace", str(trace), "--config", str(config), "--system", "none"]) == 2

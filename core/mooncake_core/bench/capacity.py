@@ -23,12 +23,15 @@ class Capacity(Struct, frozen=True, kw_only=True):
     """Limits of the time between tokens."""
     speeds: list[float]
     """For each of them; 0 where the slowest speed tried is too fast."""
+    requests_per_s: list[float]
+    """The same, as requests that arrive per second."""
 
 
 def find_capacity(
-    name: str, share: float, limits_s: Sequence[float], serve: Callable[[float], Sequence[float]]
+    name: str, share: float, limits_s: Sequence[float], rate: float, serve: Callable[[float], Sequence[float]]
 ) -> Capacity:
-    """Bisects; `serve` says for a speed which shares of requests meet the objectives, one for each limit."""
+    """Bisects; `serve` says for a speed which shares of requests meet the objectives, one for each limit. `rate` is of
+    arrivals per second, at speed 1."""
     known: dict[float, Sequence[float]] = {}
 
     def is_served(index: int, speed: float) -> bool:
@@ -37,7 +40,13 @@ def find_capacity(
         return known[speed][index] >= share
 
     speeds = [_bisect(partial(is_served, index)) for index in range(len(limits_s))]
-    return Capacity(name=name, share=share, tbt_s=list(limits_s), speeds=speeds)
+    return Capacity(
+        name=name,
+        share=share,
+        tbt_s=list(limits_s),
+        speeds=speeds,
+        requests_per_s=[speed * rate for speed in speeds],
+    )
 
 
 def _bisect(is_served: Callable[[float], bool]) -> float:

@@ -26,6 +26,8 @@ def plot_cdf(path: Path, title: str, label: str, series: Mapping[str, Sequence[f
     axes.set_xlabel(label)
     axes.set_ylabel("share of samples")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")  # labels of minor ticks run into those of major ones
     axes.set_ylim(0, 1)
     _save(path, figure, axes, legend=len(series) > 1)
 

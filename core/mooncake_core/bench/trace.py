@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,22 @@ import msgspec
 from msgspec import Struct
 
 from mooncake_core.bench.capacity import Capacity, find_capacity
+from mooncake_core.bench.trace_load import TraceLoad
 from mooncake_core.errors import UsageError
-from mooncake_core.sim.job import Job
-from mooncake_core.sim.jobs import read_jobs
 from mooncake_core.sim.load import Setup
+from mooncake_core.sim.records import Records
 from mooncake_core.sim.settings import SystemSettings
 from mooncake_core.sim.summary import SystemSummary, summarise
 from mooncake_core.sim.systems import simulate
 
 
-class SystemReport(Struct, frozen=True, kw_only=True):
+class SystemReport(SystemSummary, frozen=True, kw_only=True):
     """A system's results, and what it took to simulate them."""
 
-    summary: SystemSummary
-    ttfts_s: list[float]
-    """Of completed requests, in the order in which they ended."""
-    tbts_s: list[float]
     cpu_s: float
     wall_s: float
     peak_rss_bytes: int
+    """Of this process until then."""
 
 
 class SeedResult(Struct, frozen=True, kw_only=True):
@@ -48,7 +45,7 @@ class SeedResult(Struct, frozen=True, kw_only=True):
 
 
 class TraceReport(Struct, frozen=True, kw_only=True):
-    """Everything of a run."""
+    """Everything of a run that goes into its JSON."""
 
     trace: dict[str, Any]
     systems: list[SystemReport]
@@ -57,13 +54,22 @@ class TraceReport(Struct, frozen=True, kw_only=True):
     capacities: list[Capacity] = []
 
 
+@dataclass(frozen=True, slots=True)
+class TraceResult:
+    """A report, and what it was made of."""
+
+    report: TraceReport
+    records: dict[str, Records] = field(default_factory=dict)
+    """System → each of its requests."""
+
+
 class TraceRun:
-    """A trace and the systems that are to serve it."""
+    """A trace, or workloads, and the systems that are to serve them."""
 
     def __init__(
         self,
         setup: Setup,
-        trace: Path,
+        trace: Path | None,
         *,
         names: Sequence[str] = (),
         speed: float | None = None,
@@ -75,65 +81,70 @@ class TraceRun:
         """What is given counts instead of what the configuration says.
 
         Raises:
-            UsageError: the trace cannot be read, or there is no system of such a name.
+            UsageError: the trace cannot be read or is missing, or there is no system of such a name.
         """
         config = setup.config
         slo = msgspec.structs.replace(config.slo, **_given(ttft=ttft_s, tbt=tbt_s))
         self.config = msgspec.structs.replace(config, slo=slo, **_given(speed=speed, seed=seed))
         self._setup = replace(setup, config=self.config)
-        self._trace = trace
-        self._limit = limit
         self.systems = _chosen(config.systems, names)
-        self.num_requests = sum(1 for _ in self._jobs())
+        self._load = TraceLoad(self._setup, trace, self.systems, limit)
+        self.num_requests = sum(self._load.num_requests(system) for system in self.systems)
+        """Of one run of each system."""
 
-    def execute(self, progress: Callable[[int], None] = lambda ended: None, *, seeds: int = 1) -> TraceReport:
+    def execute(self, progress: Callable[[int], None] = lambda ended: None, *, seeds: int = 1) -> TraceResult:
         """Runs the systems one after the other, with so many seeds from the configuration's on."""
         config = self.config
-        trace = {"path": str(self._trace), "requests": self.num_requests, "speed": config.speed, "seed": config.seed}
         done = itertools.count(1)
         reports: list[SystemReport] = []
+        records: dict[str, Records] = {}
         results: list[SeedResult] = []
         for seed in range(config.seed, config.seed + seeds):
             for system in self.systems:
-                report = self._serve(system, seed, config.speed, lambda: progress(next(done)))
-                results.append(_of_seed(seed, report.summary))
+                report, found = self._serve(system, seed, lambda: progress(next(done)))
+                results.append(_of_seed(seed, report))
                 if seed == config.seed:
                     reports.append(report)
-        return TraceReport(trace=trace, systems=reports, seeds=results if seeds > 1 else [])
+                    records[system.name] = found
+        trace = self._load.describe(self.systems)
+        report = TraceReport(trace=trace, systems=reports, seeds=results if seeds > 1 else [])
+        return TraceResult(report, records)
 
-    def capacities(self, share: float, limits_s: Sequence[float]) -> list[Capacity]:
-        """How much faster the trace may come until less than a share of requests meets the objectives, for each limit of the
-        time between tokens."""
-        return [
-            find_capacity(system.name, share, limits_s, partial(self._goodput_ratios, system, limits_s))
-            for system in self.systems
-        ]
+    def capacities(self, share: float) -> list[Capacity]:
+        """How much faster the load may come until less than a share of requests meets the objectives, for each limit of the
+        time between tokens that the configuration has."""
+        found = []
+        for system in self.systems:
+            slo = self._load.slo(system)
+            limits_s = slo.thresholds or [slo.tbt]
+            rate = self._load.rate(system, self.config.seed)
+            serve = partial(self._goodput_ratios, system, limits_s)
+            found.append(find_capacity(system.name, share, limits_s, rate, serve))
+        return found
 
     def _goodput_ratios(self, system: SystemSettings, limits_s: Sequence[float], speed: float) -> list[float]:
-        slo = msgspec.structs.replace(self.config.slo, thresholds=list(limits_s))
-        setup = replace(self._setup, config=msgspec.structs.replace(self.config, slo=slo, sample_interval=0.0))
-        simulation = simulate(setup, system, self._jobs(speed))
+        setup = self._setup_of(system, self.config.seed)
+        slo = msgspec.structs.replace(setup.config.slo, thresholds=list(limits_s))
+        setup = replace(setup, config=msgspec.structs.replace(setup.config, slo=slo, sample_interval=0.0))
+        simulation = simulate(setup, system, self._load.jobs(system, seed=self.config.seed, speed=speed))
         return [entry.goodput_ratio for entry in summarise(setup.config, system, simulation).thresholds]
 
-    def _serve(self, system: SystemSettings, seed: int, speed: float, progress: Callable[[], None]) -> SystemReport:
+    def _serve(self, system: SystemSettings, seed: int, progress: Callable[[], None]) -> tuple[SystemReport, Records]:
         cpu, wall = time.process_time(), time.monotonic()
-        setup = replace(self._setup, config=msgspec.structs.replace(self.config, seed=seed))
-        simulation = simulate(setup, system, self._jobs(speed), progress)
-        records = simulation.records
-        completed = records.where("outcome", "completed")
-        return SystemReport(
-            summary=summarise(self.config, system, simulation),
-            ttfts_s=records.column("ttft_s")[completed].tolist(),
-            tbts_s=[value for value in records.column("tbt_s")[completed].tolist() if value >= 0],
+        setup = self._setup_of(system, seed)
+        jobs = self._load.jobs(system, seed=seed, speed=self.config.speed)
+        simulation = simulate(setup, system, jobs, progress)
+        report = SystemReport(
+            **msgspec.structs.asdict(summarise(setup.config, system, simulation)),
             cpu_s=time.process_time() - cpu,
             wall_s=time.monotonic() - wall,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
+        return report, simulation.records
 
-    def _jobs(self, speed: float = 1.0) -> Iterator[Job]:
-        jobs = itertools.islice(read_jobs(self._trace, speed=speed), self._limit)
-        longest = self.config.longest_answer
-        return jobs if longest is None else _cut(jobs, longest)
+    def _setup_of(self, system: SystemSettings, seed: int) -> Setup:
+        config = msgspec.structs.replace(self.config, seed=seed, slo=self._load.slo(system))
+        return replace(self._setup, config=config)
 
 
 def _of_seed(seed: int, summary: SystemSummary) -> SeedResult:
@@ -145,12 +156,6 @@ def _of_seed(seed: int, summary: SystemSummary) -> SeedResult:
         hit_ratio=summary.hit_ratio.tokens,
         prefill_gpu_s=summary.prefill_gpu_s,
     )
-
-
-def _cut(jobs: Iterator[Job], longest: int) -> Iterator[Job]:
-    for job in jobs:
-        job.output_tokens = min(job.output_tokens, longest)
-        yield job
 
 
 def _given(**values: Any) -> dict[str, Any]:

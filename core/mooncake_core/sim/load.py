@@ -75,6 +75,10 @@ def findings(config: SimulationConfig) -> Iterator[Finding]:
             yield Finding(f"systems.{index}.name", f"expected each system to have a name of its own, got {system.name}")
         seen.add(system.name)
         yield from _system(system, f"systems.{index}")
+        if system.workload and system.workload not in {workload.name for workload in config.workloads}:
+            known = ", ".join(workload.name for workload in config.workloads) or "none"
+            message = f"expected one of the file's workloads ({known}), got {system.workload}"
+            yield Finding(f"systems.{index}.workload", message)
 
 
 def _system(system: SystemSettings, path: str) -> Iterator[Finding]:

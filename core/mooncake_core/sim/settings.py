@@ -27,11 +27,36 @@ class ChangeSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     to-prefill, to-decode: it finishes what it has and joins in the other role."""
 
 
+class WorkloadSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A generated load instead of a trace: requests of equal length that come by chance (technical report, simulated data)."""
+
+    name: Name = "simulated"
+    """By which systems say that they serve it."""
+    requests: Count = 500
+    """How many come."""
+    rate: Positive = 1.0
+    """Requests per second, in the mean; `speed` multiplies it."""
+    input_tokens: Count = 16_384
+    """Of each prompt."""
+    output_tokens: Count = 512
+    """Of each answer."""
+    shared: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    """Share of a prompt that is the same for all requests of a family."""
+    families: Count = 16
+    """Prefixes that are shared; a request has one of them by chance."""
+    ttft_factor: Positive | None = None
+    """Objective: time to first token, over that of a lone request; null: `slo.ttft`."""
+    tbt_factor: Positive | None = None
+    """Objective: time between tokens, over that of a lone request; null: `slo.tbt`."""
+
+
 class SystemSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A cluster that serves the trace."""
 
     name: Name = "mooncake"
     """In tables and plots."""
+    workload: str = ""
+    """What it serves: one of `workloads`; empty: the trace of the command."""
     kind: Literal["disaggregated", "coupled"] = "disaggregated"
     """disaggregated: the Conductor with prefill and decode instances; coupled: instances that do both, as vLLM does."""
     prefill: Annotated[int, Meta(ge=0)] = 8
@@ -136,5 +161,7 @@ class SimulationConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields
     """How well."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     """And in what way."""
+    workloads: list[WorkloadSettings] = field(default_factory=list)
+    """Loads that are generated."""
     systems: list[SystemSettings] = field(default_factory=lambda: [SystemSettings()])
     """What is compared."""
