@@ -107,8 +107,8 @@ class TraceRun:
                     reports.append(report)
                     records[system.name] = found
         trace = self._load.describe(self.systems)
-        report = TraceReport(trace=trace, systems=reports, seeds=results if seeds > 1 else [])
-        return TraceResult(report, records)
+        whole = TraceReport(trace=trace, systems=reports, seeds=results if seeds > 1 else [])
+        return TraceResult(whole, records)
 
     def capacities(self, share: float) -> list[Capacity]:
         """How much faster the load may come until less than a share of requests meets the objectives, for each limit of the
