@@ -244,6 +244,18 @@ def test_a_refused_reservation_tries_the_next_instance_and_then_rejects() -> Non
     assert conductor.check() == []
 
 
+@pytest.mark.parametrize("full", [[False, True], [True, False], [False, False]])
+def test_nobody_is_turned_away_for_an_instance_that_cannot_be_reached(full: list[bool]) -> None:
+    conductor = make(decodes=2)
+    conductor.handle(arrival(), 0)
+    conductor.handle(e.ReservationRefused("r", "first", full=full[0]), 0)
+    (answer,) = conductor.handle(e.ReservationRefused("r", "second", full=full[1]), 0)
+    assert isinstance(answer, c.Unavailable)
+    (decision,) = (found for found in conductor.decisions(9, "r", 0) if found.outcome != "dispatched")
+    assert decision.outcome == "unavailable"
+    assert conductor.check() == []
+
+
 @pytest.mark.parametrize("grant", [False, True])
 def test_a_cancelled_request_releases_its_memory(grant: bool) -> None:
     conductor = make()

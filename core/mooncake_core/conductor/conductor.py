@@ -45,6 +45,8 @@ class _Request:
     decode: str
     tbt_s: float
     refused_by: set[str] = field(default_factory=set)
+    unanswered: bool = False
+    """A decode instance that was asked for memory could not be reached."""
     dispatched: bool = False
     prefilled: bool = False
 
@@ -80,8 +82,8 @@ class Conductor:
                 return self._arrived(event, now)
             case e.ReservationGranted(request_id):
                 return self._granted(request_id)
-            case e.ReservationRefused(request_id, reason):
-                return self._refused(request_id, reason, now)
+            case e.ReservationRefused():
+                return self._refused(event, now)
             case e.PrefillEnded():
                 self._prefill_ended(event)
             case e.RequestEnded(request_id, released):
@@ -289,22 +291,27 @@ class Conductor:
             )
         ]
 
-    def _refused(self, request_id: str, reason: str, now: float) -> list[c.Command]:
-        """The next best decode instance is asked, until none is left."""
+    def _refused(self, refusal: e.ReservationRefused, now: float) -> list[c.Command]:
+        """The next best decode instance is asked, until none is left. An instance that cannot be reached will soon be there
+        again, or be known to have left: what it would have said is no reason to turn a request away."""
+        request_id = refusal.request_id
         request = self._requests.get(request_id)
         if request is None:
             return []
         if request.decode in self._decode:
             self._decode[request.decode].release(request_id)
         request.refused_by.add(request.decode)
+        request.unanswered |= not refusal.full
         model = self._prefill[request.score.prefill].offer.model
         decode = self._choose_decode(request.arrival, model, request.refused_by)
         if isinstance(decode, DecodeInstance):
             return [self._assign(request, decode, model)]
         self._forget(request_id)
-        full = f"{decode.reason}; {request.decode} said: {reason}"
-        self._record(request.arrival, [request.score], outcome="rejected", reason=full, now=now)
-        return [c.Reject(request_id, full, decode.retry_after_s)]
+        reason = f"{decode.reason}; {request.decode} said: {refusal.reason}"
+        outcome = "unavailable" if request.unanswered else "rejected"
+        self._record(request.arrival, [request.score], outcome=outcome, reason=reason, now=now)
+        kind = c.Unavailable if request.unanswered else c.Reject
+        return [kind(request_id, reason, decode.retry_after_s)]
 
     def _prefill_ended(self, event: e.PrefillEnded) -> None:
         request = self._requests.get(event.request_id)

@@ -85,10 +85,11 @@ class ReservationGranted:
 
 @dataclass(frozen=True, slots=True)
 class ReservationRefused:
-    """The decode instance has no room, or cannot be reached."""
+    """The decode instance has no room or, if not `full`, cannot be reached."""
 
     request_id: str
     reason: str
+    full: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,14 +168,15 @@ class ConductorDriver:
             with self._spans.during(command.request_id, "reserve memory", decode=command.decode):
                 reserved = await client.call(self._reserve_message(command), Reserved, timeout_s=RESERVE_TIMEOUT_S)
         except MooncakeError as error:
+            full = isinstance(error, NoSpace)
             _log.log(
-                logging.DEBUG if isinstance(error, NoSpace) else logging.WARNING,
+                logging.DEBUG if full else logging.WARNING,
                 "decode %s cannot reserve for %s: %s",
                 command.decode,
                 command.request_id,
                 error,
             )
-            self._drive.feed(e.ReservationRefused(command.request_id, error.message))
+            self._drive.feed(e.ReservationRefused(command.request_id, error.message, full))
             return
         if placement := self._placing.get(command.request_id):
             placement.reservation = reserved.reservation
