@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,8 @@ import pytest
 
 from mooncake_cli.main import run as run_command
 from mooncake_core.errors import ConfigError, ModelTooLarge, UsageError
-from mooncake_core.sim.jobs import read_jobs
+from mooncake_core.sim.job import Job
+from mooncake_core.sim.jobs import make_jobs, read_trace
 from mooncake_core.sim.load import load_simulation
 from mooncake_core.sim.summary import summarise
 from mooncake_core.sim.systems import simulate
@@ -39,6 +41,10 @@ def write(folder: Path, text: str) -> Path:
     path = folder / "simulation.yaml"
     path.write_text(BASE + text)
     return path
+
+
+def read_jobs(path: Path) -> Iterator[Job]:
+    return make_jobs(read_trace(path), block_tokens=512)
 
 
 SYSTEMS = """

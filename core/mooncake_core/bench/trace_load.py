@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from mooncake_core.conductor.roofline import Roofline
 from mooncake_core.errors import UsageError
 from mooncake_core.sim.generated import generate_jobs
 from mooncake_core.sim.job import Job
-from mooncake_core.sim.jobs import read_jobs
+from mooncake_core.sim.jobs import make_jobs, read_trace
 from mooncake_core.sim.load import Setup
 from mooncake_core.sim.settings import SloSettings, SystemSettings, WorkloadSettings
+from mooncake_core.sim.shapes import Costs
 
 
 class TraceLoad:
@@ -27,7 +27,7 @@ class TraceLoad:
             UsageError: there is no trace, or nobody to serve it; or the trace cannot be read.
         """
         self._config = setup.config
-        self._roofline = setup.roofline
+        self._costs = setup.costs
         self._trace = trace
         self._limit = limit
         self._workloads = {workload.name: workload for workload in setup.config.workloads}
@@ -65,7 +65,7 @@ class TraceLoad:
     def slo(self, system: SystemSettings) -> SloSettings:
         """The objectives of what a system serves."""
         slo, workload = self._config.slo, self._workloads.get(system.workload)
-        return slo if workload is None else _slo(slo, workload, self._roofline)
+        return slo if workload is None else _slo(slo, workload, self._costs)
 
     def describe(self, systems: Sequence[SystemSettings]) -> dict[str, Any]:
         """For reports."""
@@ -79,18 +79,19 @@ class TraceLoad:
 
     def _of_trace(self, trace: Path, speed: float) -> Iterator[Job]:
         longest = self._config.longest_answer
-        for job in itertools.islice(read_jobs(trace, speed=speed), self._limit):
+        requests = itertools.islice(read_trace(trace), self._limit)
+        for job in make_jobs(requests, block_tokens=self._config.engine.block_tokens, speed=speed):
             if longest is not None:
                 job.output_tokens = min(job.output_tokens, longest)
             yield job
 
 
-def _slo(slo: SloSettings, workload: WorkloadSettings, roofline: Roofline) -> SloSettings:
+def _slo(slo: SloSettings, workload: WorkloadSettings, costs: Costs) -> SloSettings:
     """Relative to a lone request, whose shared prefix is in place (technical report, section 8)."""
     prompt, answer = workload.input_tokens, workload.output_tokens
     ttft, tbt = slo.ttft, slo.tbt
     if workload.ttft_factor is not None:
-        ttft = workload.ttft_factor * roofline.prefill_s(prompt, int(prompt * workload.shared))
+        ttft = workload.ttft_factor * costs.prefill_s(prompt, int(prompt * workload.shared))
     if workload.tbt_factor is not None:
-        tbt = workload.tbt_factor * roofline.step_s(1, prompt + answer // 2)
+        tbt = workload.tbt_factor * costs.step_s(1, prompt + answer // 2)
     return msgspec.structs.replace(slo, ttft=ttft, tbt=tbt)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -32,17 +33,38 @@ class MockOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The times to sleep."""
 
 
+def parse_options(options: Mapping[str, Any]) -> MockOptions:
+    """
+    Raises:
+        ConfigError: an option is unknown or of a wrong type.
+    """
+    try:
+        return msgspec.convert(dict(options), MockOptions)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"engine.options of the mock engine: {error}") from error
+
+
+def cost_of(options: MockOptions) -> CostHint:
+    """What its computations take, the speed taken into account."""
+    cost = options.cost
+    times = {name: getattr(cost, name) / options.speed for name in cost.__struct_fields__ if name.endswith("_s")}
+    times.pop("fetch_bytes_per_s")
+    return msgspec.structs.replace(cost, **times)
+
+
+def kv_layout(block_tokens: int) -> KVLayout:
+    """Its KV, which is small."""
+    return KVLayout(num_layers=2, num_kv_heads=1, head_dim=8, dtype="float32", block_tokens=block_tokens)
+
+
 class MockEngine(Engine):
     """Takes time and memory like an engine, computes nothing."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        try:
-            self._options = msgspec.convert(dict(settings.options), MockOptions)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"engine.options of the mock engine: {error}") from error
+        self._options = parse_options(settings.options)
         folder = Path(settings.model_path)
         config = read_json(folder / "config.json")
-        layout = KVLayout(num_layers=2, num_kv_heads=1, head_dim=8, dtype="float32", block_tokens=settings.block_tokens)
+        layout = kv_layout(settings.block_tokens)
         num_blocks = settings.kv_memory_bytes // layout.block_bytes
         self._memory = SharedMemory("kv", max(1, num_blocks) * layout.block_bytes)
         self._view = self._memory.view
@@ -57,7 +79,7 @@ class MockEngine(Engine):
             max_context_tokens=int(config.get("max_position_embeddings", 4096)),
             vocab_size=vocab_size,
             eos_token_ids=eos_token_ids(folder),
-            cost=_scaled(self._options.cost, self._options.speed),
+            cost=cost_of(self._options),
         )
 
     @property
@@ -172,9 +194,3 @@ class MockEngine(Engine):
 
 def _chain(before: bytes, token_id: int) -> bytes:
     return hashlib.blake2b(before + token_id.to_bytes(4, "little"), digest_size=16).digest()
-
-
-def _scaled(cost: CostHint, speed: float) -> CostHint:
-    times = {name: getattr(cost, name) / speed for name in cost.__struct_fields__ if name.endswith("_s")}
-    times.pop("fetch_bytes_per_s")
-    return msgspec.structs.replace(cost, **times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,22 +12,31 @@ from mooncake_core.conductor.hardware import load_hardware
 from mooncake_core.conductor.model_shape import load_model
 from mooncake_core.conductor.roofline import Efficiency, Roofline
 from mooncake_core.config.build import INVALID, Builder
+from mooncake_core.config.load import load_config
 from mooncake_core.config.rules import Finding
 from mooncake_core.config.source import Place, Problem, Source, Value
 from mooncake_core.errors import ConfigError, ModelTooLarge, PluginUnknown
+from mooncake_core.sim.mock_cluster import CLUSTER_KEYS, describe_cluster
 from mooncake_core.sim.settings import SimulationConfig, SystemSettings
+from mooncake_core.sim.shapes import Costs, HostShape, ModelShape
+from mooncake_core.wire.messages.membership import CostHint
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A simulation's configuration, and how long its model takes on its hardware."""
+    """What is simulated: how, on what, and how long things take there."""
 
     config: SimulationConfig
-    roofline: Roofline
+    costs: Costs
+    hint: CostHint
+    """What instances say of their costs when they join."""
+    model: ModelShape
+    host: HostShape
 
 
 def load_simulation(path: Path, environ: Mapping[str, str] | None = None) -> Setup:
-    """The configuration in a file, with the descriptions of model and hardware that it names.
+    """The configuration in a file, with the descriptions of model and hardware that it names. A cluster's file is taken too,
+    where all its engines are mock ones: their options say how long they take.
 
     Raises:
         ConfigError: `problems` has a line for everything that is wrong.
@@ -34,6 +44,9 @@ def load_simulation(path: Path, environ: Mapping[str, str] | None = None) -> Set
     """
     source = Source(environ or {})
     root = source.read(_text(path), str(path))
+    if isinstance(root.content, dict) and not CLUSTER_KEYS.isdisjoint(root.content):
+        cluster = load_config(path, environ=environ).config
+        return Setup(*describe_cluster(cluster, str(path)))
     _add_constants(source, root, path)
     builder = Builder()
     config = builder.build(root, SimulationConfig)
@@ -42,6 +55,11 @@ def load_simulation(path: Path, environ: Mapping[str, str] | None = None) -> Set
         problems = [_located(builder, root, finding) for finding in findings(config)]
     if problems:
         raise ConfigError("\n".join(map(str, problems)), problems=[str(problem) for problem in problems])
+    return _described(config, path)
+
+
+def _described(config: SimulationConfig, path: Path) -> Setup:
+    """With the hardware and the model that the configuration names."""
     model, hardware = load_model(path.parent / config.model), load_hardware(path.parent / config.hardware)
     given = config.efficiency
     efficiency = Efficiency(
@@ -52,11 +70,25 @@ def load_simulation(path: Path, environ: Mapping[str, str] | None = None) -> Set
         layer_overhead_s=given.layer_overhead,
         memory_reserve=given.memory_reserve,
     )
-    setup = Setup(config, Roofline(model, hardware, efficiency))
-    if setup.roofline.kv_capacity_tokens < config.engine.block_tokens:
-        held, block = setup.roofline.kv_capacity_tokens, config.engine.block_tokens
+    roofline = Roofline(model, hardware, efficiency)
+    held, block = roofline.kv_capacity_tokens, config.engine.block_tokens
+    if held < block:
         raise ModelTooLarge(f"{model.name} leaves room for {held} tokens of KV on {hardware.name}; a block has {block}")
-    return setup
+    shape = ModelShape(
+        name=model.name,
+        num_layers=model.layers,
+        block_tokens=block,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+    )
+    host = HostShape(
+        hbm_blocks=roofline.kv_memory_bytes // shape.block_bytes,
+        dram_blocks=hardware.dram // shape.block_bytes,
+        ssd_blocks=hardware.disk // shape.block_bytes if config.engine.disk else 0,
+        nic_bytes_per_s=hardware.nic_bytes_per_s * efficiency.network,
+        device_bytes_per_s=hardware.host_to_device_bytes_per_s or math.inf,
+        ssd_bytes_per_s=hardware.disk_bytes_per_s or math.inf,
+    )
+    return Setup(config, roofline, roofline.hint(), shape, host)
 
 
 def findings(config: SimulationConfig) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,7 +21,6 @@ from mooncake_core.sim.load import Setup
 from mooncake_core.sim.members import Members
 from mooncake_core.sim.pipeline import Pipeline
 from mooncake_core.sim.settings import ChangeSettings, SimulationConfig, SystemSettings
-from mooncake_core.sim.shapes import HostShape, ModelShape
 from mooncake_core.sim.simulation import Simulation
 from mooncake_core.sim.timeline import Timeline
 
@@ -56,39 +54,15 @@ def simulate(
     return simulation
 
 
-def model_shape(setup: Setup) -> ModelShape:
-    """What the model's KV takes."""
-    model = setup.roofline.model
-    return ModelShape(
-        name=model.name,
-        num_layers=model.layers,
-        block_tokens=setup.config.engine.block_tokens,
-        kv_bytes_per_token=model.kv_bytes_per_token,
-    )
-
-
-def host_shape(setup: Setup) -> HostShape:
-    """An instance and its host."""
-    hardware, block_bytes = setup.roofline.hardware, model_shape(setup).block_bytes
-    return HostShape(
-        hbm_blocks=setup.roofline.kv_memory_bytes // block_bytes,
-        dram_blocks=hardware.dram // block_bytes,
-        ssd_blocks=hardware.disk // block_bytes if setup.config.engine.disk else 0,
-        nic_bytes_per_s=hardware.nic_bytes_per_s * setup.roofline.efficiency.network,
-        device_bytes_per_s=hardware.host_to_device_bytes_per_s or math.inf,
-        ssd_bytes_per_s=hardware.disk_bytes_per_s or math.inf,
-    )
-
-
 def _conducted(setup: Setup, system: SystemSettings, simulation: Simulation) -> ConductedCluster:
-    config, costs, host = setup.config, setup.roofline, host_shape(setup)
+    config, costs, host = setup.config, setup.costs, setup.host
     engine = config.engine
     new_policy = registry.load("eviction", engine.eviction)
     tiers = [("dram", host.dram_blocks), *([("ssd", host.ssd_blocks)] if host.ssd_blocks else [])]
     cluster = ConductedCluster(
         simulation.timeline,
         _conductor(config, system),
-        model_shape(setup),
+        setup.model,
         host,
         ConductedSettings(
             layerwise=system.layerwise,
@@ -99,10 +73,10 @@ def _conducted(setup: Setup, system: SystemSettings, simulation: Simulation) -> 
         ),
         members=partial(
             Members,
-            model=model_shape(setup),
+            model=setup.model,
             host=host,
             costs=costs,
-            hint=costs.hint(),
+            hint=setup.hint,
             new_pipeline=lambda: Pipeline(costs, stages=system.stages, chunk_tokens=engine.chunk_tokens),
             new_cache=lambda: BlockCache(tiers, new_policy),
         ),
@@ -139,7 +113,7 @@ def _change_member(members: Members, change: ChangeSettings) -> None:
 
 
 def _coupled(setup: Setup, system: SystemSettings, simulation: Simulation) -> CoupledCluster:
-    config, costs, host = setup.config, setup.roofline, host_shape(setup)
+    config, costs, host = setup.config, setup.costs, setup.host
     engine = config.engine
     new_policy = registry.load("eviction", engine.eviction) if system.prefix_caching else None
     settings = CoupledSettings(
