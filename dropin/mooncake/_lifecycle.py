@@ -112,8 +112,11 @@ class Lifecycle(Linked):
         return self.unmount_segment(segment_ids, grace_period_seconds)
 
     def unmount_local_disk_segment(self, grace_period_seconds: int = 0) -> int:
-        """Not served: this store has no segment on disk."""
-        return Code.SEGMENT_NOT_FOUND
+        """Not served: the SSD below a segment goes with the segment, when that is unmounted or the store closed."""
+        _log.error(
+            "unmount_local_disk_segment: the SSD below a segment goes with the segment: unmount that, or close the store"
+        )
+        return Code.NOT_SUPPORTED
 
     def _connect(self, wanted: Settings) -> int:
         if self._link is not None:

@@ -11,10 +11,12 @@ from contextlib import suppress
 from typing import Final, TypeVar, cast, get_args
 
 from mooncake._codes import Code, code_of
+from mooncake._offload import offload_tiers
 from mooncake._replicas import ReplicateConfig, node_name
 from mooncake._segment import attach, await_writable, free_port
 from mooncake._settings import Settings
 from mooncake_core.address import HostPort, is_loopback, parse_host_port
+from mooncake_core.config.schema import TierConfig
 from mooncake_core.errors import ConfigError, MooncakeError, ObjectExists
 from mooncake_core.roles.attached_node import AttachedNode
 from mooncake_core.roles.context import load_key
@@ -42,7 +44,7 @@ class Link:
         Raises:
             MooncakeError: it cannot; says why.
         """
-        self._refuse_what_is_missing(settings)
+        tiers = offload_tiers(settings)
         self._master = _address(settings.master_server_addr)
         self._host, self._wanted_port = _split(settings.local_hostname)
         self._key_file = _key_file()
@@ -66,7 +68,7 @@ class Link:
         try:
             self.ping()
             if settings.global_segment_size:
-                self.hostname = self.contribute(settings.global_segment_size)
+                self.hostname = self.contribute(settings.global_segment_size, tiers)
         except BaseException:
             self.close()
             raise
@@ -75,8 +77,9 @@ class Link:
         """Asks the master whether it is there."""
         self.store.ask(GetStatus(), Status, timeout_s=HELLO_S)
 
-    def contribute(self, num_bytes: int) -> str:
-        """Adds a segment to the pool; returns its `host:port`, by which it is preferred and taken away again."""
+    def contribute(self, num_bytes: int, tiers: Sequence[TierConfig] = ()) -> str:
+        """Adds a segment to the pool, with what is below its memory; returns its `host:port`, by which it is preferred and taken
+        away again."""
         self._bind = self._bind or self._bind_host()
         port = free_port(self._bind, self._wanted_port)
         segment = str(HostPort(self._host, port))
@@ -89,6 +92,7 @@ class Link:
             master=self._master.url,
             transports=self._transports,
             key_file=self._key_file,
+            tiers=tiers,
         )
         with self._lock:
             self._nodes[segment] = node
@@ -155,10 +159,6 @@ class Link:
             return str(socket.getaddrinfo(self._host, None)[0][4][0])
         except OSError as error:
             raise ConfigError(f"local_hostname {self._host} is no host that can be found: {error}") from error
-
-    def _refuse_what_is_missing(self, settings: Settings) -> None:
-        if settings.enable_ssd_offload:
-            raise ConfigError("enable_ssd_offload: a store's own SSD tier is not served yet; leave it out")
 
 
 def put_options(config: ReplicateConfig, *, upsert: bool = False) -> PutOptions:

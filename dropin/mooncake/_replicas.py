@@ -139,36 +139,55 @@ class DiskDescriptor:
 
 
 @dataclass(frozen=True)
+class LocalDiskDescriptor:
+    """A replica on the SSD of one node, or in its object storage."""
+
+    object_size: int
+    transport_endpoint: str
+
+
+@dataclass(frozen=True)
 class ReplicaDescriptor:
     """Where one replica of an object lies."""
 
     status: ReplicaStatus
-    memory: MemoryDescriptor
+    place: MemoryDescriptor | LocalDiskDescriptor
 
     def is_memory_replica(self) -> bool:
-        return True
+        return isinstance(self.place, MemoryDescriptor)
 
     def is_disk_replica(self) -> bool:
+        """On a file system that all clients share: never here."""
         return False
 
     def is_local_disk_replica(self) -> bool:
-        return False
+        return isinstance(self.place, LocalDiskDescriptor)
 
     def get_memory_descriptor(self) -> MemoryDescriptor:
-        return self.memory
+        if isinstance(self.place, MemoryDescriptor):
+            return self.place
+        raise RuntimeError(
+            "expected a replica in memory, this one is on a node's disk: ask get_local_disk_descriptor()"
+        )
 
     def get_disk_descriptor(self) -> DiskDescriptor:
-        raise RuntimeError("expected a replica on disk, this one is in memory: ask get_memory_descriptor()")
+        raise RuntimeError(
+            "expected a replica in a shared file, there are none here: ask is_memory_replica() what it is"
+        )
+
+    def get_local_disk_descriptor(self) -> LocalDiskDescriptor:
+        if isinstance(self.place, LocalDiskDescriptor):
+            return self.place
+        raise RuntimeError("expected a replica on a node's disk, this one is in memory: ask get_memory_descriptor()")
 
 
 def describe(found: ObjectDescription) -> Sequence[ReplicaDescriptor]:
-    """The replicas of an object."""
-    return [
-        ReplicaDescriptor(
-            ReplicaStatus.COMPLETE,
-            MemoryDescriptor(
-                Descriptor(found.size_bytes, placement.offset + found.header_bytes, segment_name(placement.node))
-            ),
+    """The replicas of an object, those in memory first."""
+    places: list[MemoryDescriptor | LocalDiskDescriptor] = [
+        MemoryDescriptor(
+            Descriptor(found.size_bytes, placement.offset + found.header_bytes, segment_name(placement.node))
         )
         for placement in found.replicas
     ]
+    places += [LocalDiskDescriptor(found.size_bytes, segment_name(node)) for node in found.tiered_on]
+    return [ReplicaDescriptor(ReplicaStatus.COMPLETE, place) for place in places]

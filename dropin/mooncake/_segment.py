@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from mooncake_core.config.schema import AuthConfig, ClusterConfig, StoreConfig, TransferConfig
+from mooncake_core.config.schema import AuthConfig, ClusterConfig, StoreConfig, TierConfig, TransferConfig
 from mooncake_core.errors import DeadlineExceeded
 from mooncake_core.roles.attached_node import AttachedNode
 from mooncake_core.roles.parent import Boot
@@ -51,8 +51,9 @@ def attach(
     master: str,
     transports: Sequence[str],
     key_file: str | None,
+    tiers: Sequence[TierConfig] = (),
 ) -> AttachedNode:
-    """Starts the helper.
+    """Starts the helper. `tiers`: where it puts what its memory has no room for.
 
     Raises:
         ConfigError, DeadlineExceeded: as AttachedNode.
@@ -67,6 +68,7 @@ def attach(
                 object_size=object_size(capacity_bytes),
                 host=host,
                 data_port=data_port,
+                tiers=list(tiers),
             )
         ],
         prefill=[],

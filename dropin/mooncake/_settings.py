@@ -52,7 +52,9 @@ class Settings:
     engine: Any = None
     """Accepted: a store has an engine of its own."""
     enable_ssd_offload: bool = False
+    """What the segment has no room for goes to an SSD."""
     ssd_offload_path: str = ""
+    """Where; else $MOONCAKE_OFFLOAD_FILE_STORAGE_PATH."""
     tenant_id: str = DEFAULT_TENANT
     enable_client_http_server: bool = False
     """Accepted: the master's HTTP tells about all clients."""

@@ -143,12 +143,17 @@ def test_an_open_segment_wants_a_key(monkeypatch: pytest.MonkeyPatch, caplog: py
         ({"protocol": "rdma"}, "no transport called 'rdma' is installed"),
         ({"protocol": "carrier-pigeon"}, "expected one of tcp, shm, rdma"),
         ({"master_server_address": "etcd://1.2.3.4"}, "expected host:port"),
-        ({"enable_ssd_offload": True}, "enable_ssd_offload"),
+        ({"enable_ssd_offload": True, "global_segment_size": MIB}, "give ssd_offload_path"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(
-    master: str, caplog: pytest.LogCaptureFixture, change: dict[str, Any], said: str
+    master: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    change: dict[str, Any],
+    said: str,
 ) -> None:
+    monkeypatch.delenv("MOONCAKE_OFFLOAD_FILE_STORAGE_PATH", raising=False)
     given = {"global_segment_size": 0, "master_server_address": master, **change}
     assert MooncakeDistributedStore().setup(given) == -600
     assert said in caplog.text

@@ -140,6 +140,9 @@ def _plugins(config: ClusterConfig) -> Iterator[Finding]:
             yield from _plugin("tier", f"{path}.tiers.{index}.kind", tier.kind)
             if not tier.path:
                 yield Finding(f"{path}.tiers.{index}.path", "expected a folder or a URL, got nothing")
+            if tier.folder == "first-free" and "://" in tier.path and not tier.path.startswith("file://"):
+                found = "first-free, which needs a folder that can be locked: a path on a disk"
+                yield Finding(f"{path}.tiers.{index}.folder", f"expected node for {tier.path}, got {found}")
 
 
 def _plugin(kind: str, path: str, name: str) -> Iterator[Finding]:

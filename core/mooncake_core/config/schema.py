@@ -76,7 +76,10 @@ class TierConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     kind: str = "lmdb"
     """Tier plugin: lmdb (a folder on a local SSD), fsspec (s3://..., file://...)."""
     path: str = ""
-    """Folder or URL; the node makes a folder of its own name in it."""
+    """Folder or URL; the node makes a folder of its own in it."""
+    folder: Literal["node", "first-free"] = "node"
+    """What that one is called: as the node; or by the first number that no other process on this host has taken, for nodes whose
+    names change when they start again."""
     capacity: Size = 4 << 30
     """Most bytes it may take there; the oldest objects make room."""
     reserve: Size = 1 << 30

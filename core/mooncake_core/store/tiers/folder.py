@@ -9,6 +9,10 @@ from pathlib import Path
 from mooncake_core.errors import ConfigError
 
 
+class FolderBusy(ConfigError):
+    """Another process has the folder open."""
+
+
 class OwnFolder:
     """A folder that no other process uses as long as this one holds it; a killed process lets go of it."""
 
@@ -16,7 +20,7 @@ class OwnFolder:
         """Makes the folder where there is none.
 
         Raises:
-            ConfigError: another process holds it; says which.
+            FolderBusy: another process holds it; says which.
             OSError: it cannot be made or written to.
         """
         self.path = path
@@ -28,7 +32,7 @@ class OwnFolder:
         except BlockingIOError:
             holder = os.pread(self._descriptor, 200, 0).decode(errors="replace").strip()
             os.close(self._descriptor)
-            raise ConfigError(
+            raise FolderBusy(
                 f"expected {path} to be used by {owner} alone, but {holder or 'another process'} has it open: "
                 "stop that one, or give this node another path"
             ) from None

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Final
 
 from mooncake_core import registry
 from mooncake_core.config.schema import TierConfig
 from mooncake_core.store.tiers.contract import Listing, NewTierObject, Tier, TierKey, TierSettings, Written
+from mooncake_core.store.tiers.folder import FolderBusy
 from mooncake_core.wire.messages.tiering import TierFill
+
+MOST_FOLDERS: Final = 256
+"""Of nodes that take the first free one, at one place."""
 
 _log = logging.getLogger(__name__)
 
@@ -89,9 +94,8 @@ def open_tiers(owner: str, sections: Sequence[TierConfig]) -> TierStack:
     opened: list[Tier] = []
     try:
         for section in sections:
-            tier_class: type[Tier] = registry.load("tier", section.kind)
             try:
-                opened.append(tier_class(_settings(owner, section)))
+                opened.append(_open(owner, section))
             except OSError as error:
                 reason = error.strerror or error
                 _log.error("%s goes on without its tier %s at %s: %s", owner, section.kind, section.path, reason)
@@ -103,6 +107,18 @@ def open_tiers(owner: str, sections: Sequence[TierConfig]) -> TierStack:
         write_through=any(section.write == "through" for section in sections),
         sync_interval_s=min((section.sync_interval for section in sections), default=1.0),
     )
+
+
+def _open(owner: str, section: TierConfig) -> Tier:
+    tier_class: type[Tier] = registry.load("tier", section.kind)
+    if section.folder == "node":
+        return tier_class(_settings(owner, section))
+    for number in range(MOST_FOLDERS):  # a folder's lock ends with its process, so what one left behind is found again
+        try:
+            return tier_class(_settings(f"node-{number}", section))
+        except FolderBusy:
+            continue
+    raise FolderBusy(f"expected one of {MOST_FOLDERS} folders at {section.path} to be free, all are in use")
 
 
 def _settings(owner: str, section: TierConfig) -> TierSettings:
