@@ -85,13 +85,19 @@ async def _complete(session: aiohttp.ClientSession, request: TraceRequest, due_s
         "ignore_eos": True,
         "temperature": 0,
         "stream": True,
+        "return_token_ids": True,
     }
     await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
     async with session.post("/v1/completions", json=body) as answer:
         assert answer.status == 200, await answer.text()
-        times = [time.perf_counter() async for line in answer.content if line.startswith(b"data: {")]
-    assert len(times) >= request.output_tokens, "an event for each token"
-    times = times[: request.output_tokens]
+        events = [(time.perf_counter(), line) async for line in answer.content if line.startswith(b"data: {")]
+    times = [
+        at
+        for at, line in events
+        for choice in json.loads(line.removeprefix(b"data: "))["choices"]
+        for _ in choice["token_ids"]
+    ]
+    assert len(times) == request.output_tokens
     return times[0] - due_s, [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
