@@ -19,6 +19,8 @@ CONNECT_S: Final = 1.0
 """A door that does not open for so long may be behind a firewall."""
 SHUT_S: Final = 30.0
 """So long a door that did not open is not tried again."""
+DOOR_PAUSES_S: Final = (0.0, 0.05)
+"""Between asking a server that cannot be reached where its door is, and asking again."""
 MOST_IDLE: Final = 64
 
 M = TypeVar("M")
@@ -136,10 +138,12 @@ class BlockingClient:
         return line
 
     def _ask_door(self, deadline: float) -> int:
-        try:
-            return self._loop.run(self._client.door(timeout_s=max(0.0, deadline - time.monotonic())))
-        except PeerUnreachable:  # a server that started again: the loop's client may only just have noticed that
-            return self._loop.run(self._client.door(timeout_s=max(0.0, deadline - time.monotonic())))
+        for pause_s in DOOR_PAUSES_S:
+            try:
+                return self._loop.run(self._client.door(timeout_s=max(0.0, deadline - time.monotonic())))
+            except PeerUnreachable:  # a server that started again: the loop's client may only just be noticing that
+                time.sleep(pause_s)
+        return self._loop.run(self._client.door(timeout_s=max(0.0, deadline - time.monotonic())))
 
     def _open(self, port: int, deadline: float) -> Line | None:
         line = Line(self._client.address, self._client.hello)
