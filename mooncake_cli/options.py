@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mooncake_core.config.load import Loaded
     from mooncake_core.wire.messages import Message
     from mooncake_core.wire.sync import SyncClient
+    from mooncake_core.workload.trace import TraceSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M")
@@ -37,6 +38,42 @@ def cluster_options(function: F) -> F:
     """How to name a running cluster: -c, --cluster, or neither when only one runs here."""
     function = click.option("--cluster", help="Name of a cluster that runs on this host.")(function)
     return config_options(function)
+
+
+def trace_options(function: F) -> F:
+    """How a trace is read: --format, --block-tokens, --answer-tokens; for `trace_source`."""
+    function = click.option(
+        "--answer-tokens",
+        type=click.IntRange(1),
+        help="Length of answers where a trace has none (lmcache).  [default: 128]",
+    )(function)
+    function = click.option(
+        "--block-tokens",
+        type=click.IntRange(1),
+        help="The trace's blocks have so many tokens, not what its format says.",
+    )(function)
+    return click.option(
+        "--format",
+        "format_name",
+        help="Of the trace; `mooncake trace formats` lists them.  [default: what it looks like]",
+    )(function)
+
+
+def trace_source(
+    trace: str, format_name: str | None, block_tokens: int | None, answer_tokens: int | None
+) -> TraceSource:
+    """What a trace's argument and `trace_options` say.
+
+    Raises:
+        UsageError: there is no such format.
+    """
+    from mooncake_core.workload.formats import ANSWER_TOKENS, ReadSettings
+    from mooncake_core.workload.trace import TraceSource, named
+
+    if format_name:
+        named(format_name)
+    settings = ReadSettings(block_tokens=block_tokens, answer_tokens=answer_tokens or ANSWER_TOKENS)
+    return TraceSource(trace, format_name, settings)
 
 
 def load(config_path: Path | None, overrides: tuple[str, ...] = ()) -> Loaded:

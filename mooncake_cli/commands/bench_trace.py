@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mooncake_cli import console, exits, progress
+from mooncake_cli.options import trace_options, trace_source
 from mooncake_cli.quantities import DURATION
 
 if TYPE_CHECKING:
@@ -21,14 +22,16 @@ Examples:
   mooncake bench trace trace.jsonl --config configs/sim/fast25-figure1.yaml
   mooncake bench trace trace.jsonl --config my.yaml --system mooncake --speed 2 --out report
 
-TRACE has Mooncake's JSON lines; systems that serve a workload of the YAML need none. The scheduler is that of a live
-cluster; instances, NICs and memory are modelled. The same configuration and seed give the same result. Goodput counts
-requests that meet both objectives; the time between tokens of a request is the mean of the slowest tenth of its gaps.
+TRACE is a file or URL in any format that `mooncake trace formats` lists; systems that serve a workload of the YAML need none.
+The scheduler is that of a live cluster; instances, NICs and memory are modelled. The same configuration and seed give the same
+result. Goodput counts requests that meet both objectives; the time between tokens of a request is the mean of the slowest tenth
+of its gaps.
 """
 
 
 @click.command("trace", help=HELP, short_help="Replay a trace through simulated clusters.")
-@click.argument("trace", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("trace", required=False)
+@trace_options
 @click.option("--config", "config_path", required=True, type=click.Path(path_type=Path), help="The simulation's YAML.")
 @click.option("--system", "names", multiple=True, help="Only this one of its systems; may be repeated.")
 @click.option("--speed", type=click.FloatRange(0, min_open=True), help="Requests come so much faster.")
@@ -45,7 +48,7 @@ requests that meet both objectives; the time between tokens of a request is the 
 @click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), help="Write JSON; - prints it.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json and plots.")
 def command(
-    trace: Path | None,
+    trace: str | None,
     config_path: Path,
     names: tuple[str, ...],
     speed: float | None,
@@ -57,6 +60,7 @@ def command(
     limit: int | None,
     json_path: Path | None,
     out: Path | None,
+    **reading: Any,
 ) -> int:
     import msgspec
 
@@ -64,7 +68,8 @@ def command(
     from mooncake_core.sim.load import load_simulation
 
     config = load_simulation(config_path, os.environ)
-    run = TraceRun(config, trace, names=names, speed=speed, seed=seed, ttft_s=ttft, tbt_s=tbt, limit=limit)
+    source = trace_source(trace, **reading) if trace else None
+    run = TraceRun(config, source, names=names, speed=speed, seed=seed, ttft_s=ttft, tbt_s=tbt, limit=limit)
     result = run.execute(progress.counter(run.num_requests * seeds, "requests"), seeds=seeds)
     report = result.report
     if capacity is not None:

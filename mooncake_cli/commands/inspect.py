@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from mooncake_cli import console, exits
-from mooncake_cli.commands import inspect_cache, inspect_requests
+from mooncake_cli.commands import inspect_cache, inspect_requests, inspect_trace
 from mooncake_cli.options import ask, cluster_options, json_option
 from mooncake_cli.request_ids import belongs, resolve
 
@@ -20,13 +20,14 @@ ALL_KEPT: Final = 1 << 31
 """More than any master keeps."""
 
 
-@click.group("inspect", help="Look into the cache, the nodes, requests, and the scheduler's decisions.")
+@click.group("inspect", help="Look into the cache, the nodes, requests, the scheduler's decisions, and traces.")
 def command() -> None:
     """The group."""
 
 
 command.add_command(inspect_cache.command)
 command.add_command(inspect_requests.command)
+command.add_command(inspect_trace.command)
 
 
 @command.command("nodes", help="The nodes of the pool and how full they are.")

@@ -14,11 +14,12 @@ import aiohttp
 import pytest
 
 from mooncake_core.bench.statistics import request_tbt
-from mooncake_core.sim.jobs import make_jobs, read_trace
+from mooncake_core.sim.jobs import make_jobs
 from mooncake_core.sim.load import load_simulation
 from mooncake_core.sim.systems import simulate
 from mooncake_core.testing.cluster import Cluster
 from mooncake_core.workload.request import TraceRequest
+from mooncake_core.workload.trace import read_trace
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "mock-slow.yaml"
@@ -30,11 +31,11 @@ VOCABULARY = range(2, 2048)
 def test_medians_agree_within_a_tenth(tmp_path: Path, requests: int) -> None:
     path = _write_trace(tmp_path / "trace.jsonl", requests)
     setup = load_simulation(CONFIG)
-    jobs = make_jobs(read_trace(path), block_tokens=setup.config.engine.block_tokens)
+    jobs = make_jobs(read_trace(str(path)), block_tokens=setup.config.engine.block_tokens)
     records = simulate(setup, setup.config.systems[0], jobs).records
     cluster = Cluster(CONFIG, tmp_path)
     try:
-        live = asyncio.run(_replay(cluster.state.gateway_url, list(read_trace(path))))
+        live = asyncio.run(_replay(cluster.state.gateway_url, list(read_trace(str(path)))))
     finally:
         cluster.stop()
     errors = {}

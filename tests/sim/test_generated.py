@@ -14,6 +14,7 @@ from mooncake_core.errors import ConfigError, UsageError
 from mooncake_core.sim.generated import generate_jobs
 from mooncake_core.sim.load import load_simulation
 from mooncake_core.sim.settings import WorkloadSettings
+from mooncake_core.workload.trace import TraceSource
 
 ROOT = Path(__file__).parent.parent.parent
 BASE = f"model: {ROOT}/configs/models/llama2-70b.yaml\nhardware: {ROOT}/configs/hardware/a800-x8.yaml\n"
@@ -72,7 +73,7 @@ def test_a_trace_is_wanted_where_there_is_no_workload_and_only_there(tmp_path: P
     with pytest.raises(UsageError, match="system mooncake has no workload"):
         TraceRun(load_simulation(write(tmp_path, "")), None)
     with pytest.raises(UsageError, match="leave TRACE out"):
-        TraceRun(load_simulation(write(tmp_path, TEXT)), tmp_path / "trace.jsonl")
+        TraceRun(load_simulation(write(tmp_path, TEXT)), TraceSource(str(tmp_path / "trace.jsonl")))
     unknown = TEXT.replace("workload: long, prefill", "workload: longer, prefill")
     with pytest.raises(
         ConfigError, match=r"systems.0.workload: expected one of the file's workloads \(long\), got longer"

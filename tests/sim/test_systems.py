@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from mooncake_cli.main import run as run_command
-from mooncake_core.errors import ConfigError, ModelTooLarge, UsageError
+from mooncake_core.errors import ConfigError, ModelTooLarge
 from mooncake_core.sim.job import Job
-from mooncake_core.sim.jobs import make_jobs, read_trace
+from mooncake_core.sim.jobs import make_jobs
 from mooncake_core.sim.load import load_simulation
 from mooncake_core.sim.summary import summarise
 from mooncake_core.sim.systems import simulate
+from mooncake_core.workload.trace import read_trace
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs" / "sim").glob("*.yaml") if path.name != "constants.yaml")
@@ -43,8 +44,8 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def read_jobs(path: Path) -> Iterator[Job]:
-    return make_jobs(read_trace(path), block_tokens=512)
+def jobs_of(trace: Path) -> Iterator[Job]:
+    return make_jobs(read_trace(str(trace)), block_tokens=512)
 
 
 SYSTEMS = """
@@ -63,7 +64,7 @@ def test_two_runs_are_equal_byte_for_byte(tmp_path: Path, trace: Path) -> None:
     setup = load_simulation(write(tmp_path, SYSTEMS + "sample_interval: 1s\nseed: 7\n"))
     results = []
     for _ in range(2):
-        runs = [(system, simulate(setup, system, read_jobs(trace))) for system in setup.config.systems]
+        runs = [(system, simulate(setup, system, jobs_of(trace))) for system in setup.config.systems]
         summaries = [summarise(setup.config, system, simulation) for system, simulation in runs]
         results.append(msgspec.json.encode([summaries, [simulation.records.rows() for _, simulation in runs]]))
     assert results[0] == results[1]
@@ -72,7 +73,7 @@ def test_two_runs_are_equal_byte_for_byte(tmp_path: Path, trace: Path) -> None:
 def test_the_summary_counts_what_was_served(tmp_path: Path, trace: Path) -> None:
     setup = load_simulation(write(tmp_path, SYSTEMS + "slo: {ttft: 30s, tbt: 1s, thresholds: [1us, 10]}\n"))
     system = setup.config.systems[0]
-    found = summarise(setup.config, system, simulate(setup, system, read_jobs(trace)))
+    found = summarise(setup.config, system, simulate(setup, system, jobs_of(trace)))
     assert (found.requests, found.completed, found.goodput, found.goodput_ratio) == (40, 40, 40, 1.0)
     assert [entry.goodput for entry in found.thresholds] == [8, 40]  # answers of one token have no gaps
     assert found.hit_ratio.tokens > 0.2
@@ -116,21 +117,6 @@ def test_constants_count_where_the_file_has_no_section_of_that_name(tmp_path: Pa
         load_simulation(path)
 
 
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        ('{"timestamp": 0, "input_length": 10, "output_length": 1}', "hash_ids"),
-        ('{"timestamp": 0, "input_length": "ten", "output_length": 1, "hash_ids": [1]}', "input_length"),
-        ("nothing", "malformed"),
-    ],
-)
-def test_a_broken_line_of_a_trace_is_named(tmp_path: Path, trace: Path, line: str, problem: str) -> None:
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text(trace.read_text() + line + "\n")
-    with pytest.raises(UsageError, match=rf"broken\.jsonl:41.*{problem}"):
-        list(read_jobs(broken))
-
-
 def test_changes_of_the_yaml_happen(tmp_path: Path, trace: Path) -> None:
     text = """
 systems:
@@ -148,7 +134,7 @@ systems:
 """
     setup = load_simulation(write(tmp_path, text))
     for system in setup.config.systems:
-        found = summarise(setup.config, system, simulate(setup, system, read_jobs(trace)))
+        found = summarise(setup.config, system, simulate(setup, system, jobs_of(trace)))
         assert found.completed == 40
 
 

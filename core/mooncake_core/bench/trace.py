@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,6 +21,7 @@ from mooncake_core.sim.records import Records
 from mooncake_core.sim.settings import SystemSettings
 from mooncake_core.sim.summary import SystemSummary, summarise
 from mooncake_core.sim.systems import simulate
+from mooncake_core.workload.trace import TraceSource
 
 
 class SystemReport(SystemSummary, frozen=True, kw_only=True):
@@ -69,7 +69,7 @@ class TraceRun:
     def __init__(
         self,
         setup: Setup,
-        trace: Path | None,
+        trace: TraceSource | None,
         *,
         names: Sequence[str] = (),
         speed: float | None = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,16 +11,19 @@ import msgspec
 from mooncake_core.errors import UsageError
 from mooncake_core.sim.generated import generate_jobs
 from mooncake_core.sim.job import Job
-from mooncake_core.sim.jobs import make_jobs, read_trace
+from mooncake_core.sim.jobs import make_jobs
 from mooncake_core.sim.load import Setup
 from mooncake_core.sim.settings import SloSettings, SystemSettings, WorkloadSettings
 from mooncake_core.sim.shapes import Costs
+from mooncake_core.workload.trace import TraceSource
 
 
 class TraceLoad:
     """Makes jobs, which are used up by a simulation, as often as they are asked for."""
 
-    def __init__(self, setup: Setup, trace: Path | None, systems: Sequence[SystemSettings], limit: int | None) -> None:
+    def __init__(
+        self, setup: Setup, trace: TraceSource | None, systems: Sequence[SystemSettings], limit: int | None
+    ) -> None:
         """
         Raises:
             UsageError: there is no trace, or nobody to serve it; or the trace cannot be read.
@@ -77,9 +79,9 @@ class TraceLoad:
             found["workloads"] = [msgspec.structs.asdict(self._workloads[name]) for name in names]
         return found
 
-    def _of_trace(self, trace: Path, speed: float) -> Iterator[Job]:
+    def _of_trace(self, trace: TraceSource, speed: float) -> Iterator[Job]:
         longest = self._config.longest_answer
-        requests = itertools.islice(read_trace(trace), self._limit)
+        requests = itertools.islice(trace.read(), self._limit)
         for job in make_jobs(requests, block_tokens=self._config.engine.block_tokens, speed=speed):
             if longest is not None:
                 job.output_tokens = min(job.output_tokens, longest)
