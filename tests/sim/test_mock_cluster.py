@@ -75,5 +75,5 @@ def test_traced_blocks_become_the_clusters() -> None:
     assert numbers(doubled) == [8]
     full = next(make_jobs([request(1024, 7, 8)], block_tokens=512))
     assert numbers(full) == [7]  # a token of the prompt is always computed
-    with pytest.raises(UsageError, match="a part or a multiple of that, got 300"):
+    with pytest.raises(UsageError, match="a part or a multiple of that as block_tokens, got 300"):
         next(make_jobs([request(1400, 7, 8, 9)], block_tokens=300))
