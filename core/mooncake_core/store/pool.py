@@ -46,6 +46,7 @@ from mooncake_core.store.objects import Counters, PoolObject
 from mooncake_core.store.operations import Operations
 from mooncake_core.store.pins import HARD, soft_until
 from mooncake_core.store.placement import Placing, Strategy, free_ratio_first
+from mooncake_core.store.removals import Removals
 from mooncake_core.store.replicas import Replicas
 from mooncake_core.store.reports import node_usages
 from mooncake_core.store.roster import Roster
@@ -129,10 +130,12 @@ class Pool:
         self._index = ObjectIndex(self._nodes)
         self._hot = HotPrefixes()
         self._tenants = Tenants(settings.quotas)
+        self._removals = Removals()
         self._roster = Roster(
             self._nodes,
             self._index,
             self._tenants,
+            self._removals,
             old_lease_s=settings.read_lease_s + MARGIN_S,
             eviction=eviction,
             outdate=self._outdate,
@@ -153,6 +156,7 @@ class Pool:
             self._nodes,
             self._index,
             self._tenants,
+            self._removals,
             promote_timeout_s=settings.promote_timeout_s,
             lease_s=settings.read_lease_s + MARGIN_S,
             make_room=self._evicting.make_room,
@@ -442,6 +446,7 @@ class Pool:
         self._counters.puts += 1
         self._counters.put_bytes += entry.size_bytes
         self._index.publish(entry, now)
+        self._removals.committed(entry.key, entry.allocation_id)
         self._tiering.committed(entry, now)
         return ""
 

@@ -26,6 +26,11 @@ class Removals:
         if len(self._before) > self._most_keys:
             self.all_removed(self._before.pop(next(iter(self._before))))
 
+    def committed(self, key: str, allocation_id: int) -> None:
+        """An object was put that was being written when its key was removed: it is there, and what is older is not."""
+        if self._before.get(key, 0) > allocation_id:
+            self._before[key] = allocation_id
+
     def all_removed(self, before: int) -> None:
         """Whatever was put with a smaller id is gone."""
         self._all_before = max(self._all_before, before)

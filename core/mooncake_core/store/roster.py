@@ -22,8 +22,10 @@ from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.layout import extent_bytes
 from mooncake_core.store.node_space import Extent, NodeSpace, NodeState
 from mooncake_core.store.objects import PoolObject
+from mooncake_core.store.removals import Removals
 from mooncake_core.store.replicas import Replicas
 from mooncake_core.store.tenants import Tenants
+from mooncake_core.store.tiers.contract import TierKey
 from mooncake_core.wire.messages.pool import StoredObject
 
 NODE_RETRY_S: Final = 2.0
@@ -37,6 +39,7 @@ class Roster:
         nodes: dict[str, NodeSpace],
         index: ObjectIndex,
         tenants: Tenants,
+        removals: Removals,
         *,
         old_lease_s: float,
         eviction: Callable[[], Eviction],
@@ -47,6 +50,7 @@ class Roster:
         self._nodes = nodes
         self._index = index
         self._tenants = tenants
+        self._removals = removals
         self._old_lease_s = old_lease_s
         self._eviction = eviction
         self._outdate = outdate
@@ -166,9 +170,11 @@ class Roster:
             self._outdate(stored.key, stored.allocation_id, now)
             entry = self._index.get(stored.key)
         lease_until = now + self._old_lease_s
-        if stored.removed or (entry is not None and _prevails(entry, stored)):
+        is_known = entry is not None and entry.allocation_id == stored.allocation_id
+        is_gone = not is_known and self._removals.covers(TierKey(stored.key, stored.allocation_id))
+        if stored.removed or is_gone or (entry is not None and _prevails(entry, stored)):
             node.give_up(extent, lease_until, now)
-        elif entry is not None and entry.allocation_id == stored.allocation_id:
+        elif entry is not None and is_known:
             entry.lease_until = max(entry.lease_until, lease_until)
             self._index.add_replica(entry, node.name, extent)
         else:

@@ -46,6 +46,7 @@ class Tiering:
         nodes: Mapping[str, NodeSpace],
         index: ObjectIndex,
         tenants: Tenants,
+        removals: Removals,
         *,
         promote_timeout_s: float,
         lease_s: float,
@@ -63,7 +64,7 @@ class Tiering:
         self._outdate = outdate
         self._counters = counters
         self._tiers: dict[str, TierNode] = {}
-        self._removals = Removals()
+        self._removals = removals
         self._promotions = Promotions(promote_timeout_s)
         self._promote_timeout_s = promote_timeout_s
         self._make_room_at: float | None = None

@@ -1,0 +1,46 @@
+"""What a process holds: files, threads, shared memory. Counted when nothing is under way, so that what grows is a leak."""
+
+from __future__ import annotations
+
+import os
+from typing import Final, NamedTuple
+
+SLACK_FILES: Final = 16
+"""Connections come and go with peers that restart, and pools of threads fill up by and by: what leaks grows beyond that."""
+SLACK_THREADS: Final = 16
+SLACK_MAPS: Final = 2
+
+
+class Held(NamedTuple):
+    """By one process."""
+
+    files: int
+    threads: int
+    maps: int
+    """Of memory that is shared with others."""
+
+
+def held(pid: int) -> Held:
+    """What a process holds now."""
+    with open(f"/proc/{pid}/maps") as maps:
+        shared = {line.split()[4] for line in maps if "/memfd:" in line}
+    return Held(len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")), len(shared))
+
+
+class Leaks:
+    """Compares each process with itself, as it was when it was first counted."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, Held] = {}
+        self.last: dict[str, Held] = {}
+
+    def count(self, pids: dict[str, int]) -> list[str]:
+        """What has grown, in words."""
+        self.last = {name: held(pid) for name, pid in pids.items()}
+        grown = []
+        for name, pid in pids.items():
+            first, now = self._first.setdefault(pid, self.last[name]), self.last[name]
+            slack = Held(first.files + SLACK_FILES, first.threads + SLACK_THREADS, first.maps + SLACK_MAPS)
+            if any(more > most for more, most in zip(now, slack, strict=True)):
+                grown.append(f"{name} had {first}, and has {now}")
+        return grown
