@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 SLACK_FILES: Final = 16
 """Connections come and go with peers that restart, and pools of threads fill up by and by: what leaks grows beyond that."""
 SLACK_THREADS: Final = 16
-SLACK_MAPS: Final = 2
+SLACK_MAPS: Final = 8
+"""Of each node its control page and its segment, mapped when they are first used."""
 
 
 class Held(NamedTuple):

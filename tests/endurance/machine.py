@@ -1,4 +1,4 @@
-"""A random user of a real cluster: puts, gets, removes, copies, and processes that die meanwhile. See model.py for what must hold."""
+"""A random user of a real cluster, whose processes die meanwhile. See model.py for what must hold."""
 
 from __future__ import annotations
 

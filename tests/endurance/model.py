@@ -1,7 +1,8 @@
 """What must hold of a pool whose processes die: of each key the values that may be read, and where it is known to lie. Pure.
 
-A value that was acknowledged must be read as long as a place lives where it was seen. What failed, or was under way while somebody died, may
-have happened or not; the next certain answer tells. A value that is in none of these sets is a wrong byte, or something removed that came back.
+A value that was acknowledged must be read as long as a place lives where it was seen. What failed, or was under way while
+somebody died, may have happened or not; the next certain answer tells. A value that is in none of these sets is a wrong byte,
+or something removed that came back.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Key:
     away: set[Value] = field(default_factory=set)
     """What it was before, and tiers may still hold: it must not come back unless the master's memory of it died too."""
     ghosts: set[Value] = field(default_factory=set)
-    """Puts that failed, or were abandoned: a master that dies before it has cleared them leaves them to its successor (decision 7)."""
+    """Puts that failed, or were abandoned: a master that dies before they are cleared leaves them to the next (decision 7)."""
     busy_until: float = 0.0
     """Till then a writer that was not heard of any more may hold the key."""
     hard_pinned: bool = False
@@ -118,7 +119,7 @@ class Model:
         return not (key.must_be_there and key.dram)
 
     def look(self, name: str, size_bytes: int | None, dram: set[str], tiers: set[str]) -> list[str]:
-        """The master, which knows all nodes that live, says that there is nothing, or that it lies there; what is wrong with that."""
+        """The master, which knows all nodes that live, says where it lies, if anywhere; what is wrong with that."""
         key = self.keys[name]
         if size_bytes is None:
             if key.must_be_there and (key.dram or key.tiers):
