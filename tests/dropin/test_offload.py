@@ -62,8 +62,7 @@ def test_what_memory_has_no_room_for_is_read_from_the_ssd_also_after_a_restart(
         store, beside = connect(master, ssd), connect(master, ssd)
         for key, value in VALUES.items():
             wait_for(lambda key=key, value=value: store.put(key, value) == 0)
-        kinds = [place.is_local_disk_replica() for key in VALUES for place in store.get_replica_desc(key)]
-        assert True in kinds
+        assert any(place.is_local_disk_replica() for key in VALUES for place in store.get_replica_desc(key))
         for key, value in VALUES.items():
             wait_for(lambda key=key, value=value: store.get(key) == value)
         assert sorted(path.name for path in ssd.iterdir()) == ["node-0", "node-1"]

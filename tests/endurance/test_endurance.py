@@ -1,4 +1,4 @@
-"""A short game with a real cluster; scripts/acceptance store plays for twenty minutes."""
+"""A random game with a real cluster: ENDURANCE_SECONDS long, from ENDURANCE_SEED on; run with -m acceptance."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ one odd observation cannot derail the scheduler.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from mooncake_core.wire.messages.membership import CostHint
@@ -29,17 +30,39 @@ class Correction:
         self.factor += WEIGHT * (ratio - self.factor)
 
 
+@dataclass(frozen=True, slots=True)
+class HintCosts:
+    """Exactly what a hint says, in seconds."""
+
+    hint: CostHint
+
+    def prefill_s(self, prompt_tokens: int, matched_tokens: int) -> float:
+        """A prompt of which a prefix is in place."""
+        hint = self.hint
+        return (
+            hint.prefill_base_s
+            + hint.prefill_per_token_s * (prompt_tokens - matched_tokens)
+            + hint.prefill_per_token2_s * (prompt_tokens**2 - matched_tokens**2)
+        )
+
+    def step_s(self, batch: int, context_tokens: int) -> float:
+        """A decode step of `batch` sequences with so many tokens of context together."""
+        hint = self.hint
+        return hint.step_base_s + hint.step_per_sequence_s * batch + hint.step_per_context_token_s * context_tokens
+
+
 class CostModel:
     """Predictions for one instance, in seconds."""
 
     def __init__(self, hint: CostHint) -> None:
         self._hint = hint
+        self._exact = HintCosts(hint)
         self._prefill = Correction()
         self._step = Correction()
 
     def prefill_s(self, prompt_tokens: int, matched_tokens: int) -> float:
         """Time to compute a prompt of which a prefix is in place: linear in new tokens, attention quadratic."""
-        return self._prefill.factor * self._prefill_hint_s(prompt_tokens, matched_tokens)
+        return self._prefill.factor * self._exact.prefill_s(prompt_tokens, matched_tokens)
 
     def fetch_s(self, num_bytes: int) -> float:
         """Time to fetch so many bytes from other nodes."""
@@ -47,24 +70,12 @@ class CostModel:
 
     def step_s(self, batch: int, context_tokens: int) -> float:
         """Time of one decode step of `batch` sequences with so many tokens of context together: their TBT."""
-        return self._step.factor * self._step_hint_s(batch, context_tokens)
+        return self._step.factor * self._exact.step_s(batch, context_tokens)
 
     def observe_prefill(self, prompt_tokens: int, matched_tokens: int, observed_s: float) -> None:
         """A prefill took so long."""
-        self._prefill.observe(self._prefill_hint_s(prompt_tokens, matched_tokens), observed_s)
+        self._prefill.observe(self._exact.prefill_s(prompt_tokens, matched_tokens), observed_s)
 
     def observe_step(self, batch: int, context_tokens: int, observed_s: float) -> None:
         """Decode steps take so long now."""
-        self._step.observe(self._step_hint_s(batch, context_tokens), observed_s)
-
-    def _prefill_hint_s(self, prompt_tokens: int, matched_tokens: int) -> float:
-        hint = self._hint
-        return (
-            hint.prefill_base_s
-            + hint.prefill_per_token_s * (prompt_tokens - matched_tokens)
-            + hint.prefill_per_token2_s * (prompt_tokens**2 - matched_tokens**2)
-        )
-
-    def _step_hint_s(self, batch: int, context_tokens: int) -> float:
-        hint = self._hint
-        return hint.step_base_s + hint.step_per_sequence_s * batch + hint.step_per_context_token_s * context_tokens
+        self._step.observe(self._exact.step_s(batch, context_tokens), observed_s)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
+from mooncake_core.conductor.cost import HintCosts
 from mooncake_core.config.schema import ClusterConfig, EngineConfig
 from mooncake_core.errors import ConfigError
 from mooncake_core.inference.mock import cost_of, kv_layout, parse_options
@@ -16,27 +16,6 @@ from mooncake_core.wire.messages.membership import CostHint
 CLUSTER_KEYS: Final = frozenset({"cluster", "master", "gateway", "store", "prefill", "decode", "scheduler", "pool"})
 """By any of which a file is a cluster's."""
 NEVER_S: Final = 1e9
-
-
-@dataclass(frozen=True, slots=True)
-class HintCosts:
-    """Exactly what a hint says."""
-
-    hint: CostHint
-
-    def prefill_s(self, prompt_tokens: int, matched_tokens: int) -> float:
-        """A prompt of which a prefix is in place."""
-        hint = self.hint
-        return (
-            hint.prefill_base_s
-            + hint.prefill_per_token_s * (prompt_tokens - matched_tokens)
-            + hint.prefill_per_token2_s * (prompt_tokens**2 - matched_tokens**2)
-        )
-
-    def step_s(self, batch: int, context_tokens: int) -> float:
-        """A decode step."""
-        hint = self.hint
-        return hint.step_base_s + hint.step_per_sequence_s * batch + hint.step_per_context_token_s * context_tokens
 
 
 def describe_cluster(
