@@ -16,7 +16,9 @@
     ├── TransferError           data plane
     │   ├── PathFailed          no path to the peer is left; names peer, path and errno
     │   ├── StaleSegment        the segment or its key was withdrawn: ask for a new descriptor
-    │   └── OutOfRange          the transfer lies outside what was exported
+    │   ├── OutOfRange          the transfer lies outside what was exported
+    │   ├── NotRegistered       no memory was registered at that address
+    │   └── MemoryOverlaps      a part of the memory is registered already
     ├── StoreError              the pool
     │   ├── NoSpace             back-pressure: the pool is full and nothing may be evicted now
     │   ├── ObjectNotFound
@@ -159,6 +161,18 @@ class OutOfRange(TransferError):
     """The transfer lies outside of what was exported or registered."""
 
     code = "out_of_range"
+
+
+class NotRegistered(TransferError):
+    """No memory was registered at that address, here or at the peer; the message says which."""
+
+    code = "not_registered"
+
+
+class MemoryOverlaps(TransferError):
+    """A part of the memory is registered already; the message names that part."""
+
+    code = "memory_overlaps"
 
 
 class StoreError(MooncakeError):

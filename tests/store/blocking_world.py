@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from mooncake_core.store.blocking import BlockingStore, StoreSettings
 from mooncake_core.store.client import PutObject, PutOptions
-from mooncake_core.store.loop_thread import LoopThread
 from mooncake_core.transfer.contract import Transport
+from mooncake_core.wire.loop_thread import LoopThread
 from tests.store.world import World, world
 
 T = TypeVar("T")

@@ -14,12 +14,12 @@ import pytest
 
 from mooncake_core.errors import PathFailed
 from mooncake_core.testing.transport_contract import Ends, TransportContract
+from mooncake_core.transfer.addresses import address_of
 from mooncake_core.transfer.contract import Kind, Range, TransportSettings
 from mooncake_core.transfer.engine import TransferEngine, first_error
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_shm import ShmTransport
 from mooncake_shm.control import SLOTS, ControlPage, PeerPage
-from mooncake_shm.copying import address_of
 
 TARGET = """
 import sys, time

@@ -15,11 +15,11 @@ import pytest
 
 from mooncake_core.address import HostPort
 from mooncake_core.errors import MooncakeError, PeerUnreachable, ProtocolError, RequestRejected, VersionMismatch
-from mooncake_core.store.loop_thread import LoopThread
 from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.blocking import BlockingClient
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.envelope import MAX_MESSAGE_BYTES, Cutter, Hello, Kind, encode_part, pack
+from mooncake_core.wire.loop_thread import LoopThread
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.pool import Exists, ExistsReply
 from mooncake_core.wire.messages.serving import Release

@@ -29,9 +29,9 @@ from mooncake_core.transfer.contract import (
     Transport,
     TransportSettings,
 )
+from mooncake_core.transfer.copying import copy
 from mooncake_core.transfer.exports import check_ranges, merged
 from mooncake_shm.control import ControlPage
-from mooncake_shm.copying import copy
 from mooncake_shm.introduction import Gone, Have, Want
 from mooncake_shm.peers import Peers
 from mooncake_shm.target import Target

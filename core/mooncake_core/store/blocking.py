@@ -13,7 +13,6 @@ from mooncake_core.store.calling_thread import ThreadCarrier, run
 from mooncake_core.store.checksums import Choice
 from mooncake_core.store.client import PLAIN, Pieces, PutObject, PutOptions, StoreClient
 from mooncake_core.store.leases import Leases
-from mooncake_core.store.loop_thread import LoopThread
 from mooncake_core.store.putting import Putting
 from mooncake_core.store.reading import Cut, Destination
 from mooncake_core.store.sessions import GetSession
@@ -22,6 +21,7 @@ from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.blocking import BlockingClient
 from mooncake_core.wire.client import Client
+from mooncake_core.wire.loop_thread import LoopThread
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.objects import ObjectDescription
 from mooncake_core.wire.messages.pool import NewObject

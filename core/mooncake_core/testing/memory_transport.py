@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from mooncake_core.errors import DeadlineExceeded, PathFailed, TransferError
 from mooncake_core.transfer.contract import Capabilities, Completion, Kind, Operation, TransportSettings
-from mooncake_core.transfer.exporting import ExportingTransport, copy, uninterruptible
+from mooncake_core.transfer.copying import copy
+from mooncake_core.transfer.exporting import ExportingTransport, uninterruptible
 from mooncake_core.transfer.exports import KEY_BYTES
 
 LONGEST_DELAY_S = 0.002

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from mooncake_core.transfer.completions import Completions
 from mooncake_core.transfer.contract import Completion, Range, Transport, TransportSettings
 from mooncake_core.transfer.exports import Exports
-from mooncake_core.transfer.slices import pair
 
 
 class ExportingTransport(Transport):
@@ -52,15 +51,6 @@ class ExportingTransport(Transport):
         """To be called last by subclasses."""
         self.exports.withdraw_all()
         self.completions.close()
-
-
-def copy(pieces: Sequence[memoryview], memories: Sequence[memoryview], *, write: bool) -> None:
-    """Moves bytes between local pieces and exported memory of the same total length."""
-    for here, there in pair(pieces, memories):
-        if write:
-            there[:] = here
-        else:
-            here[:] = there
 
 
 def uninterruptible() -> None:

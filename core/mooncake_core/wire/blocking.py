@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Loop(Protocol):
-    """Runs coroutines for other threads; see store/loop_thread.py."""
+    """Runs coroutines for other threads; see loop_thread.py."""
 
     def run(self, work: Coroutine[Any, Any, T]) -> T: ...
 

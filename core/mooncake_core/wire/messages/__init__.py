@@ -17,6 +17,7 @@ from mooncake_core.wire.messages import (
     membership,
     objects,
     pool,
+    segments,
     serving,
     tasks,
     tiering,
@@ -108,6 +109,9 @@ Message = (
     | inspection.CacheReport
     | inspection.InspectDecisions
     | inspection.Decisions
+    | segments.OpenSegment
+    | segments.SegmentOpened
+    | segments.Notify
     | timeline.GetSpans
     | timeline.SpansOf
     | timeline.ListRequests

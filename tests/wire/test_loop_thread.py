@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mooncake_core.errors import NoSpace, PeerUnreachable
-from mooncake_core.store.loop_thread import LoopThread
+from mooncake_core.wire.loop_thread import LoopThread
 
 
 async def nothing() -> None:

@@ -59,6 +59,12 @@ class LoopThread:
             raise interrupt
         return outcome.result(), interrupt
 
+    def call_soon(self, work: Callable[[], None]) -> None:
+        """Has it called on the loop; nothing happens where this was closed."""
+        with self._lock:
+            if not self._closed:
+                self._loop.call_soon_threadsafe(work)
+
     def _begin(self, job: _Job[T], work: Coroutine[Any, Any, T]) -> None:
         with self._lock:  # what begins, begins before the loop ends
             if not self._closed:
@@ -124,4 +130,4 @@ async def _finish(last: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def _closed() -> PeerUnreachable:
-    return PeerUnreachable("the connection to the pool was closed")
+    return PeerUnreachable("the connection was closed")
