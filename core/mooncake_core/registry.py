@@ -16,6 +16,7 @@ GROUPS: Final = {
     "tier": "mooncake.tiers",
     "engine": "mooncake.engines",
     "policy": "mooncake.policies",
+    "admission": "mooncake.admissions",
     "eviction": "mooncake.evictions",
 }
 

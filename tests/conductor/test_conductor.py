@@ -12,9 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
+from mooncake_core.conductor.admission import Predictive
+from mooncake_core.conductor.admission.contract import Admission, AdmissionSettings
 from mooncake_core.conductor.conductor import Conductor, ConductorSettings
 from mooncake_core.conductor.policies import KVCacheCentric, LeastLoaded
-from mooncake_core.conductor.policies.contract import PolicySettings
+from mooncake_core.conductor.policies.contract import Policy, PolicySettings
 from mooncake_core.wire.messages.membership import CostHint, InstanceLoad, InstanceOffer, ModelOffer
 
 BLOCK_TOKENS = 10
@@ -44,13 +46,21 @@ def offer(node: str = "", *, blocks: int = 100, fingerprint: bytes = b"f", model
 
 
 def make(
-    *, policy: type = KVCacheCentric, threshold: float = 2.0, prefills: int = 2, decodes: int = 1, **limits: float
+    *,
+    policy: type[Policy] = KVCacheCentric,
+    admission: type[Admission] = Predictive,
+    threshold: float = 2.0,
+    prefills: int = 2,
+    decodes: int = 1,
+    max_decisions: int = 1000,
+    **limits: float,
 ) -> Conductor:
     conductor = Conductor(
-        ConductorSettings(**limits),  # type: ignore[arg-type]
+        ConductorSettings(max_decisions=max_decisions),
         policy(PolicySettings(balancing_threshold=threshold)),
         "test",
         random.Random(0),
+        admission(AdmissionSettings(**limits)),
     )
     for number in range(prefills):
         conductor.handle(e.InstanceJoined(f"p{number}", "prefill", offer(f"n{number}")), 0)
@@ -214,7 +224,7 @@ def test_a_prompt_goes_only_where_its_kv_can_ever_lie() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_of_instances_that_do_equally_well_one_with_room_takes_the_prompt(seed: int) -> None:
     conductor = make(prefills=0, decodes=3)
-    conductor._random.seed(seed)
+    conductor._prefill._random.seed(seed)
     for name, blocks in (("full", 25), ("roomy", 100)):
         conductor.handle(e.InstanceJoined(name, "prefill", offer(name, blocks=blocks)), 0)
         # 201 tokens, 21 blocks, and little to compute: both are busy for the same time.
@@ -227,7 +237,7 @@ def test_of_instances_that_do_equally_well_one_with_room_takes_the_prompt(seed: 
     assert decision.reason in ("", "roomy has 79 blocks of KV memory free, full not the 11 it needs")
     for first in ("first0", "first1"):
         conductor.handle(e.PrefillEnded(first, 0, 0.1), 0)
-    assert all(instance.free_blocks() >= 25 - 11 for instance in conductor._prefill.values())
+    assert all(instance.free_blocks() >= 25 - 11 for instance in conductor._prefill.instances.values())
 
 
 def test_a_refused_reservation_tries_the_next_instance_and_then_rejects() -> None:

@@ -71,6 +71,7 @@ class FakeCluster:
         self.hanging = asyncio.Event()
         self.cancelled: list[str] = []
         self.asked_for_models = 0
+        self.checked_at_decode = False
 
     def handlers(self) -> dict[type, Any]:
         return {
@@ -80,7 +81,7 @@ class FakeCluster:
             Decode: self.decode,
             AskKV: self.kv_state,
             Release: self.note,
-            PrefillEnded: self.note,
+            PrefillEnded: self.prefill_ended,
             RequestEnded: self.note,
         }
 
@@ -90,6 +91,11 @@ class FakeCluster:
 
     async def note(self, message: Any, call: Call) -> Done:
         self.log.append(message)
+        return Done()
+
+    async def prefill_ended(self, message: PrefillEnded, call: Call) -> Done:
+        self.log.append(message)
+        self.maybe_fail("prefill ended")
         return Done()
 
     async def place(self, message: Place, call: Call) -> Placed:
@@ -109,6 +115,7 @@ class FakeCluster:
             matched_tokens=len(message.block_keys) * MODEL.block_tokens,
             expected_ttft_s=0,
             expected_tbt_s=0,
+            checked_at_decode=self.checked_at_decode,
         )
 
     async def prefill(self, message: Prefill, call: Call) -> Prefilled:
@@ -199,7 +206,7 @@ async def test_a_request_is_placed_prefilled_decoded_and_ended() -> None:
         assert {step.cached_tokens for step in steps} == {4}
         # A decode instance that has come to the end has let the memory go.
         assert cluster.kinds() == Counter(["Place", "Prefill", "PrefillEnded", "Decode", "RequestEnded"])
-        assert cluster.ended() == RequestEnded(request_id="r", released=True)
+        assert cluster.ended() == RequestEnded(request_id="r", released=True, output_tokens=4)
         place = next(message for message in cluster.log if isinstance(message, Place))
         prefill = next(message for message in cluster.log if isinstance(message, Prefill))
         assert (len(place.block_keys), len(prefill.block_keys), prefill.max_cached_blocks) == (2, 2, 2)
@@ -360,6 +367,39 @@ async def test_a_request_that_was_not_placed_has_nothing_to_end(error: MooncakeE
             await collect(serving)
         await serving.close()
         assert cluster.kinds() == Counter(["Place"])
+
+
+@pytest.mark.parametrize("first_finish", [None, "stop"])
+async def test_what_is_rejected_when_its_prefill_has_ended_gets_no_token(first_finish: str | None) -> None:
+    async with running() as (cluster, serving):
+        cluster.checked_at_decode = True
+        cluster.first_finish = first_finish
+        cluster.errors = {"prefill ended": [RequestRejected("too slow", retry_after_s=3)]}
+        if first_finish:  # there is nothing to decode
+            assert [step.token_ids for step in await collect(serving)] == [[7]]
+            await serving.close()
+        else:
+            with pytest.raises(RequestRejected, match="too slow"):
+                await collect(serving)
+            await serving.close()
+            assert cluster.kinds() == Counter(["Place", "Prefill", "PrefillEnded", "Release", "RequestEnded"])
+        assert cluster.ended().output_tokens == 0
+
+
+async def test_a_master_that_cannot_check_turns_nobody_away() -> None:
+    async with running() as (cluster, serving):
+        cluster.checked_at_decode = True
+        cluster.errors = {"prefill ended": [ServiceUnavailable("restarting", retry_after_s=3)]}
+        assert [token for step in await collect(serving) for token in step.token_ids] == [7, 8, 9, 10]
+
+
+async def test_a_request_that_goes_on_elsewhere_is_not_to_be_rejected() -> None:
+    async with running() as (cluster, serving):
+        cluster.checked_at_decode = True
+        cluster.errors = {"decode": [EngineError("lost")], "prefill ended": []}
+        await collect(serving)
+        await serving.close()
+        assert [message.resumed for message in cluster.log if isinstance(message, Place)] == [False, True]
 
 
 @pytest.mark.parametrize("where", ["place", "prefill", "decode"])

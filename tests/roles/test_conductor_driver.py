@@ -10,18 +10,31 @@ from typing import Any, cast
 import pytest
 
 from mooncake_core.conductor import events as e
+from mooncake_core.conductor.admission import Baseline
+from mooncake_core.conductor.admission.contract import Admission, AdmissionSettings
 from mooncake_core.conductor.conductor import Conductor, ConductorSettings
 from mooncake_core.conductor.policies import KVCacheCentric
 from mooncake_core.conductor.policies.contract import PolicySettings
+from mooncake_core.errors import RequestRejected
 from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.membership import InstanceOffer, ModelOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
-from mooncake_core.wire.messages.serving import Place, Placed, Release, RequestEnded, Reservation, Reserve, Reserved
+from mooncake_core.wire.messages.serving import (
+    Place,
+    Placed,
+    PrefillEnded,
+    Release,
+    RequestEnded,
+    Reservation,
+    Reserve,
+    Reserved,
+)
 
 MODEL = ModelOffer(name="m", fingerprint=b"f", block_tokens=4, block_bytes=1, max_context_tokens=99, vocab_size=99)
 MEMORY = SegmentDescriptor(owner="d", host_id="h", incarnation=1, length_bytes=1, paths={})
+CALL = cast(Any, SimpleNamespace(peer="gateway"))
 
 
 class FakeDecode:
@@ -38,28 +51,50 @@ class FakeDecode:
         return Done()
 
 
-@pytest.mark.parametrize("how", ["deadline", "ended", "gateway left"])
-async def test_nothing_is_kept_of_a_request_that_ended(how: str) -> None:
-    decode = FakeDecode()
-    conductor = Conductor(ConductorSettings(), KVCacheCentric(PolicySettings()), "test", random.Random(0))
+def make_driver(decode: FakeDecode, admission: Admission | None = None) -> ConductorDriver:
+    conductor = Conductor(ConductorSettings(), KVCacheCentric(PolicySettings()), "test", random.Random(0), admission)
     driver = ConductorDriver(
         conductor, client_of=lambda name: cast(Any, decode), address_of=lambda name: name, spans=Spans("master")
     )
     for role in ("prefill", "decode"):
         driver.feed(e.InstanceJoined(role[0], cast(Any, role), InstanceOffer(model=MODEL, num_blocks=9)))
-    place = Place(
-        request_id="r", model="m", fingerprint=b"f", prompt_tokens=4, max_tokens=4, block_keys=[], deadline_s=0.2
+    return driver
+
+
+async def place(driver: ConductorDriver, request_id: str) -> Placed:
+    message = Place(
+        request_id=request_id, model="m", fingerprint=b"f", prompt_tokens=4, max_tokens=4, block_keys=[], deadline_s=0.2
     )
-    call = cast(Any, SimpleNamespace(peer="gateway"))
-    placed = await driver.handlers()[Place](place, call)
+    placed = await driver.handlers()[Place](message, CALL)
     assert isinstance(placed, Placed)
+    return placed
+
+
+async def test_what_is_refused_when_its_prefill_has_ended_is_told_so() -> None:
+    decode = FakeDecode()
+    driver = make_driver(decode, Baseline(AdmissionSettings(tbt_slo_s=1e-9)))
+    assert (await place(driver, "r")).checked_at_decode
+    with pytest.raises(RequestRejected, match="exceeds the objective") as caught:
+        driver.handlers()[PrefillEnded](PrefillEnded(request_id="r", cached_tokens=0, computed_s=0.1), CALL)
+    assert caught.value.detail["retry_after_s"] > 0
+    await asyncio.sleep(0.01)
+    assert decode.released == ["r"]
+    assert (driver._refused_at_decode, driver._asked_by, driver.conductor.num_requests) == ({}, {}, 0)
+    await driver.close()
+
+
+@pytest.mark.parametrize("how", ["deadline", "ended", "gateway left"])
+async def test_nothing_is_kept_of_a_request_that_ended(how: str) -> None:
+    decode = FakeDecode()
+    driver = make_driver(decode)
+    await place(driver, "r")
     assert driver._asked_by == {"r": "gateway"}
     if how == "ended":
-        driver.handlers()[RequestEnded](RequestEnded(request_id="r"), call)
+        driver.handlers()[RequestEnded](RequestEnded(request_id="r"), CALL)
     elif how == "gateway left":
         driver.gateway_left("gateway")
     await asyncio.sleep(0.4 if how == "deadline" else 0.01)
     assert decode.released == ["r"]
     assert (driver._asked_by, driver._prompt_tokens_of, driver._placing) == ({}, {}, {})
-    assert conductor.num_requests == 0
+    assert driver.conductor.num_requests == 0
     await driver.close()

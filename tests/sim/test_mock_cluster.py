@@ -28,7 +28,7 @@ def test_its_engines_take_what_their_options_say(tmp_path: Path) -> None:
     instance = f"[{{count: 2, engine: {{kind: mock, chunk_tokens: 100, {options}}}}}]"
     setup = load_simulation(write(tmp_path, f"cluster: slow\nprefill: {instance}\ndecode: {instance}\n"))
     system = setup.config.systems[0]
-    assert (system.name, system.prefill, system.decode, system.admission) == ("slow", 2, 2, "none")
+    assert (system.name, system.prefill, system.decode, system.admission) == ("slow", 2, 2, "predictive")
     done = simulate(setup, system, iter([Job(number=0, arrived_at=0.0, prompt_tokens=150, output_tokens=3, keys=[])]))
     row = done.records.rows()[0]
     # Two chunks of half of 0.4 s each, 150 tokens of 5 ms; then steps of 1 s.
@@ -41,7 +41,7 @@ def test_limits_of_the_scheduler_are_its_objectives(tmp_path: Path) -> None:
     text = f"prefill: {mock}\ndecode: {mock}\nscheduler: {{ttft_slo: 3s, policy: least-loaded}}\n"
     config = load_simulation(write(tmp_path, text)).config
     assert config.slo.ttft == 3.0
-    assert (config.systems[0].policy, config.systems[0].admission) == ("least-loaded", "early")
+    assert (config.systems[0].policy, config.systems[0].admission) == ("least-loaded", "predictive")
 
 
 def test_what_cannot_be_simulated_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,10 @@ class Reject:
     reason: str
     retry_after_s: float
     hopeless: bool = False
+    cause: Literal["ttft", "tbt", "memory"] = "memory"
+    """The objective that would be missed, or what there is not enough of."""
+    stage: Literal["arrival", "decode"] = "arrival"
+    """decode: its prefill has ended, in vain."""
 
 
 @dataclass(frozen=True, slots=True)

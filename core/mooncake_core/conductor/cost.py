@@ -45,7 +45,7 @@ class HintCosts:
             + hint.prefill_per_token2_s * (prompt_tokens**2 - matched_tokens**2)
         )
 
-    def step_s(self, batch: int, context_tokens: int) -> float:
+    def step_s(self, batch: float, context_tokens: float) -> float:
         """A decode step of `batch` sequences with so many tokens of context together."""
         hint = self.hint
         return hint.step_base_s + hint.step_per_sequence_s * batch + hint.step_per_context_token_s * context_tokens
@@ -68,7 +68,7 @@ class CostModel:
         """Time to fetch so many bytes from other nodes."""
         return num_bytes / self._hint.fetch_bytes_per_s
 
-    def step_s(self, batch: int, context_tokens: int) -> float:
+    def step_s(self, batch: float, context_tokens: float) -> float:
         """Time of one decode step of `batch` sequences with so many tokens of context together: their TBT."""
         return self._step.factor * self._exact.step_s(batch, context_tokens)
 

@@ -74,6 +74,8 @@ class RequestArrived:
     """That the keys were made for; empty takes any."""
     priority: int = 0
     """Lower is earlier: instances take it before what is less urgent."""
+    resumed: bool = False
+    """It goes on after an instance was lost: its client has tokens already, and is not turned away for an objective."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class PrefillEnded:
     request_id: str
     cached_tokens: int
     computed_s: float
+    finished: bool = False
+    """There is nothing to decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,8 @@ class RequestEnded:
     request_id: str
     released: bool = False
     """Its decode instance has let the memory go."""
+    output_tokens: int = 0
+    """Of the whole answer, where it has come to its end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mooncake_core.conductor.cost import CostModel
-from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer
+from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer, ModelOffer
 
 
 @dataclass(slots=True)
@@ -46,36 +46,60 @@ class PrefillInstance:
         return self.offer.num_blocks - sum(work.num_blocks for work in self.work.values())
 
 
+@dataclass(slots=True)
+class Assigned:
+    """A request's share of a decode instance."""
+
+    num_blocks: int
+    """KV memory for prompt and answer."""
+    prompt_tokens: int
+    max_tokens: int
+    tenant: str
+    prefill_ends_at: float
+    """As predicted."""
+    decoding_since: float | None = None
+
+
 class DecodeInstance:
-    """A decode worker, with the memory and context of the requests assigned to it."""
+    """A decode worker, with the requests assigned to it, also those that are still being prefilled."""
 
     def __init__(self, name: str, offer: InstanceOffer) -> None:
         self.name = name
         self.offer = offer
         self.cost = CostModel(offer.cost)
         self.draining = False
-        self.blocks_of: dict[str, int] = {}
-        self.tokens_of: dict[str, int] = {}
+        self.assigned: dict[str, Assigned] = {}
+        self._num_blocks = 0
+        self._prompt_tokens = 0
 
-    def assign(self, request_id: str, num_blocks: int, context_tokens: int) -> None:
+    def assign(self, request_id: str, assigned: Assigned) -> None:
         """A request will run here."""
-        self.blocks_of[request_id] = num_blocks
-        self.tokens_of[request_id] = context_tokens
+        self.assigned[request_id] = assigned
+        self._num_blocks += assigned.num_blocks
+        self._prompt_tokens += assigned.prompt_tokens
 
-    def release(self, request_id: str) -> None:
+    def release(self, request_id: str) -> Assigned | None:
         """A request runs here no more."""
-        self.blocks_of.pop(request_id, None)
-        self.tokens_of.pop(request_id, None)
+        assigned = self.assigned.pop(request_id, None)
+        if assigned is not None:
+            self._num_blocks -= assigned.num_blocks
+            self._prompt_tokens -= assigned.prompt_tokens
+        return assigned
 
     def free_blocks(self) -> int:
         """KV memory that is not promised to anybody."""
-        return self.offer.num_blocks - sum(self.blocks_of.values())
+        return self.offer.num_blocks - self._num_blocks
 
     def tbt_with(self, context_tokens: int) -> float:
-        """Predicted time between tokens if one more sequence of such a length ran here."""
-        return self.cost.step_s(len(self.tokens_of) + 1, sum(self.tokens_of.values()) + context_tokens)
+        """Predicted time between tokens if all that is assigned ran here, and one more sequence of such a length."""
+        return self.cost.step_s(len(self.assigned) + 1, self._prompt_tokens + context_tokens)
 
     def report(self, load: InstanceLoad) -> None:
         """The instance's own word on how long its steps take."""
         if load.running_requests and load.step_s:
             self.cost.observe_step(load.running_requests, load.context_tokens, load.step_s)
+
+
+def identity(offer: ModelOffer) -> tuple[str, bytes]:
+    """Instances of equal ones work together."""
+    return offer.name, offer.fingerprint

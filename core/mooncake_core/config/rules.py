@@ -130,6 +130,7 @@ def _tenants(gateway: GatewayConfig) -> Iterator[Finding]:
 
 def _plugins(config: ClusterConfig) -> Iterator[Finding]:
     yield from _plugin("policy", "scheduler.policy", config.scheduler.policy)
+    yield from _plugin("admission", "scheduler.admission", config.scheduler.admission)
     yield from _plugin("eviction", "pool.eviction", config.pool.eviction)
     for index, name in enumerate(config.transfer.transports):
         yield from _plugin("transport", f"transfer.transports.{index}", name)

@@ -185,10 +185,16 @@ class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     """Scheduling policy plugin."""
     balancing_threshold: Annotated[float, Meta(ge=1)] = 2.0
     """Fetch the best remote prefix when it is longer than the local one by more than this factor."""
+    admission: str = "predictive"
+    """Admission plugin, which turns requests away for an objective. none: nobody; baseline: decoding is looked at when a prefill
+    has ended; early: and at arrival, as it is then; predictive: and as it will be when the prefill ends, if all decode for the
+    same time; learned-lengths: the same, by the lengths of answers that were seen."""
     ttft_slo: Duration | None = None
-    """Reject a request whose expected time to first token is longer; null admits all."""
+    """Objective: expected time to first token; null: none."""
     tbt_slo: Duration | None = None
-    """Reject a request whose expected time between tokens is longer; null admits all."""
+    """Objective: expected time between tokens; null: none."""
+    decode_time: Duration | None = None
+    """How long admission predictive takes each request to decode; null: the mean of those that have ended."""
     seed: int = 0
     """For breaking ties."""
     decisions: Count = 1000

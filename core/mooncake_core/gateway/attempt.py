@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from mooncake_core.errors import MooncakeError, PeerUnreachable
+from mooncake_core.errors import MooncakeError, PeerUnreachable, RequestRejected
 from mooncake_core.gateway.generation import Generation, Step, Timings
 from mooncake_core.gateway.notices import Notices
 from mooncake_core.kvcache.keys import block_keys, namespace, reusable_blocks
@@ -35,7 +36,9 @@ PLACE_TIMEOUT_S: Final = 30.0
 LOST_GRACE_S: Final = 0.3
 """What a prefill instance sent last may still be on its way when the connection to it breaks."""
 ANSWER_S: Final = 3.0
-"""How long an instance may take to say that it is there, or has the KV."""
+"""How long an instance may take to say that it is there, or has the KV, and the master, that a request may decode."""
+
+_log = logging.getLogger(__name__)
 
 
 class Attempt:
@@ -78,6 +81,7 @@ class Attempt:
             priority=self._generation.priority,
             avoid=list(avoid),
             deadline_s=timeout_s,
+            resumed=bool(self._emitted),
         )
         try:
             self._placed = await master.call(message, Placed, timeout_s=min(timeout_s, PLACE_TIMEOUT_S))
@@ -104,7 +108,12 @@ class Attempt:
                 self._lost.cancel()
             if not (decode_lost or self._decoded):
                 self._notices.send(self._clients.get(placed.decode_address), Release(request_id=self.request_id))
-            self._notices.send(master, RequestEnded(request_id=self.request_id, released=self._decoded))
+            ended = RequestEnded(
+                request_id=self.request_id,
+                released=self._decoded,
+                output_tokens=len(self._emitted) if self._decoded else 0,
+            )
+            self._notices.send(master, ended)
 
     async def _steps(self, placed: Placed, master: Client, deadline: float) -> AsyncGenerator[Step, None]:
         self.failed_at, self.failed_address = placed.prefill, placed.prefill_address
@@ -112,14 +121,7 @@ class Attempt:
         self._lost = prefill.lost()
         dispatched = time.monotonic()
         prefilled = await prefill.call(self._prefill(placed), Prefilled, timeout_s=deadline - time.monotonic())
-        self._notices.send(
-            master,
-            PrefillEnded(
-                request_id=self.request_id,
-                cached_tokens=prefilled.cached_tokens,
-                computed_s=prefilled.computed_s,
-            ),
-        )
+        await self._report(prefilled, placed, master)
         timings = Timings(queued_s=prefilled.queued_s, fetched_s=prefilled.fetched_s, computed_s=prefilled.computed_s)
         logprobs = [prefilled.logprobs] if prefilled.logprobs else []
         yield Step(
@@ -144,6 +146,28 @@ class Attempt:
             async for tokens in replies:
                 self._decoded = tokens[-1].finish_reason is not None
                 yield _step(tokens, prefilled.cached_tokens, timings)
+
+    async def _report(self, prefilled: Prefilled, placed: Placed, master: Client) -> None:
+        """Tells the master of the first token.
+
+        Raises:
+            RequestRejected: the decode instance would become too slow; the client has nothing yet.
+        """
+        message = PrefillEnded(
+            request_id=self.request_id,
+            cached_tokens=prefilled.cached_tokens,
+            computed_s=prefilled.computed_s,
+            finished=prefilled.finish_reason is not None,
+        )
+        if not placed.checked_at_decode or message.finished or self._emitted:
+            self._notices.send(master, message)
+            return
+        try:
+            await master.call(message, Done, timeout_s=ANSWER_S)
+        except RequestRejected:
+            raise
+        except MooncakeError as error:  # a master that is away turns nobody away
+            _log.info("%s goes on unchecked: %s", self.request_id, error)
 
     async def _first_tokens(
         self, replies: AsyncGenerator[Arrived[Tokens], None], prefill: Client, placed: Placed

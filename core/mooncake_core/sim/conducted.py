@@ -101,6 +101,7 @@ class ConductedCluster:
                 deadline=math.inf,
                 avoid=job.lost_at,
                 priority=job.priority,
+                resumed=job.generated > 0,
             )
         )
 
@@ -183,7 +184,7 @@ class ConductedCluster:
         keys = job.keys if self._settings.replicate else [key for key in job.keys if key not in self.pool]
         self.pool.store(instance.name, keys, now)
         request_id = job.request_id
-        self.tell(e.PrefillEnded(request_id, matched, duration_s))
+        self.tell(e.PrefillEnded(request_id, matched, duration_s, finished=not job.missing_tokens))
         if self._jobs.get(request_id) is not job:
             return  # it was rejected now
         if not job.missing_tokens:
@@ -226,8 +227,8 @@ class ConductedCluster:
                 self._reserve(command)
             case c.Dispatch():
                 self._dispatch(command)
-            case c.Reject(request_id=request_id, reason=reason):
-                self._refuse(request_id, reason)
+            case c.Reject():
+                self._refuse(command)
             case c.Unavailable(request_id=request_id, reason=reason, retry_after_s=retry_after_s):
                 self._wait(request_id, reason, retry_after_s)
             case c.ReleaseDecode(request_id=request_id, decode=decode):
@@ -250,14 +251,15 @@ class ConductedCluster:
         job.expected_ttft_s, job.expected_tbt_s = command.expected_ttft_s, command.expected_tbt_s
         self.members.prefill[command.prefill].submit(job)
 
-    def _refuse(self, request_id: str, reason: str) -> None:
-        job = self._jobs.pop(request_id, None)
+    def _refuse(self, command: c.Reject) -> None:
+        job = self._jobs.pop(command.request_id, None)
         if job is None:
             return
         if job.dispatched:
             self._let_go(job)
             self._stop_moving(job)
-        self._end(job, "rejected", "decode" if job.dispatched else "arrival", reason)
+        job.cause = command.cause
+        self._end(job, "rejected", command.stage, command.reason)
 
     def _wait(self, request_id: str, reason: str, retry_after_s: float) -> None:
         """Nobody can serve it now; it asks again until its patience is over."""
@@ -315,7 +317,7 @@ class ConductedCluster:
         self._stop_moving(job)
         if decode := self.members.decode.get(job.decode):
             decode.release(request_id)
-        self.tell(e.RequestEnded(request_id, released=True))
+        self.tell(e.RequestEnded(request_id, released=True, output_tokens=job.generated))
         self._end(job, "completed", "", "")
 
     def _end(self, job: Job, outcome: Outcome, stage: str, reason: str) -> None:

@@ -54,6 +54,8 @@ class Job:
     stage: str = ""
     """Where it was rejected: at its arrival, or at decode when its prefill had ended."""
     reason: str = ""
+    cause: str = ""
+    """Of a rejection: ttft, tbt or memory."""
 
     @property
     def request_id(self) -> str:

@@ -120,6 +120,7 @@ def _system(system: SystemSettings, path: str) -> Iterator[Finding]:
             yield Finding(f"{path}.{pool}", f"expected 1 or more instances, got 0: {system.name} could serve nothing")
     if disaggregated:
         yield from _plugin("policy", system.policy, f"{path}.policy")
+        yield from _plugin("admission", system.admission, f"{path}.admission")
     for index, change in enumerate(system.changes):
         if not change.instance:
             yield Finding(f"{path}.changes.{index}.instance", "expected the name of an instance, such as prefill-0")

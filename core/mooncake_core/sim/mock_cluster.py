@@ -64,7 +64,8 @@ def _config(cluster: ClusterConfig, engine: EngineConfig) -> SimulationConfig:
                 decode=sum(entry.count for entry in cluster.decode),
                 policy=scheduler.policy,
                 balancing_threshold=scheduler.balancing_threshold,
-                admission="none" if limits == (None, None) else "early",
+                admission=scheduler.admission,
+                decode_time=scheduler.decode_time,
             )
         ],
     )

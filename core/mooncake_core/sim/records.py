@@ -25,7 +25,9 @@ class Records:
     def __init__(self) -> None:
         self._columns = {name: array("d") for name in _COLUMNS}
         self.numbers = array("q")
-        self.texts: dict[str, list[str]] = {"outcome": [], "stage": [], "reason": [], "prefill": [], "decode": []}
+        self.texts: dict[str, list[str]] = {
+            name: [] for name in ("outcome", "stage", "cause", "reason", "prefill", "decode")
+        }
 
     def __len__(self) -> int:
         return len(self.numbers)

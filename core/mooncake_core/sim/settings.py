@@ -69,8 +69,10 @@ class SystemSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Scheduling policy plugin."""
     balancing_threshold: Annotated[float, Meta(ge=1)] = 2.0
     """Fetch the best remote prefix when it is longer than the local one by more than this factor."""
-    admission: Literal["none", "early"] = "none"
-    """early: reject at arrival what is expected to miss an objective with the load there is then; none: take all."""
+    admission: str = "none"
+    """Admission plugin, which turns requests away for the objectives in `slo`."""
+    decode_time: Duration | None = None
+    """How long admission predictive takes each request to decode; null: the mean of those that have ended."""
     replicate: bool = True
     """A node keeps what its instance fetched or computed though another node has it."""
     layerwise: bool = True

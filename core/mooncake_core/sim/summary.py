@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,6 +49,8 @@ class SystemSummary(Struct, frozen=True, kw_only=True):
     goodput_ratio: float
     rejected: dict[str, int]
     """By stage: at arrival, or at decode when the prefill was done."""
+    rejected_for: dict[str, int]
+    """By stage and cause, such as "decode: tbt"."""
     unavailable: int
     ttft_s: Spread | None
     tbt_s: Spread | None
@@ -85,6 +88,7 @@ def summarise(config: SimulationConfig, system: SystemSettings, simulation: Simu
         goodput=good,
         goodput_ratio=_share(good, requests),
         rejected={stage: int((rejected & records.where("stage", stage)).sum()) for stage in ("arrival", "decode")},
+        rejected_for=_causes(simulation),
         unavailable=int(records.where("outcome", "unavailable").sum()),
         ttft_s=_spread(ttft[completed]),
         tbt_s=_spread(tbt[many]),
@@ -98,6 +102,16 @@ def summarise(config: SimulationConfig, system: SystemSettings, simulation: Simu
         thresholds=_thresholds(config.slo.thresholds, tbt[in_time], requests),
         samples=simulation.samples,
     )
+
+
+def _causes(simulation: Simulation) -> dict[str, int]:
+    texts = simulation.records.texts
+    rejected = Counter(
+        f"{stage}: {cause}"
+        for outcome, stage, cause in zip(texts["outcome"], texts["stage"], texts["cause"], strict=True)
+        if outcome == "rejected"
+    )
+    return dict(sorted(rejected.items()))
 
 
 def _thresholds(limits: Sequence[float], tbt_in_time: npt.NDArray[np.float64], requests: int) -> list[Threshold]:

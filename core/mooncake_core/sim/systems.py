@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
 from mooncake_core import registry
-from mooncake_core.conductor.conductor import Conductor, ConductorSettings
-from mooncake_core.conductor.policies.contract import PolicySettings
+from mooncake_core.conductor.conductor import Conductor
+from mooncake_core.conductor.scheduler import SchedulerOptions, make_conductor
 from mooncake_core.sim.block_cache import BlockCache
 from mooncake_core.sim.conducted import ConductedCluster, ConductedSettings
 from mooncake_core.sim.coupled import CoupledInstance, CoupledSettings
@@ -90,13 +89,17 @@ def _conducted(setup: Setup, system: SystemSettings, simulation: Simulation) -> 
 
 
 def _conductor(config: SimulationConfig, system: SystemSettings) -> Conductor:
-    policy = registry.load("policy", system.policy)(PolicySettings(balancing_threshold=system.balancing_threshold))
-    admits_all = system.admission == "none"
-    settings = ConductorSettings(
-        ttft_slo_s=None if admits_all else config.slo.ttft,
-        tbt_slo_s=None if admits_all else config.slo.tbt,
+    return make_conductor(
+        SchedulerOptions(
+            policy=system.policy,
+            admission=system.admission,
+            balancing_threshold=system.balancing_threshold,
+            ttft_slo_s=config.slo.ttft,
+            tbt_slo_s=config.slo.tbt,
+            decode_time_s=system.decode_time,
+            seed=config.seed,
+        )
     )
-    return Conductor(settings, policy, system.policy, random.Random(config.seed))
 
 
 def _change_member(members: Members, change: ChangeSettings) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from mooncake_core import registry
 from mooncake_core.address import HostPort
-from mooncake_core.conductor.conductor import Conductor, ConductorSettings
-from mooncake_core.conductor.policies.contract import PolicySettings
+from mooncake_core.conductor.conductor import Conductor
+from mooncake_core.conductor.scheduler import SchedulerOptions, make_conductor
 from mooncake_core.config.schema import ClusterConfig, MasterConfig
 from mooncake_core.roles.context import RoleContext
 from mooncake_core.roles.master.conductor import ConductorDriver
@@ -86,12 +86,18 @@ def _open_admin_port(config: ClusterConfig, port: int, state: MasterState) -> Ad
 
 def _conductor(config: ClusterConfig) -> Conductor:
     scheduler = config.scheduler
-    policy_class = registry.load("policy", scheduler.policy)
-    settings = ConductorSettings(
-        ttft_slo_s=scheduler.ttft_slo, tbt_slo_s=scheduler.tbt_slo, max_decisions=scheduler.decisions
+    return make_conductor(
+        SchedulerOptions(
+            policy=scheduler.policy,
+            admission=scheduler.admission,
+            balancing_threshold=scheduler.balancing_threshold,
+            ttft_slo_s=scheduler.ttft_slo,
+            tbt_slo_s=scheduler.tbt_slo,
+            decode_time_s=scheduler.decode_time,
+            seed=scheduler.seed,
+            max_decisions=scheduler.decisions,
+        )
     )
-    policy = policy_class(PolicySettings(balancing_threshold=scheduler.balancing_threshold))
-    return Conductor(settings, policy, scheduler.policy, random.Random(scheduler.seed))
 
 
 def _pool(config: ClusterConfig, term: int) -> Pool:

@@ -73,6 +73,7 @@ class ConductorDriver:
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self._prompt_tokens_of: dict[str, int] = {}
+        self._refused_at_decode: dict[str, MooncakeError] = {}
 
     def handlers(self) -> dict[type, Handler]:
         """What gateways may ask and tell."""
@@ -127,16 +128,19 @@ class ConductorDriver:
     def _prefill_ended(self, message: PrefillEnded, call: Call) -> Done:
         self.prompt_tokens += self._prompt_tokens_of.pop(message.request_id, 0)
         self.cached_tokens += message.cached_tokens
-        self._drive.feed(e.PrefillEnded(message.request_id, message.cached_tokens, message.computed_s))
+        event = e.PrefillEnded(message.request_id, message.cached_tokens, message.computed_s, message.finished)
+        self._drive.feed(event)
+        if refusal := self._refused_at_decode.pop(message.request_id, None):
+            raise refusal
         return Done()
 
     def _request_ended(self, message: RequestEnded, call: Call) -> Done:
-        self._end(message.request_id, released=message.released)
+        self._end(message.request_id, released=message.released, output_tokens=message.output_tokens)
         return Done()
 
-    def _end(self, request_id: str, *, released: bool = False) -> None:
+    def _end(self, request_id: str, *, released: bool = False, output_tokens: int = 0) -> None:
         self._forget(request_id)
-        self._drive.feed(e.RequestEnded(request_id, released))
+        self._drive.feed(e.RequestEnded(request_id, released, output_tokens))
 
     def _forget(self, request_id: str) -> None:
         self._asked_by.pop(request_id, None)
@@ -152,6 +156,8 @@ class ConductorDriver:
                 self._dispatch(command)
             case c.Reject(request_id=request_id, reason=reason, hopeless=True):
                 self._refuse(request_id, InvalidRequest(f"{reason}: shorten prompt or answer", param="max_tokens"))
+            case c.Reject(request_id=request_id, reason=reason, retry_after_s=retry_after_s, stage="decode"):
+                self._refused_at_decode[request_id] = RequestRejected(reason, retry_after_s=retry_after_s)
             case c.Reject(request_id=request_id, reason=reason, retry_after_s=retry_after_s):
                 self._refuse(request_id, RequestRejected(reason, retry_after_s=retry_after_s))
             case c.Unavailable(request_id=request_id, reason=reason, retry_after_s=retry_after_s):
@@ -214,6 +220,7 @@ class ConductorDriver:
                 matched_tokens=command.matched_tokens,
                 expected_ttft_s=command.expected_ttft_s,
                 expected_tbt_s=command.expected_tbt_s,
+                checked_at_decode=self.conductor.checks_decode,
             )
         )
 
@@ -235,4 +242,5 @@ def _arrival(message: Place, now: float) -> e.RequestArrived:
         avoid=message.avoid,
         fingerprint=message.fingerprint,
         priority=message.priority,
+        resumed=message.resumed,
     )

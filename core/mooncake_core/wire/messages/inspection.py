@@ -166,6 +166,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     policy: str
     outcome: str
     """dispatched, rejected, or unavailable."""
+    stage: str = "arrival"
+    """When it was made: at arrival, or at decode, when the prefill had ended."""
     reason: str
     prefill: str
     decode: str

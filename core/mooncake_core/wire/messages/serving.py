@@ -65,6 +65,8 @@ class Place(Struct, frozen=True, tag=True, kw_only=True):
     avoid: list[str] = []
     """Instances that failed this request a moment ago: to be chosen only where there is no other."""
     deadline_s: float = 600.0
+    resumed: bool = False
+    """Tokens were sent to the client already."""
 
 
 class Reservation(Struct, frozen=True, kw_only=True):
@@ -92,6 +94,8 @@ class Placed(Struct, frozen=True, tag=True, kw_only=True):
     """Of the prompt, to be read from the pool."""
     expected_ttft_s: float
     expected_tbt_s: float
+    checked_at_decode: bool = False
+    """The first token waits for the answer to PrefillEnded, which may be that the request is rejected."""
 
 
 class Reserve(Struct, frozen=True, tag=True, kw_only=True):
@@ -194,11 +198,13 @@ class Tokens(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class PrefillEnded(Struct, frozen=True, tag=True, kw_only=True):
-    """Gateway to master: the first token is there."""
+    """Gateway to master: the first token is there. Answered with Done; or refused: rejected (429), where it is checked."""
 
     request_id: str
     cached_tokens: int
     computed_s: float
+    finished: bool = False
+    """It is the last one too."""
 
 
 class RequestEnded(Struct, frozen=True, tag=True, kw_only=True):
@@ -207,3 +213,5 @@ class RequestEnded(Struct, frozen=True, tag=True, kw_only=True):
     request_id: str
     released: bool = False
     """The decode instance has come to the end, and let the memory go."""
+    output_tokens: int = 0
+    """Of the whole answer, if it has come to its end."""

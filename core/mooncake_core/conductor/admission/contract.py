@@ -1,0 +1,62 @@
+"""What an admission is: it says which requests are turned away, when they arrive and when their prefill has ended."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from mooncake_core.conductor.instances import Assigned, DecodeInstance
+
+Cause = Literal["ttft", "tbt", "memory"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionSettings:
+    """The scheduler's part of the configuration, as far as admissions use it."""
+
+    ttft_slo_s: float | None = None
+    """None: no objective, nobody is turned away for it."""
+    tbt_slo_s: float | None = None
+    decode_time_s: float | None = None
+    """How long each request is assumed to decode; None: the mean of those that have ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A request as an admission sees it."""
+
+    prompt_tokens: int
+    max_tokens: int
+    ttft_s: float
+    """Predicted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is turned away: HTTP 429."""
+
+    cause: Cause
+    reason: str
+    retry_after_s: float
+
+
+class Admission(ABC):
+    """What it learns from requests that end is its own business; instances it only reads."""
+
+    checks_decode = False
+    """It may refuse a request whose prefill has ended: the first token waits for its word."""
+
+    def __init__(self, settings: AdmissionSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def at_arrival(self, request: Asking, decode: DecodeInstance, now: float) -> Refusal | None:
+        """None admits it. `decode` is where it would go."""
+
+    def at_decode(self, request: Asking, decode: DecodeInstance, now: float) -> Refusal | None:
+        """Its prefill has ended: may it join what decodes there?"""
+        return None
+
+    def decoded(self, assigned: Assigned, output_tokens: int, now: float) -> None:  # noqa: B027 - most learn nothing
+        """A request has got all its tokens, so many of them."""

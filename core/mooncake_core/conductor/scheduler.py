@@ -1,0 +1,44 @@
+"""A Conductor of what the configuration names: the live master's and a simulation's are made alike."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from mooncake_core import registry
+from mooncake_core.conductor.admission.contract import AdmissionSettings
+from mooncake_core.conductor.conductor import Conductor, ConductorSettings
+from mooncake_core.conductor.policies.contract import PolicySettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerOptions:
+    """What is chosen in the YAML."""
+
+    policy: str
+    admission: str
+    balancing_threshold: float
+    ttft_slo_s: float | None
+    tbt_slo_s: float | None
+    decode_time_s: float | None
+    seed: int
+    max_decisions: int = 1000
+
+
+def make_conductor(options: SchedulerOptions) -> Conductor:
+    """
+    Raises:
+        PluginUnknown: no policy or admission of such a name is installed.
+    """
+    policy = registry.load("policy", options.policy)(PolicySettings(balancing_threshold=options.balancing_threshold))
+    settings = AdmissionSettings(
+        ttft_slo_s=options.ttft_slo_s, tbt_slo_s=options.tbt_slo_s, decode_time_s=options.decode_time_s
+    )
+    admission = registry.load("admission", options.admission)(settings)
+    return Conductor(
+        ConductorSettings(max_decisions=options.max_decisions),
+        policy,
+        options.policy,
+        random.Random(options.seed),
+        admission,
+    )
