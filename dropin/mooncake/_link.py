@@ -7,10 +7,10 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Final, TypeVar, cast, get_args
 
 from mooncake._codes import Code, code_of
+from mooncake._network import is_trusted, key_file, split_hostname, transports_of
 from mooncake._offload import offload_tiers
 from mooncake._replicas import ReplicateConfig, node_name
 from mooncake._segment import attach, await_writable, free_port
@@ -28,7 +28,6 @@ from mooncake_core.transfer.host import default_host_id
 from mooncake_core.wire.messages.inspection import GetStatus, Status
 
 HELLO_S: Final = 10.0
-NETWORKS: Final = {"tcp": ("shm", "tcp"), "shm": ("shm", "tcp"), "rdma": ("shm", "rdma", "tcp")}
 
 T = TypeVar("T")
 
@@ -46,9 +45,9 @@ class Link:
         """
         tiers = offload_tiers(settings)
         self._master = _address(settings.master_server_addr)
-        self._host, self._wanted_port = _split(settings.local_hostname)
-        self._key_file = _key_file()
-        self._transports = _transports(settings.protocol)
+        self._host, self._wanted_port = split_hostname(settings.local_hostname)
+        self._key_file = key_file()
+        self._transports = transports_of(settings.protocol)
         self._bind = self._bind_host() if settings.global_segment_size else ""
         self._nodes: dict[str, AttachedNode] = {}
         self._lock = threading.Lock()
@@ -150,7 +149,7 @@ class Link:
         """
         if is_loopback(self._master.host):
             return "127.0.0.1"
-        if self._key_file is None and os.environ.get("MOONCAKE_INSECURE", "").lower() not in ("1", "true", "yes"):
+        if self._key_file is None and not is_trusted():
             raise ConfigError(
                 f"the segment of {self._host} would be open to everybody who can reach it: set MOONCAKE_KEY_FILE "
                 "(`mooncake auth init` writes a key), or MOONCAKE_INSECURE=true where the network is trusted"
@@ -192,10 +191,6 @@ class Linked:
             return failed(code_of(error))
 
 
-def _key_file() -> str | None:
-    return os.environ.get("MOONCAKE_KEY_FILE") or None
-
-
 def _checksum() -> Choice:
     """When objects have checksums, and gets verify them.
 
@@ -209,26 +204,8 @@ def _checksum() -> Choice:
     raise ConfigError(f"MOONCAKE_CHECKSUM: expected one of {', '.join(get_args(Choice))}, got {text!r}")
 
 
-def _transports(protocol: str) -> tuple[str, ...]:
-    """Transports to use, the preferred first. MC_FORCE_TCP=1 leaves out the others."""
-    if os.environ.get("MC_FORCE_TCP", "").lower() in ("1", "true"):
-        return ("tcp",)
-    try:
-        return NETWORKS[protocol or "tcp"]
-    except KeyError:
-        raise ConfigError(f"protocol: expected one of {', '.join(NETWORKS)}, got {protocol!r}") from None
-
-
 def _address(text: str) -> HostPort:
     try:
         return parse_host_port(text)
     except ValueError as error:
         raise ConfigError(f"master_server_address: {error}") from error
-
-
-def _split(hostname: str) -> tuple[str, int]:
-    """Host and port, 0 where none is given."""
-    with suppress(ValueError):
-        parsed = parse_host_port(hostname)
-        return parsed.host, parsed.port
-    return hostname.strip("[]") or "127.0.0.1", 0

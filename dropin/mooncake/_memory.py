@@ -5,26 +5,17 @@ from __future__ import annotations
 import ctypes
 import itertools
 import mmap
-import os
-import threading
-from bisect import bisect_right, insort
 from collections.abc import Sequence
 
 from mooncake._codes import Code
+from mooncake_core.errors import MemoryOverlaps
+from mooncake_core.transfer.addresses import AddressMap, Span, address_of, usable, view_of
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.write.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
-_libc.write.restype = ctypes.c_ssize_t
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new_bytes.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
 _new_bytes.restype = ctypes.py_object
 _BYTES_HEADER = bytes.__basicsize__ - 1
 """What stands before the content of a bytes object."""
-
-
-def view_of(address: int, num_bytes: int) -> memoryview:
-    """Memory at an address, without a copy; right as long as its owner keeps it."""
-    return memoryview((ctypes.c_char * num_bytes).from_address(address)).cast("B")
 
 
 def new_bytes(num_bytes: int) -> tuple[bytes, memoryview]:
@@ -33,38 +24,11 @@ def new_bytes(num_bytes: int) -> tuple[bytes, memoryview]:
     return made, view_of(id(made) + _BYTES_HEADER, num_bytes)
 
 
-def address_of(buffer: bytearray | mmap.mmap) -> int:
-    """Where a writable buffer begins."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
-
-
-def is_readable(address: int, num_bytes: int) -> bool:
-    """Whether this process may read the first and the last byte: memory of a GPU it may not. The kernel is asked, since
-    looking would end the process."""
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        return all(_libc.write(writer, end, 1) == 1 for end in {address, address + num_bytes - 1})
-    finally:
-        os.close(reader)
-        os.close(writer)
-
-
-def usable(address: int, num_bytes: int) -> memoryview | None:
-    """A view of memory; None where there is none that the CPU can read."""
-    if address <= 0 or num_bytes < 0:
-        return None
-    if num_bytes == 0:
-        return memoryview(b"")
-    return view_of(address, num_bytes) if is_readable(address, num_bytes) else None
-
-
 class Registered:
     """Memory whose addresses need no second look: `register_buffer` and what this module allocates. Any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._starts: list[int] = []
-        self._views: dict[int, memoryview] = {}
+        self._views: AddressMap[memoryview] = AddressMap()
 
     def add(self, address: int, num_bytes: int) -> int:
         """Code.OK, or why it cannot be registered: INVALID_PARAMS for what cannot be memory or overlaps other memory,
@@ -74,20 +38,15 @@ class Registered:
         view = usable(address, num_bytes)
         if view is None:
             return Code.NOT_SUPPORTED
-        with self._lock:
-            if self._overlaps(address, num_bytes):
-                return Code.INVALID_PARAMS
-            insort(self._starts, address)
-            self._views[address] = view
+        try:
+            self._views.add(Span(address, num_bytes), view)
+        except MemoryOverlaps:
+            return Code.INVALID_PARAMS
         return Code.OK
 
     def remove(self, address: int) -> int:
         """Code.OK, or INVALID_PARAMS where no registered memory begins."""
-        with self._lock:
-            if self._views.pop(address, None) is None:
-                return Code.INVALID_PARAMS
-            self._starts.remove(address)
-        return Code.OK
+        return Code.INVALID_PARAMS if self._views.remove(address) is None else Code.OK
 
     def view(self, address: int, num_bytes: int) -> memoryview | None:
         """Memory at an address; None where it goes beyond what was registered, or is no memory of the host. What is not
@@ -99,13 +58,8 @@ class Registered:
 
     def rest(self, address: int) -> memoryview | None:
         """Registered memory from an address to its end; None where none is registered."""
-        with self._lock:
-            index = bisect_right(self._starts, address) - 1
-            if index < 0:
-                return None
-            start = self._starts[index]
-            region = self._views[start]
-        return region[address - start :] if address - start < region.nbytes else None
+        found = self._views.find(address)
+        return None if found is None else found[2][address - found[0] :]
 
     def views(self, addresses: Sequence[int], sizes: Sequence[int]) -> list[memoryview] | None:
         """As `view` for several; None where one is no memory, or the lists differ in length."""
@@ -115,20 +69,13 @@ class Registered:
         good = [view for view in found if view is not None]
         return good if len(good) == len(found) else None
 
-    def _overlaps(self, address: int, num_bytes: int) -> bool:
-        index = bisect_right(self._starts, address + num_bytes - 1) - 1
-        if index < 0:
-            return False
-        start = self._starts[index]
-        return start + self._views[start].nbytes > address
-
 
 class BufferHandle(bytearray):
     """An object's bytes in memory of their own: anything that takes a buffer takes it."""
 
     def ptr(self) -> int:
         """Its address."""
-        return address_of(self)
+        return address_of(memoryview(self))
 
     def size(self) -> int:
         """In bytes."""
@@ -147,7 +94,7 @@ class HostMemory:
             memory = mmap.mmap(-1, num_bytes)
         except (OSError, ValueError, OverflowError):
             return 0
-        address = address_of(memory)
+        address = address_of(memoryview(memory))
         self._maps[address] = memory
         return address
 

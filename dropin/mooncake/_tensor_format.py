@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-from mooncake._memory import view_of
+from mooncake_core.transfer.addresses import view_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from mooncake._arguments import each, first_failure, the_key, the_keys
 from mooncake._codes import Code
-from mooncake._memory import view_of
 from mooncake._ranges import RangeCalls
 from mooncake._replicas import DEFAULT, ReplicateConfig
 from mooncake._tensor_format import blank, decode, encode, over
 from mooncake_core.store.client import Pieces
+from mooncake_core.transfer.addresses import view_of
 
 if TYPE_CHECKING:
     from torch import Tensor

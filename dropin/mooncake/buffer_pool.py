@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from mooncake._codes import Code
-from mooncake._memory import HostMemory, view_of
+from mooncake._memory import HostMemory
+from mooncake_core.transfer.addresses import view_of
 
 if TYPE_CHECKING:
     from mooncake._pointers import PointerCalls

@@ -7,8 +7,6 @@ beside it (Debian: it needs libibverbs1 libnuma1 liburing2 libcurl4 libunwind8).
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import socket
 import subprocess
 import time
@@ -17,12 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.dropin.cases import EVERY
+from tests.acceptance.upstream import PYTHON, Lines, check, free_ports, outcomes, run
+from tests.dropin import cases, engine_cases
 from tests.dropin.cases.world import CASES
+from tests.dropin.engine_cases.world import CASES as ENGINE_CASES
 
-PYTHON = os.environ.get("MOONCAKE_UPSTREAM_PYTHON", "")
-ROOT = Path(__file__).parent.parent.parent
-MOST_CRASHES = 60
 pytestmark = [
     pytest.mark.acceptance,
     pytest.mark.timeout(900),
@@ -31,46 +28,40 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What came of each case: empty for success. A case that ends the process fails; the others go on, with a new master,
-    for the old one believes in the segment of the process that ended."""
-    folder = tmp_path_factory.mktemp("cases")
-    found = _run_all(list(CASES), folder)
-    again = [name for name, failure in found.items() if failure and not CASES[name].differs]
-    return {**found, **_run_all(again, folder)}  # a busy machine costs upstream an answer now and then
+def store_failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """With a new master after each crash, for the old one believes in the segment of the process that ended."""
+    folder = tmp_path_factory.mktemp("store")
+
+    def once(names: list[str], label: str) -> Lines:
+        with _master(folder / f"{label}-master.log") as master:
+            return run("tests.dropin.cases.run", [master, *names], folder / f"{label}.log")
+
+    return outcomes(CASES, once)
+
+
+@pytest.fixture(scope="module")
+def engine_failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("engine")
+    return outcomes(
+        ENGINE_CASES, lambda names, label: run("tests.dropin.engine_cases.run", names, folder / f"{label}.log")
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_case(failures: dict[str, str], name: str) -> None:
-    """Upstream answers what the case expects, unless the case says that it does not."""
-    assert EVERY
-    if CASES[name].differs:
-        assert failures.get(name) != "", "upstream answers as ours does: it is no difference any more"
-    else:
-        assert failures.get(name, "it was not run") == ""
+def test_store(store_failures: dict[str, str], name: str) -> None:
+    assert cases.EVERY
+    check(CASES, store_failures, name)
 
 
-def _run_all(names: list[str], folder: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for attempt in range(MOST_CRASHES):
-        left = [name for name in names if name not in found]
-        if not left:
-            break
-        begun = ""
-        with _master(folder / f"master-{attempt}.log") as master:
-            said = _run(master, left, folder / f"{attempt}.log")
-        for line in said:
-            begun = line.get("begins", begun)
-            if "name" in line:
-                found[line["name"]] = line["failure"]
-        if begun and begun not in found:
-            found[begun] = "it ended the process"
-    return found
+@pytest.mark.parametrize("name", ENGINE_CASES)
+def test_engine(engine_failures: dict[str, str], name: str) -> None:
+    assert engine_cases.EVERY
+    check(ENGINE_CASES, engine_failures, name)
 
 
 @contextlib.contextmanager
 def _master(log: Path) -> Iterator[str]:
-    port, metrics = _free_ports(2)
+    port, metrics = free_ports(2)
     command = [Path(PYTHON).parent / "mooncake_master", f"--rpc_port={port}", f"--metrics_port={metrics}"]
     with open(log, "wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
         try:
@@ -82,26 +73,6 @@ def _master(log: Path) -> Iterator[str]:
             yield f"127.0.0.1:{port}"
         finally:
             process.kill()
-
-
-def _run(master: str, names: list[str], log: Path) -> list[dict[str, str]]:
-    command = [PYTHON, "-m", "tests.dropin.cases.run", master, *names]
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with open(log, "wb") as errors:
-        done = subprocess.run(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=600, env=environ
-        )
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def _listens(port: int) -> bool:

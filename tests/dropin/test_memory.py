@@ -8,13 +8,14 @@ import mmap
 import pytest
 
 from mooncake._codes import Code
-from mooncake._memory import BufferHandle, HostMemory, Registered, address_of, new_bytes, take, view_of
+from mooncake._memory import BufferHandle, HostMemory, Registered, new_bytes, take
 from mooncake.store import MooncakeDistributedStore
+from mooncake_core.transfer.addresses import address_of, view_of
 
 
 def test_views_stay_within_what_was_registered() -> None:
     memory = bytearray(range(100))
-    registered, start = Registered(), address_of(memory)
+    registered, start = Registered(), address_of(memoryview(memory))
     assert registered.add(start, 50) == Code.OK
     assert bytes(registered.view(start + 10, 5) or b"") == bytes(range(10, 15))
     assert registered.view(start, 51) is None
@@ -29,21 +30,21 @@ def test_views_stay_within_what_was_registered() -> None:
 def test_unregistered_memory_of_the_host_is_taken_and_nothing_else() -> None:
     memory = bytearray(range(100))
     registered = Registered()
-    assert bytes(registered.view(address_of(memory), 100) or b"") == bytes(range(100))
+    assert bytes(registered.view(address_of(memoryview(memory)), 100) or b"") == bytes(range(100))
     assert registered.view(0, 1) is None
     assert registered.view(4096, 1) is None
-    assert registered.view(address_of(memory), -1) is None
+    assert registered.view(address_of(memoryview(memory)), -1) is None
 
 
 def test_a_view_is_the_memory_itself() -> None:
     memory = bytearray(10)
-    view_of(address_of(memory), 10)[3:5] = b"ab"
+    view_of(address_of(memoryview(memory)), 10)[3:5] = b"ab"
     assert memory[3:5] == b"ab"
 
 
 def test_overlapping_memory_is_refused() -> None:
     memory = bytearray(100)
-    registered, start = Registered(), address_of(memory)
+    registered, start = Registered(), address_of(memoryview(memory))
     assert registered.add(start + 20, 20) == Code.OK
     assert registered.add(start, 21) == Code.INVALID_PARAMS
     assert registered.add(start + 39, 5) == Code.INVALID_PARAMS
@@ -53,7 +54,7 @@ def test_overlapping_memory_is_refused() -> None:
 
 def test_memory_that_the_cpu_cannot_read_is_refused_and_said_why(caplog: pytest.LogCaptureFixture) -> None:
     memory = mmap.mmap(-1, mmap.PAGESIZE)
-    start = address_of(memory)
+    start = address_of(memoryview(memory))
     protect = ctypes.CDLL(None).mprotect
     protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     assert protect(start, mmap.PAGESIZE, 0) == 0  # as the addresses of a GPU are

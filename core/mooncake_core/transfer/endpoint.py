@@ -205,6 +205,26 @@ class Endpoint:
         offset = address - found[0]
         return found[2].region.memory[offset : offset + length] if offset + length <= found[1] else None
 
+    def views(self, addresses: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
+        """As view, for several.
+
+        Raises:
+            OutOfRange: one of them is none; names it.
+        """
+        found: list[memoryview] = []
+        memory, start, end = memoryview(b""), 0, 0
+        for address, length in zip(addresses, lengths, strict=True):
+            if not (start <= address and address + length <= end):
+                known = self._registered.find(address)
+                if known is None:
+                    found.append(view_of_memory(Span(address, length)))
+                    continue
+                memory, start, end = known[2].region.memory, known[0], known[0] + known[1]
+                if address + length > end:
+                    raise OutOfRange(f"{length} bytes at {address:#x} go beyond what was registered there")
+            found.append(memory[address - start : address - start + length])
+        return found
+
     def open(self, name: str, *, timeout_s: float | None = None) -> Peer:
         """Another endpoint, by its name.
 
@@ -245,10 +265,8 @@ class Endpoint:
             NotRegistered, StaleSegment, WireError: of a peer; nothing was started.
         """
         planned = [self._planned(request) for request in requests]
-        watch = batch.on_done if isinstance(batch.on_done, _Watch) else _Watch(batch, self._tell)
-        watch.add({id(request.peer): request.peer for request in requests}.values(), notify)
-        batch.on_done = watch
-        self._engine.submit(batch, planned, timeout_s)
+        peers = {id(request.peer): request.peer for request in requests}.values()
+        self._submit(batch, planned, peers, notify, timeout_s)
 
     def status(self, batch: Batch) -> list[tuple[State, TransferError | TimeoutError | None]]:
         """State and error of each request, in the order submitted."""
@@ -345,6 +363,24 @@ class Endpoint:
 
         return self._surely(peer, once, timeout_s)
 
+    def start(
+        self,
+        kind: Kind,
+        peer: Peer,
+        pieces: Sequence[memoryview],
+        addresses: Sequence[int],
+        *,
+        timeout_s: float | None = None,
+    ) -> Batch:
+        """As `move`, but returns at once; the batch has fewer requests than there are pieces. Raises as submit."""
+        planned = [
+            TransferRequest(kind, tuple(ends.near), ends.segment, tuple(ends.far))
+            for ends in peer.ends(pieces, addresses)
+        ]
+        batch = self.allocate_batch(len(planned))
+        self._submit(batch, planned, [peer], None, timeout_s)
+        return batch
+
     def notify(self, peer: Peer, notification: Notification) -> None:
         """Tells a peer something, without a transfer; it has arrived when this returns.
 
@@ -390,17 +426,27 @@ class Endpoint:
         return pieces
 
     def _piece(self, memory: Memory) -> memoryview:
-        if isinstance(memory, Span) and self._registered.find(memory.address) is not None:
-            view = self.view(memory.address, memory.length)
-            if view is None:
-                raise OutOfRange(f"{memory.length} bytes at {memory.address:#x} go beyond what was registered there")
-            return view
+        if isinstance(memory, Span):
+            return self.views([memory.address], [memory.length])[0]
         return view_of_memory(memory)
 
     def _planned(self, request: Request) -> TransferRequest:
         pieces = self._pieces(request)
         segment, where = request.peer.ranges(pieces, request.remote)
         return TransferRequest(request.kind, pieces, segment, tuple(where))
+
+    def _submit(
+        self,
+        batch: Batch,
+        planned: Sequence[TransferRequest],
+        peers: Iterable[Peer],
+        notify: Notification | None,
+        timeout_s: float | None,
+    ) -> None:
+        watch = batch.on_done if isinstance(batch.on_done, _Watch) else _Watch(batch, self._tell)
+        watch.add(peers, notify)
+        batch.on_done = watch
+        self._engine.submit(batch, planned, timeout_s)
 
     def _surely(self, peer: Peer, once: Callable[[float], list[Transfer]], timeout_s: float | None) -> list[Transfer]:
         """Tries again where the peer has registered its memory anew meanwhile."""

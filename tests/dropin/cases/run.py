@@ -6,9 +6,9 @@ PYTHONPATH=. python -m tests.dropin.cases.run MASTER [NAME ...]
 from __future__ import annotations
 
 import faulthandler
-import json
 import sys
-import traceback
+
+from tests.dropin.casework import run_and_print
 
 from . import EVERY
 from .world import CASES, World
@@ -16,19 +16,7 @@ from .world import CASES, World
 
 def main(master: str, names: list[str]) -> None:
     faulthandler.enable()
-    world = World(master, upstream=True)
-    for name in names or CASES:
-        found = CASES[name]
-        print(json.dumps({"begins": name}), flush=True)
-        try:
-            found.run(world, *found.row)
-        except Exception:
-            outcome = traceback.format_exc(limit=-2)
-        else:
-            outcome = ""
-        world.empty()
-        print(json.dumps({"name": name, "failure": outcome}), flush=True)
-    world.close()
+    run_and_print(CASES, World(master, upstream=True), names)
 
 
 if __name__ == "__main__":
