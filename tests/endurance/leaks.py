@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Final, NamedTuple
 
+WARM_COUNTS: Final = 3
+"""By then connections to all peers are open, and their memory is mapped: the most of these counts is what it starts from."""
 SLACK_FILES: Final = 16
 """Connections come and go with peers that restart, and pools of threads fill up by and by: what leaks grows beyond that."""
 SLACK_THREADS: Final = 16
@@ -29,10 +31,11 @@ def held(pid: int) -> Held:
 
 
 class Leaks:
-    """Compares each process with itself, as it was when it was first counted."""
+    """Compares each process with itself, as it was in its first counts."""
 
     def __init__(self) -> None:
         self._first: dict[int, Held] = {}
+        self._num_counts: dict[int, int] = {}
         self.last: dict[str, Held] = {}
 
     def count(self, pids: dict[str, int]) -> list[str]:
@@ -40,7 +43,12 @@ class Leaks:
         self.last = {name: held(pid) for name, pid in pids.items()}
         grown = []
         for name, pid in pids.items():
-            first, now = self._first.setdefault(pid, self.last[name]), self.last[name]
+            now = self.last[name]
+            number = self._num_counts[pid] = self._num_counts.get(pid, 0) + 1
+            if number <= WARM_COUNTS:
+                self._first[pid] = Held(*map(max, self._first.get(pid, now), now))
+                continue
+            first = self._first[pid]
             slack = Held(first.files + SLACK_FILES, first.threads + SLACK_THREADS, first.maps + SLACK_MAPS)
             if any(more > most for more, most in zip(now, slack, strict=True)):
                 grown.append(f"{name} had {first}, and has {now}")

@@ -110,7 +110,7 @@ class World:
 
     async def _is_settled(self) -> bool:
         status: Status = await self.ask(GetStatus(), Status)
-        known = {(member.name, member.pid) for member in status.members if member.state != "joining"}
+        known = {(member.name, member.pid) for member in status.members if member.state == "ready"}
         return {(name, self.processes.by_name[name].pid) for name in self.processes.alive()} <= known
 
     async def is_gone(self, name: str) -> bool:

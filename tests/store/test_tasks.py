@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mooncake_core.store import events as p
-from mooncake_core.store.tasks import ANSWER_S, ATTEMPTS, PULLS_PER_NODE, TASK_DEADLINE_S
+from mooncake_core.store.tasks import ANSWER_S, ATTEMPTS, AWAY_S, PULLS_PER_NODE, RETRY_S, TASK_DEADLINE_S
 from mooncake_core.wire.messages.pool import Remove, Removed
 from mooncake_core.wire.messages.tasks import (
     CancelTasks,
@@ -237,10 +237,23 @@ def test_a_full_target_fails_the_copy_and_evicts_nothing(pool: Harness) -> None:
     assert pool.exists("big0", "big1") == [True, True]
 
 
-def test_a_target_that_never_comes_back_fails_the_copy_in_the_end(pool: Harness) -> None:
+def test_a_target_that_does_not_come_back_soon_fails_the_copy(pool: Harness) -> None:
     pool.store("k", preferred="a")
     (task,) = copy(pool, "k", target="b")
     leave(pool, "b")
+    began = pool.now
+    while state(pool, task)[0] == "pending":
+        pool.now += RETRY_S
+        pool.feed(p.Tick())
+    assert state(pool, task) == ("failed", "node_not_found")
+    assert AWAY_S <= pool.now - began <= AWAY_S + 2 * RETRY_S
+
+
+def test_a_target_that_is_there_and_never_ready_fails_the_copy_in_the_end(pool: Harness) -> None:
+    pool.store("k", preferred="a")
+    (task,) = copy(pool, "k", target="b")
+    leave(pool, "b")
+    pool.join("b")  # and it does not answer
     for _ in range(int(TASK_DEADLINE_S) + 2):
         pool.now += 1
         pool.feed(p.Tick())

@@ -97,6 +97,9 @@ class NodeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """DRAM that the node contributes to the pool."""
     object_size: Size = 16 << 10
     """Smallest mean object size the directory has room for: capacity / object_size slots."""
+    prefault: bool = True
+    """Takes the memory from the machine soon after the start, beside the work, so that no put waits until the kernel has
+    cleared it; else whenever something is written to a part for the first time."""
     data_port: Port = 0
     """Port of the data server; 0 takes a free one."""
     drain_on_stop: bool = False

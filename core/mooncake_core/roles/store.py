@@ -59,6 +59,7 @@ def _node(context: RoleContext, section: NodeConfig, engine: TransferEngine) -> 
             object_size_bytes=section.object_size,
             incarnation=context.incarnation,
             engine=engine,
+            prefault=section.prefault,
         )
     return TieredNode(
         context.name,
@@ -66,6 +67,7 @@ def _node(context: RoleContext, section: NodeConfig, engine: TransferEngine) -> 
         object_size_bytes=section.object_size,
         incarnation=context.incarnation,
         engine=engine,
+        prefault=section.prefault,
         tiers=open_tiers(context.name, section.tiers),
     )
 

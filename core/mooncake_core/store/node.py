@@ -17,6 +17,7 @@ from mooncake_core.store.layout import (
     unpack_slot,
 )
 from mooncake_core.store.memory_limit import available_memory_bytes
+from mooncake_core.store.prefault import Prefault
 from mooncake_core.store.pulling import Pulls
 from mooncake_core.store.reporting import Directory
 from mooncake_core.transfer.engine import TransferEngine
@@ -42,9 +43,16 @@ class Node:
     """Owns a segment; knows nothing of policies. Its handlers run on one event loop."""
 
     def __init__(
-        self, name: str, *, capacity_bytes: int, object_size_bytes: int, incarnation: int, engine: TransferEngine
+        self,
+        name: str,
+        *,
+        capacity_bytes: int,
+        object_size_bytes: int,
+        incarnation: int,
+        engine: TransferEngine,
+        prefault: bool = False,
     ) -> None:
-        """Takes the memory.
+        """Takes the memory; `prefault`: all of it from the machine, beside the work.
 
         Raises:
             ConfigError: the machine has not got so much; shows the arithmetic.
@@ -58,6 +66,7 @@ class Node:
         _check_memory(name, self._data_offset + self._capacity_bytes)
         self._memory = SharedMemory(name, self._data_offset + self._capacity_bytes)
         self._view = self._memory.view
+        self._prefault = Prefault(name, self._view, available_bytes=available_memory_bytes) if prefault else None
         self._region = engine.register_memory(self._view, self._memory.descriptor)
         self._read = engine.export(self._region, writable=False)
         self._write = engine.export(self._region, writable=True)
@@ -162,6 +171,8 @@ class Node:
     def close(self) -> None:
         """Gives the memory back. Idempotent."""
         if self._memory.descriptor >= 0:
+            if self._prefault is not None:
+                self._prefault.stop()
             self._engine.unregister_memory(self._region)
             self._region.memory.release()
             self._memory.close()

@@ -46,6 +46,8 @@ RETRY_S: Final = 1.0
 """Before what could not be done is tried again; longer each time."""
 ATTEMPTS: Final = 4
 """Pulls that fail before a task does. Together they take longer than it takes to notice that a node is dead."""
+AWAY_S: Final = 30.0
+"""A target that was lost and is not back after so long is not waited for: another one may be named."""
 ANSWER_S: Final = 15.0
 """A node that has not answered after so long is asked again."""
 
@@ -88,6 +90,8 @@ class Task:
     state: TaskState = TaskState.PENDING
     reason: str = ""
     attempts: int = 0
+    away_since: float | None = None
+    """Since when the target is missed, as far as it was looked for."""
     on_end: Callable[[Task], None] | None = None
     copying: _Copying | None = None
 
@@ -275,12 +279,15 @@ class CopyTasks:
         entry = self._index.readable(task.key)
         source = self._source(task, entry) if entry else None
         target = self._nodes.get(task.target)
+        task.away_since = None if target is not None else (task.away_since or now)
         if now >= task.since + TASK_DEADLINE_S:
             self._end(task, TaskState.FAILED, task.reason or DeadlineExceeded.code)
         elif entry is None or not entry.replicas:
             self._end(task, TaskState.FAILED, ObjectNotFound.code)
         elif task.target in entry.replicas:  # a node that was gone has come back with it
             self._finish(task, entry, task.source, now)
+        elif task.away_since is not None and now >= task.away_since + AWAY_S:
+            self._end(task, TaskState.FAILED, NodeNotFound.code)
         elif target is None or not target.writable or source is None:
             self._rest(task, NodeNotFound.code, now)
         elif target.draining:

@@ -52,6 +52,7 @@ class TieredNode(Node):
         incarnation: int,
         engine: TransferEngine,
         tiers: TierStack,
+        prefault: bool = False,
     ) -> None:
         """The tiers are the node's from now on, also when this fails."""
         self._tiers = tiers
@@ -62,6 +63,7 @@ class TieredNode(Node):
                 object_size_bytes=object_size_bytes,
                 incarnation=incarnation,
                 engine=engine,
+                prefault=prefault,
             )
         except BaseException:
             tiers.close()
