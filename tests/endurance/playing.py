@@ -31,7 +31,7 @@ def play(kind: str, folder: Path, first_seed: int, seconds: float) -> str:
     except BaseException as error:
         failure = world.failure or error
         failure.add_note(
-            f"kind {kind}, seed {number}: ENDURANCE_SEED={number} pytest -m acceptance tests/endurance -k {kind}; logs: {folder}"
+            f"kind {kind}, seed {number}: ENDURANCE_SEED={number} pytest tests/endurance -k {kind}; logs: {folder}"
         )
         raise failure from None
     finally:
