@@ -1,4 +1,4 @@
-"""A random game with a real cluster whose processes die: a little of it, always the same; tests/acceptance/test_store.py plays on."""
+"""A random game with a real cluster whose processes die: a little of it, always the same. tests/acceptance plays on."""
 
 from __future__ import annotations
 
