@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mooncake_cli.commands import bench_serve, bench_store, bench_trace, bench_transfer
+from mooncake_cli.commands import bench_scheduler, bench_serve, bench_store, bench_trace, bench_transfer
 
 
 @click.group("bench", help="Measure a running cluster, or what this machine can do.")
@@ -12,6 +12,7 @@ def command() -> None:
     """The group."""
 
 
+command.add_command(bench_scheduler.command)
 command.add_command(bench_serve.command)
 command.add_command(bench_store.command)
 command.add_command(bench_trace.command)

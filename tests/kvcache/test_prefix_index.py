@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,8 +33,15 @@ def test_it_answers_like_sets(operations: list[tuple[str, str, list[bytes]]], qu
             index.drop(holder)
             held[holder].clear()
     expected = {holder: _prefix(query, keys) for holder, keys in held.items()}
-    assert index.match(query) == {holder: length for holder, length in expected.items() if length}
-    assert index.reach(query) == _prefix(query, set().union(*held.values()))
+    match = index.match(query)
+    found = {holder: length for length, mask in match.ends for holder in index.names(mask)}
+    assert found == {holder: length for holder, length in expected.items() if length}
+    assert match.longest == max(expected.values())
+    assert match.reach == _prefix(query, set().union(*held.values()))
+    numbers = np.array([index.number(holder) for holder in HOLDERS], np.intp)
+    assert index.lengths(match, numbers).tolist() == [expected[holder] for holder in HOLDERS]
+    for key in KEYS:
+        assert sorted(index.names(index.holders(key))) == [holder for holder in HOLDERS if key in held[holder]]
     assert len(index) == len(set().union(*held.values()))
 
 

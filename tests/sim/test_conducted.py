@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
+from mooncake_core.conductor.cost import Floats
 from mooncake_core.conductor.policies import KVCacheCentric
-from mooncake_core.conductor.policies.contract import PolicySettings, Score
+from mooncake_core.conductor.policies.contract import PolicySettings, PrefillViews, RequestView, Scores
 from mooncake_core.sim.gaps import Run
 from mooncake_core.sim.job import Job
 from mooncake_core.sim.pipeline import Pipeline
@@ -90,10 +92,14 @@ def test_what_is_computed_before_a_request_has_its_turn_counts() -> None:
 
 
 class Elsewhere(KVCacheCentric):
-    """Whoever has least of the prefix."""
+    """Whoever has least of the prefix, and fetches it whatever that takes."""
 
-    def rank(self, score: Score) -> float:
-        return score.local_blocks
+    def score(self, request: RequestView, instances: PrefillViews) -> Scores:
+        local, nothing = instances.local_blocks, np.zeros_like(instances.queue_s)
+        return Scores(local, request.best_blocks - local, instances.queue_s, nothing, nothing)
+
+    def rank(self, request: RequestView, scores: Scores) -> Floats:
+        return scores.local_blocks.astype(np.float64)
 
 
 def test_a_prefix_is_fetched_while_the_first_layers_are_computed() -> None:

@@ -11,11 +11,11 @@ from mooncake_core.conductor import events as e
 from mooncake_core.conductor.admission.contract import Admission, AdmissionSettings, Asking
 from mooncake_core.conductor.admission.none import AdmitAll
 from mooncake_core.conductor.admission.objectives import SHORTEST_RETRY_S
-from mooncake_core.conductor.decisions import RUNNERS_UP, DecisionLog
-from mooncake_core.conductor.decode_pool import RETRY_WITHOUT_INSTANCES_S, DecodePool
+from mooncake_core.conductor.decisions import RUNNERS_UP, DecisionLog, Made, Outcome
+from mooncake_core.conductor.decode_pool import RETRY_WITHOUT_INSTANCES_S, DecodeChoice, DecodePool
 from mooncake_core.conductor.instances import Assigned, DecodeInstance, PrefillInstance, Work, identity
 from mooncake_core.conductor.policies.contract import Policy, Score
-from mooncake_core.conductor.prefill_pool import PrefillPool
+from mooncake_core.conductor.prefill_pool import PrefillPool, Ranking
 from mooncake_core.conductor.requests import Request, Requests, blocks_for, prompt_blocks, unended
 from mooncake_core.wire.messages.inspection import Decision
 from mooncake_core.wire.messages.membership import ModelOffer
@@ -26,6 +26,8 @@ class ConductorSettings:
     """The scheduler's part of the configuration."""
 
     max_decisions: int = 1000
+    spread_shared: bool = False
+    """Beginnings of prompts that many requests share earn no credit until enough nodes have them."""
 
 
 class Conductor:
@@ -44,10 +46,10 @@ class Conductor:
     ) -> None:
         """Without an admission all requests are taken for which there is memory."""
         self._admission = admission or AdmitAll(AdmissionSettings())
-        self._prefill = PrefillPool(policy, rng)
+        self._prefill = PrefillPool(policy, rng, spread_shared=settings.spread_shared)
         self._decode = DecodePool(rng)
         self._requests = Requests()
-        self._log = DecisionLog(settings.max_decisions, policy_name)
+        self._log = DecisionLog(settings.max_decisions, policy_name, self._prefill.index)
 
     @property
     def num_requests(self) -> int:
@@ -77,8 +79,7 @@ class Conductor:
             case e.BlocksRemoved(node, keys):
                 self._prefill.index.removed(node, keys)
             case e.LoadReported(name, load):
-                if decode := self._decode.instances.get(name):
-                    decode.report(load)
+                self._decode.report(name, load)
             case e.InstanceJoined():
                 self._joined(event)
             case e.InstanceDraining(name):
@@ -111,9 +112,9 @@ class Conductor:
             missing = ["prefill and decode instances serve different models, dtypes or block sizes"]
         return missing
 
-    def decisions(self, limit: int, prefix: str, now: float) -> list[Decision]:
+    def decisions(self, limit: int, prefix: str, now: float, num_candidates: int = RUNNERS_UP + 1) -> list[Decision]:
         """The latest decisions, newest first, of requests whose id begins so."""
-        return self._log.latest(limit, prefix, now)
+        return self._log.latest(limit, prefix, now, num_candidates=num_candidates)
 
     def check(self) -> list[str]:
         """What does not add up; for tests."""
@@ -134,45 +135,42 @@ class Conductor:
         return problems
 
     def _arrived(self, arrival: e.RequestArrived, now: float) -> list[c.Command]:
-        prefill = self._prefill.serving(arrival)
-        if not prefill:
+        table = self._prefill.serving(arrival.model, arrival.fingerprint)
+        if table is None:
             reason = f"no prefill instance serves model {arrival.model}"
             return self._turned_away(c.Unavailable(arrival.request_id, reason, RETRY_WITHOUT_INSTANCES_S), arrival, now)
-        large = [one for one in prefill if one.offer.num_blocks >= prompt_blocks(arrival, one.offer.model)]
-        if not large:
-            return self._turned_away(_too_long(arrival, prefill), arrival, now)
-        scores, reason = self._prefill.rank(arrival, large, now)
-        best = scores[0]
-        instance = self._prefill.instances[best.prefill]
-        model = instance.offer.model
+        ranking = self._prefill.rank(arrival, table, now)
+        if ranking is None:
+            return self._turned_away(_too_long(arrival, table.instances), arrival, now)
+        best = ranking.best
+        model = table.instances[ranking.chosen].offer.model
         decode = self._choose_decode(arrival, best, model, frozenset(), now)
-        if not isinstance(decode, DecodeInstance):
-            return self._turned_away(decode, arrival, now, scores)
-        request = Request(arrival, best, decode.name, decode.tbt_with(arrival.prompt_tokens))
+        if not isinstance(decode, DecodeChoice):
+            return self._turned_away(decode, arrival, now, ranking)
+        request = Request(arrival, best, decode.instance.name, float(decode.tbt_s[decode.row]))
         self._requests.add(request)
-        self._record(arrival, scores, outcome="dispatched", reason=reason, now=now, request=request)
+        self._log.add(Made(now, arrival, "dispatched", ranking.reason, ranking=ranking, decode=decode))
         # Counted from now on, so that requests arriving together do not all choose the same instance.
-        instance.work[arrival.request_id] = Work(
-            best.transfer_s + best.prefill_s, now, arrival.priority, prompt_blocks(arrival, model)
-        )
-        return [self._assign(request, decode, model, now)]
+        work = Work(best.transfer_s + best.prefill_s, now, arrival.priority, prompt_blocks(arrival, model))
+        self._prefill.take_on(best.prefill, arrival.request_id, work)
+        return [self._assign(request, decode.instance.name, model, now)]
 
     def _choose_decode(
         self, arrival: e.RequestArrived, score: Score, model: ModelOffer, without: Iterable[str], now: float
-    ) -> DecodeInstance | c.Reject | c.Unavailable:
+    ) -> DecodeChoice | c.Reject | c.Unavailable:
         """A decode instance with room, where admission takes the request. One that has tokens already is always taken."""
         decode = self._decode.choose(arrival, model, frozenset(without))
-        if arrival.resumed or not isinstance(decode, DecodeInstance):
+        if arrival.resumed or not isinstance(decode, DecodeChoice):
             return decode
         asking = Asking(arrival.prompt_tokens, arrival.max_tokens, score.ttft_s)
-        refusal = self._admission.at_arrival(asking, decode, now)
+        refusal = self._admission.at_arrival(asking, decode.instance, now)
         if refusal is None:
             return decode
         return c.Reject(arrival.request_id, refusal.reason, refusal.retry_after_s, cause=refusal.cause)
 
-    def _assign(self, request: Request, decode: DecodeInstance, model: ModelOffer, now: float) -> c.ReserveDecode:
+    def _assign(self, request: Request, decode: str, model: ModelOffer, now: float) -> c.ReserveDecode:
         arrival = request.arrival
-        request.decode = decode.name
+        request.decode = decode
         assigned = Assigned(
             num_blocks=blocks_for(arrival, model),
             prompt_tokens=arrival.prompt_tokens,
@@ -180,10 +178,8 @@ class Conductor:
             tenant=arrival.tenant,
             prefill_ends_at=now + request.score.ttft_s,
         )
-        decode.assign(arrival.request_id, assigned)
-        return c.ReserveDecode(
-            arrival.request_id, decode.name, arrival.prompt_tokens, arrival.max_tokens, arrival.deadline
-        )
+        self._decode.assign(decode, arrival.request_id, assigned)
+        return c.ReserveDecode(arrival.request_id, decode, arrival.prompt_tokens, arrival.max_tokens, arrival.deadline)
 
     def _granted(self, request_id: str) -> list[c.Command]:
         request = self._requests.get(request_id)
@@ -209,37 +205,32 @@ class Conductor:
         request = self._requests.get(refusal.request_id)
         if request is None:
             return []
-        if asked := self._decode.instances.get(request.decode):
-            asked.release(refusal.request_id)
+        self._decode.release(request.decode, refusal.request_id)
         request.refused_by.add(request.decode)
         request.unanswered |= not refusal.full
         model = self._prefill.instances[request.score.prefill].offer.model
         decode = self._choose_decode(request.arrival, request.score, model, request.refused_by, now)
-        if isinstance(decode, DecodeInstance):
-            return [self._assign(request, decode, model, now)]
+        if isinstance(decode, DecodeChoice):
+            return [self._assign(request, decode.instance.name, model, now)]
         self._forget(refusal.request_id)
         reason = f"{decode.reason}; {request.decode} said: {refusal.reason}"
         kind = c.Unavailable if request.unanswered else c.Reject
         answer = kind(refusal.request_id, reason, decode.retry_after_s)
-        return self._turned_away(answer, request.arrival, now, [request.score])
+        return self._turned_away(answer, request.arrival, now)
 
     def _prefill_ended(self, event: e.PrefillEnded, now: float) -> list[c.Command]:
         request = self._requests.get(event.request_id)
         if request is None or request.prefilled:
             return []
         request.prefilled = True
-        instance = self._prefill.instances.get(request.score.prefill)
-        if instance is not None:
-            instance.work.pop(event.request_id, None)
-            instance.cost.observe_prefill(request.arrival.prompt_tokens, event.cached_tokens, event.computed_s)
+        if instance := self._prefill.done(request.score.prefill, event.request_id):
+            self._prefill.observe(instance, event, request.arrival.prompt_tokens)
         decode = self._decode.instances.get(request.decode)
         if decode is None or event.finished:
             return []
         if not request.arrival.resumed and (refusal := self._admission.at_decode(request.asking(), decode, now)):
             self._forget(event.request_id)
-            self._record(
-                request.arrival, [request.score], outcome="rejected", reason=refusal.reason, now=now, stage="decode"
-            )
+            self._log.add(Made(now, request.arrival, "rejected", refusal.reason, "decode"))
             reject = c.Reject(
                 event.request_id, refusal.reason, refusal.retry_after_s, cause=refusal.cause, stage="decode"
             )
@@ -270,21 +261,19 @@ class Conductor:
 
     def _joined(self, event: e.InstanceJoined) -> None:
         if event.role == "prefill":
-            self._prefill.instances[event.name] = PrefillInstance(event.name, event.offer)
+            self._prefill.join(PrefillInstance(event.name, event.offer))
         else:
-            self._decode.instances[event.name] = DecodeInstance(event.name, event.offer)
+            self._decode.join(DecodeInstance(event.name, event.offer))
 
     def _drain(self, name: str) -> None:
         """What was placed there stays; nothing more goes there."""
-        if prefill := self._prefill.instances.get(name):
-            prefill.draining = True
-        if decode := self._decode.instances.get(name):
-            decode.draining = True
+        self._prefill.drain(name)
+        self._decode.drain(name)
 
     def _left(self, name: str) -> list[c.Command]:
         """What was not dispatched yet cannot go there; what was, the gateway finds out about."""
-        self._prefill.instances.pop(name, None)
-        self._decode.instances.pop(name, None)
+        self._prefill.leave(name)
+        self._decode.leave(name)
         commands: list[c.Command] = []
         for request in self._requests.waiting_for(name):
             request_id = request.arrival.request_id
@@ -295,41 +284,20 @@ class Conductor:
     def _forget(self, request_id: str) -> Request | None:
         request = self._requests.pop(request_id)
         if request is not None:
-            if prefill := self._prefill.instances.get(request.score.prefill):
-                prefill.work.pop(request_id, None)
-            if decode := self._decode.instances.get(request.decode):
-                decode.release(request_id)
+            self._prefill.done(request.score.prefill, request_id)
+            self._decode.release(request.decode, request_id)
         return request
 
     def _turned_away(
-        self, answer: c.Reject | c.Unavailable, arrival: e.RequestArrived, now: float, scores: Sequence[Score] = ()
-    ) -> list[c.Command]:
-        outcome = "rejected" if isinstance(answer, c.Reject) else "unavailable"
-        self._record(arrival, scores, outcome=outcome, reason=answer.reason, now=now)
-        return [answer]
-
-    def _record(
         self,
+        answer: c.Reject | c.Unavailable,
         arrival: e.RequestArrived,
-        scores: Sequence[Score],
-        *,
-        outcome: str,
-        reason: str,
         now: float,
-        request: Request | None = None,
-        stage: str = "arrival",
-    ) -> None:
-        known = self._prefill.instances
-        self._log.record(
-            arrival,
-            [(score, known.get(score.prefill)) for score in scores[: RUNNERS_UP + 1]],
-            self._prefill.index.match(arrival.block_keys),
-            outcome=outcome,
-            reason=reason,
-            now=now,
-            request=request,
-            stage=stage,
-        )
+        ranking: Ranking | None = None,
+    ) -> list[c.Command]:
+        outcome: Outcome = "rejected" if isinstance(answer, c.Reject) else "unavailable"
+        self._log.add(Made(now, arrival, outcome, answer.reason, ranking=ranking))
+        return [answer]
 
 
 def _models(instances: Iterable[PrefillInstance | DecodeInstance]) -> list[ModelOffer]:

@@ -6,10 +6,17 @@ one odd observation cannot derail the scheduler.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from mooncake_core.wire.messages.membership import CostHint
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 WEIGHT: Final = 0.2
 SMALLEST_FACTOR: Final = 0.05
@@ -55,10 +62,20 @@ class CostModel:
     """Predictions for one instance, in seconds."""
 
     def __init__(self, hint: CostHint) -> None:
-        self._hint = hint
+        self.hint = hint
         self._exact = HintCosts(hint)
         self._prefill = Correction()
         self._step = Correction()
+
+    @property
+    def prefill_factor(self) -> float:
+        """By which prefills take longer than the hint says."""
+        return self._prefill.factor
+
+    @property
+    def step_factor(self) -> float:
+        """By which decode steps take longer than the hint says."""
+        return self._step.factor
 
     def prefill_s(self, prompt_tokens: int, matched_tokens: int) -> float:
         """Time to compute a prompt of which a prefix is in place: linear in new tokens, attention quadratic."""
@@ -66,7 +83,7 @@ class CostModel:
 
     def fetch_s(self, num_bytes: int) -> float:
         """Time to fetch so many bytes from other nodes."""
-        return num_bytes / self._hint.fetch_bytes_per_s
+        return num_bytes / self.hint.fetch_bytes_per_s
 
     def step_s(self, batch: float, context_tokens: float) -> float:
         """Time of one decode step of `batch` sequences with so many tokens of context together: their TBT."""
@@ -79,3 +96,50 @@ class CostModel:
     def observe_step(self, batch: int, context_tokens: int, observed_s: float) -> None:
         """Decode steps take so long now."""
         self._step.observe(self._exact.step_s(batch, context_tokens), observed_s)
+
+
+class PrefillCosts:
+    """The same predictions for many instances at once: columns, one entry for each, in seconds."""
+
+    def __init__(self, models: Sequence[CostModel]) -> None:
+        self._base, self._per_token, self._per_token2, self._rates = (
+            np.array([getattr(model.hint, name) for model in models], np.float64)
+            for name in ("prefill_base_s", "prefill_per_token_s", "prefill_per_token2_s", "fetch_bytes_per_s")
+        )
+        self._factors = np.array([model.prefill_factor for model in models], np.float64)
+
+    def refresh(self, row: int, model: CostModel) -> None:
+        """A model has observed something."""
+        self._factors[row] = model.prefill_factor
+
+    def prefill_s(self, prompt_tokens: int, matched_tokens: Ints) -> Floats:
+        """Time to compute a prompt of which each has another prefix in place."""
+        linear = self._per_token * (prompt_tokens - matched_tokens)
+        attention = self._per_token2 * (prompt_tokens**2 - matched_tokens**2)
+        found: Floats = self._factors * (self._base + linear + attention)
+        return found
+
+    def fetch_s(self, num_bytes: Ints) -> Floats:
+        """Time to fetch so many bytes from other nodes."""
+        found: Floats = num_bytes / self._rates
+        return found
+
+
+class StepCosts:
+    """Decode steps of many instances at once: columns, one entry for each, in seconds."""
+
+    def __init__(self, models: Sequence[CostModel]) -> None:
+        self._base, self._per_sequence, self._per_token = (
+            np.array([getattr(model.hint, name) for model in models], np.float64)
+            for name in ("step_base_s", "step_per_sequence_s", "step_per_context_token_s")
+        )
+        self._factors = np.array([model.step_factor for model in models], np.float64)
+
+    def refresh(self, row: int, model: CostModel) -> None:
+        """A model has observed something."""
+        self._factors[row] = model.step_factor
+
+    def step_s(self, batches: Ints, context_tokens: Ints) -> Floats:
+        """A decode step of each, with such a batch and so many tokens of context together."""
+        found: Floats = self._factors * (self._base + self._per_sequence * batches + self._per_token * context_tokens)
+        return found

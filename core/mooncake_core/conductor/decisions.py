@@ -1,80 +1,112 @@
-"""Why requests went where they went: the latest decisions, with what was known of each when it was made."""
+"""Why requests went where they went: the latest decisions, with what was known of each when it was made.
+
+A decision keeps the columns that were computed to make it, for all instances; what people read is made of them when they ask.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
-import msgspec
+import numpy as np
 
 from mooncake_core.conductor import events as e
-from mooncake_core.conductor.instances import PrefillInstance
-from mooncake_core.conductor.policies.contract import Score
-from mooncake_core.conductor.requests import Request
-from mooncake_core.wire.messages.inspection import CandidateScore, Decision
+from mooncake_core.conductor.decode_pool import DecodeChoice
+from mooncake_core.conductor.prefill_pool import Ranking
+from mooncake_core.kvcache.prefix_index import PrefixIndex
+from mooncake_core.wire.messages.inspection import CandidateScore, Decision, DecodeScore
 
 RUNNERS_UP: Final = 8
+Outcome = Literal["dispatched", "rejected", "unavailable"]
+
+
+@dataclass(slots=True)
+class Made:
+    """A decision."""
+
+    at: float
+    arrival: e.RequestArrived
+    outcome: Outcome
+    reason: str = ""
+    stage: Literal["arrival", "decode"] = "arrival"
+    ranking: Ranking | None = None
+    """None: there was nobody to choose among."""
+    decode: DecodeChoice | None = None
 
 
 class DecisionLog:
     """Bounded; the oldest are forgotten."""
 
-    def __init__(self, size: int, policy_name: str) -> None:
+    def __init__(self, size: int, policy_name: str, index: PrefixIndex) -> None:
         self._policy_name = policy_name
-        self._decisions: deque[tuple[float, Decision]] = deque(maxlen=size)
+        self._index = index
+        self._decisions: deque[Made] = deque(maxlen=size)
 
-    def latest(self, limit: int, prefix: str, now: float) -> list[Decision]:
+    def add(self, made: Made) -> None:
+        """Takes note of a decision."""
+        self._decisions.append(made)
+
+    def latest(self, limit: int, prefix: str, now: float, *, num_candidates: int = RUNNERS_UP + 1) -> list[Decision]:
         """Newest first, of requests whose id begins so."""
-        found = [
-            msgspec.structs.replace(decision, age_s=now - at)
-            for at, decision in reversed(self._decisions)
-            if decision.request_id.startswith(prefix)
-        ]
-        return found[:limit]
+        found: list[Decision] = []
+        for made in reversed(self._decisions):
+            if len(found) == limit:
+                break
+            if made.arrival.request_id.startswith(prefix):
+                found.append(self._describe(made, now, num_candidates))
+        return found
 
-    def record(
-        self,
-        arrival: e.RequestArrived,
-        candidates: Sequence[tuple[Score, PrefillInstance | None]],
-        matches: Mapping[str, int],
-        *,
-        outcome: str,
-        reason: str,
-        now: float,
-        request: Request | None = None,
-        stage: str = "arrival",
-    ) -> None:
-        """`candidates` are the best ones, the first one first; `matches` say how much of the prompt nodes have."""
-        holder = max(matches, key=lambda name: matches[name], default="")
-        decision = Decision(
+    def _describe(self, made: Made, now: float, num_candidates: int) -> Decision:
+        arrival, ranking = made.arrival, made.ranking
+        placed = made.outcome == "dispatched"
+        best = ranking.best if ranking else None
+        match = ranking.match if ranking else self._index.match(arrival.block_keys)
+        return Decision(
             request_id=arrival.request_id,
-            age_s=0.0,
+            age_s=now - made.at,
             prompt_tokens=arrival.prompt_tokens,
             prompt_blocks=len(arrival.block_keys),
             policy=self._policy_name,
-            outcome=outcome,
-            stage=stage,
-            reason=reason,
-            prefill=request.score.prefill if request else "",
-            decode=request.decode if request else "",
-            best_match_blocks=matches.get(holder, 0),
-            best_match_holder=holder,
-            expected_ttft_s=request.score.ttft_s if request else 0.0,
-            expected_tbt_s=request.tbt_s if request else 0.0,
-            candidates=[_candidate(score, instance) for score, instance in candidates],
+            outcome=made.outcome,
+            stage=made.stage,
+            reason=made.reason,
+            prefill=best.prefill if best and placed else "",
+            decode=made.decode.instance.name if made.decode and placed else "",
+            best_match_blocks=match.longest,
+            best_match_holder=self._index.names(match.ends[-1][1])[0] if match.ends else "",
+            expected_ttft_s=best.ttft_s if best and placed else 0.0,
+            expected_tbt_s=float(made.decode.tbt_s[made.decode.row]) if made.decode and placed else 0.0,
+            candidates=_prefills(ranking, num_candidates) if ranking else [],
+            num_candidates=len(ranking.names) if ranking else 0,
+            decodes=_decodes(made.decode, num_candidates) if made.decode else [],
         )
-        self._decisions.append((now, decision))
 
 
-def _candidate(score: Score, instance: PrefillInstance | None) -> CandidateScore:
-    return CandidateScore(
-        prefill=score.prefill,
-        local_blocks=score.local_blocks,
-        fetched_blocks=score.fetched_blocks,
-        queue_s=score.queue_s,
-        transfer_s=score.transfer_s,
-        prefill_s=score.prefill_s,
-        ttft_s=score.ttft_s,
-        free_blocks=max(0, instance.free_blocks()) if instance else 0,
-    )
+def _prefills(ranking: Ranking, limit: int) -> list[CandidateScore]:
+    return [
+        CandidateScore(
+            prefill=score.prefill,
+            local_blocks=score.local_blocks,
+            fetched_blocks=score.fetched_blocks,
+            queue_s=score.queue_s,
+            transfer_s=score.transfer_s,
+            prefill_s=score.prefill_s,
+            ttft_s=score.ttft_s,
+            free_blocks=max(0, free),
+        )
+        for score, free in ranking.in_order(limit)
+    ]
+
+
+def _decodes(choice: DecodeChoice, limit: int) -> list[DecodeScore]:
+    order = [choice.row, *(row for row in np.argsort(choice.tbt_s, kind="stable").tolist() if row != choice.row)]
+    return [
+        DecodeScore(
+            decode=choice.table.instances[row].name,
+            tbt_s=float(choice.tbt_s[row]),
+            free_blocks=int(choice.free_blocks[row]),
+        )
+        for row in order[:limit]
+        if np.isfinite(choice.tbt_s[row])
+    ]

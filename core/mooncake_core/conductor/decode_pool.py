@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Set
+from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
 
 from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
 from mooncake_core.conductor.admission.objectives import SHORTEST_RETRY_S
-from mooncake_core.conductor.instances import DecodeInstance, identity
+from mooncake_core.conductor.cost import Floats, Ints
+from mooncake_core.conductor.instances import Assigned, DecodeInstance, identity
 from mooncake_core.conductor.requests import blocks_for
-from mooncake_core.wire.messages.membership import ModelOffer
+from mooncake_core.conductor.tables import DecodeTable, named, smallest
+from mooncake_core.wire.messages.membership import InstanceLoad, ModelOffer
 
 RETRY_WITHOUT_INSTANCES_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeChoice:
+    """What was expected of each instance, and which one takes the request."""
+
+    table: DecodeTable
+    tbt_s: Floats
+    """Infinite where it may not go, or finds no room."""
+    free_blocks: Ints
+    row: int
+
+    @property
+    def instance(self) -> DecodeInstance:
+        return self.table.instances[self.row]
 
 
 class DecodePool:
@@ -22,29 +42,79 @@ class DecodePool:
     def __init__(self, rng: random.Random) -> None:
         self.instances: dict[str, DecodeInstance] = {}
         self._random = rng
+        self._tables: dict[tuple[str, bytes], DecodeTable] = {}
+
+    def join(self, instance: DecodeInstance) -> None:
+        """It can take requests."""
+        self.instances[instance.name] = instance
+        self._tables.clear()
+
+    def leave(self, name: str) -> None:
+        """It is gone."""
+        self.instances.pop(name, None)
+        self._tables.clear()
+
+    def drain(self, name: str) -> None:
+        """It gets no more requests."""
+        if instance := self.instances.get(name):
+            instance.draining = True
+            self._tables.clear()
+
+    def assign(self, name: str, request_id: str, assigned: Assigned) -> None:
+        """A request will run there."""
+        self.instances[name].assign(request_id, assigned)
+        self._refresh(self.instances[name])
+
+    def release(self, name: str, request_id: str) -> None:
+        """A request runs there no more."""
+        if instance := self.instances.get(name):
+            instance.release(request_id)
+            self._refresh(instance)
+
+    def report(self, name: str, load: InstanceLoad) -> None:
+        """An instance's own word on its load, if it is one of these."""
+        if instance := self.instances.get(name):
+            instance.report(load)
+            self._refresh(instance)
 
     def choose(
         self, arrival: e.RequestArrived, model: ModelOffer, without: Set[str] = frozenset()
-    ) -> DecodeInstance | c.Reject | c.Unavailable:
+    ) -> DecodeChoice | c.Reject | c.Unavailable:
         """The one with the smallest predicted TBT that has room."""
-        alike = [
-            instance
-            for instance in self.instances.values()
-            if identity(instance.offer.model) == identity(model)
-            and not instance.draining
-            and instance.name not in without
-        ]
-        if not alike:
-            reason = f"no decode instance serves model {arrival.model}" + (" that has room" if without else "")
-            kind = c.Reject if without else c.Unavailable
-            return kind(arrival.request_id, reason, RETRY_WITHOUT_INSTANCES_S)
+        table = self._serving(model)
+        if table is None:
+            reason = f"no decode instance serves model {arrival.model}"
+            return c.Unavailable(arrival.request_id, reason, RETRY_WITHOUT_INSTANCES_S)
+        possible = ~named(table.rows, without) if without else np.ones(len(table.instances), np.bool_)
+        if not possible.any():
+            reason = f"no decode instance serves model {arrival.model} that has room"
+            return c.Reject(arrival.request_id, reason, RETRY_WITHOUT_INSTANCES_S)
         needed = blocks_for(arrival, model)
-        fitting = [instance for instance in alike if instance.free_blocks() >= needed]
-        if not fitting:
-            most = max(instance.offer.num_blocks for instance in alike)
+        fitting = possible & (table.free_blocks >= needed)
+        if not fitting.any():
+            most = int(table.num_blocks[possible].max())
             reason = f"no decode instance has {needed} blocks of KV memory free (the largest has {most} in all)"
             return c.Reject(arrival.request_id, reason, SHORTEST_RETRY_S, hopeless=needed > most)
-        self._random.shuffle(fitting)
-        return min(
-            fitting, key=lambda instance: (instance.name in arrival.avoid, instance.tbt_with(arrival.prompt_tokens))
-        )
+        if arrival.avoid and (others := fitting & ~named(table.rows, arrival.avoid)).any():
+            fitting = others
+        tbt_s = np.where(fitting, table.tbt_with_s(arrival.prompt_tokens), np.inf)
+        return DecodeChoice(table, tbt_s, table.free_blocks.copy(), smallest(tbt_s, self._random))
+
+    def _serving(self, model: ModelOffer) -> DecodeTable | None:
+        wanted = identity(model)
+        table = self._tables.get(wanted)
+        if table is None:
+            alike = [
+                instance
+                for instance in self.instances.values()
+                if identity(instance.offer.model) == wanted and not instance.draining
+            ]
+            if not alike:
+                return None
+            table = self._tables[wanted] = DecodeTable(alike)
+        return table
+
+    def _refresh(self, instance: DecodeInstance) -> None:
+        table = self._tables.get(identity(instance.offer.model))
+        if table is not None and instance.name in table.rows:
+            table.refresh(instance)

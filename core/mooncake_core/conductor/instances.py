@@ -69,21 +69,22 @@ class DecodeInstance:
         self.cost = CostModel(offer.cost)
         self.draining = False
         self.assigned: dict[str, Assigned] = {}
+        self.prompt_tokens = 0
+        """Of all of them."""
         self._num_blocks = 0
-        self._prompt_tokens = 0
 
     def assign(self, request_id: str, assigned: Assigned) -> None:
         """A request will run here."""
         self.assigned[request_id] = assigned
         self._num_blocks += assigned.num_blocks
-        self._prompt_tokens += assigned.prompt_tokens
+        self.prompt_tokens += assigned.prompt_tokens
 
     def release(self, request_id: str) -> Assigned | None:
         """A request runs here no more."""
         assigned = self.assigned.pop(request_id, None)
         if assigned is not None:
             self._num_blocks -= assigned.num_blocks
-            self._prompt_tokens -= assigned.prompt_tokens
+            self.prompt_tokens -= assigned.prompt_tokens
         return assigned
 
     def free_blocks(self) -> int:
@@ -92,7 +93,7 @@ class DecodeInstance:
 
     def tbt_with(self, context_tokens: int) -> float:
         """Predicted time between tokens if all that is assigned ran here, and one more sequence of such a length."""
-        return self.cost.step_s(len(self.assigned) + 1, self._prompt_tokens + context_tokens)
+        return self.cost.step_s(len(self.assigned) + 1, self.prompt_tokens + context_tokens)
 
     def report(self, load: InstanceLoad) -> None:
         """The instance's own word on how long its steps take."""

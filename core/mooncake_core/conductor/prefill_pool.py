@@ -4,89 +4,189 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 from mooncake_core.conductor import events as e
-from mooncake_core.conductor.instances import PrefillInstance, identity
-from mooncake_core.conductor.policies.contract import Policy, PrefillView, RequestView, Score
+from mooncake_core.conductor.cost import Floats, Ints
+from mooncake_core.conductor.instances import PrefillInstance, Work, identity
+from mooncake_core.conductor.policies.contract import Policy, PrefillViews, RequestView, Score, Scores
 from mooncake_core.conductor.requests import prompt_blocks
-from mooncake_core.kvcache.prefix_index import PrefixIndex
+from mooncake_core.conductor.shared_prefixes import SharedPrefixes
+from mooncake_core.conductor.tables import PrefillTable, named, smallest
+from mooncake_core.kvcache.prefix_index import Match, PrefixIndex
 
 NEARLY: Final = 1.05
 """Instances whose ranks differ by less do equally well: predictions are not that exact."""
 
 
-class Ranking(NamedTuple):
-    """Candidates of one model, the best first."""
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What was expected of each instance when a request came, and which one takes it."""
 
-    scores: list[Score]
+    names: Sequence[str]
+    scores: Scores
+    ranks: Floats
+    """The smallest is the best."""
+    free_blocks: Ints
+    chosen: int
+    """Its row."""
     reason: str
-    """Why the first one is not the one with the smallest rank, if so."""
+    """Why it is not the one with the smallest rank, if so."""
+    match: Match
+
+    @property
+    def best(self) -> Score:
+        """Of the one that takes it."""
+        return self.scores.of(self.chosen, self.names[self.chosen])
+
+    def in_order(self, limit: int) -> list[tuple[Score, int]]:
+        """With their free blocks: the chosen one, then the best ones."""
+        order = [self.chosen, *(row for row in np.argsort(self.ranks, kind="stable").tolist() if row != self.chosen)]
+        return [(self.scores.of(row, self.names[row]), int(self.free_blocks[row])) for row in order[:limit]]
 
 
 class PrefillPool:
     """Instances by name, and the index of what their nodes hold."""
 
-    def __init__(self, policy: Policy, rng: random.Random) -> None:
+    def __init__(self, policy: Policy, rng: random.Random, *, spread_shared: bool) -> None:
         self.instances: dict[str, PrefillInstance] = {}
         self.index = PrefixIndex()
         self._policy = policy
         self._random = rng
+        self._shared = SharedPrefixes() if spread_shared else None
+        self._tables: dict[tuple[str, bytes], PrefillTable] = {}
+        self._num_ranked = 0
 
-    def serving(self, arrival: e.RequestArrived) -> list[PrefillInstance]:
-        """Those that take requests of its model."""
-        return [
-            instance
-            for instance in self.instances.values()
-            if instance.offer.model.name == arrival.model
-            and arrival.fingerprint in (b"", instance.offer.model.fingerprint)
-            and not instance.draining
-        ]
+    def join(self, instance: PrefillInstance) -> None:
+        """It can take requests."""
+        self.instances[instance.name] = instance
+        self._tables.clear()
 
-    def rank(self, arrival: e.RequestArrived, instances: Sequence[PrefillInstance], now: float) -> Ranking:
-        """Of these, those that serve the same model as the best one."""
-        scores = self._scores(arrival, instances, now)
-        model = identity(self.instances[scores[0].prefill].offer.model)
-        scores = [score for score in scores if identity(self.instances[score.prefill].offer.model) == model]
-        return self._with_room_first(arrival, scores)
+    def leave(self, name: str) -> None:
+        """It is gone."""
+        self.instances.pop(name, None)
+        self._tables.clear()
 
-    def _scores(self, arrival: e.RequestArrived, instances: Sequence[PrefillInstance], now: float) -> list[Score]:
-        """All candidates, the best first; equal ones in seeded random order."""
-        model = instances[0].offer.model
-        matches = self.index.match(arrival.block_keys)
-        views = [
-            PrefillView(
-                name=instance.name,
-                local_blocks=matches.get(instance.offer.local_node, 0),
-                queue_s=instance.queue_s(now, arrival.priority),
-                cost=instance.cost,
+    def drain(self, name: str) -> None:
+        """It gets no more requests."""
+        if instance := self.instances.get(name):
+            instance.draining = True
+            self._tables.clear()
+
+    def take_on(self, name: str, request_id: str, work: Work) -> None:
+        """A request was placed there."""
+        instance = self.instances[name]
+        instance.work[request_id] = work
+        self._refresh(instance)
+
+    def done(self, name: str, request_id: str) -> PrefillInstance | None:
+        """A request needs nothing there any more."""
+        instance = self.instances.get(name)
+        if instance is not None and instance.work.pop(request_id, None) is not None:
+            self._refresh(instance)
+        return instance
+
+    def observe(self, instance: PrefillInstance, event: e.PrefillEnded, prompt_tokens: int) -> None:
+        """A prefill took so long there."""
+        instance.cost.observe_prefill(prompt_tokens, event.cached_tokens, event.computed_s)
+        self._refresh(instance)
+
+    def serving(self, model: str, fingerprint: bytes) -> PrefillTable | None:
+        """Those that take requests of such a model; where no fingerprint is given, of the first that is called so."""
+        if not fingerprint:
+            fingerprint = next(
+                (
+                    instance.offer.model.fingerprint
+                    for instance in self.instances.values()
+                    if instance.offer.model.name == model and not instance.draining
+                ),
+                b"",
             )
-            for instance in instances
-        ]
+        wanted = model, fingerprint
+        table = self._tables.get(wanted)
+        if table is None:
+            alike = [
+                instance
+                for instance in self.instances.values()
+                if identity(instance.offer.model) == wanted and not instance.draining
+            ]
+            if not alike:
+                return None
+            table = self._tables[wanted] = PrefillTable(alike, self.index)
+        return table
+
+    def rank(self, arrival: e.RequestArrived, table: PrefillTable, now: float) -> Ranking | None:
+        """None where no instance has memory for the prompt, however idle it were."""
+        model = table.instances[0].offer.model
+        match = self.index.match(arrival.block_keys)
+        views = PrefillViews(
+            local_blocks=self.index.lengths(match, table.holders),
+            queue_s=table.queue_s(now, arrival.priority),
+            costs=table.costs,
+        )
         request = RequestView(
+            number=self._num_ranked,
             prompt_tokens=arrival.prompt_tokens,
             block_tokens=model.block_tokens,
             block_bytes=model.block_bytes,
-            best_blocks=self.index.reach(arrival.block_keys),
+            best_blocks=match.reach,
         )
+        self._num_ranked += 1
         scores = self._policy.score(request, views)
-        self._random.shuffle(scores)
-        return sorted(scores, key=lambda score: (score.prefill in arrival.avoid, self._policy.rank(score)))
+        ranks = self._ranks(arrival, table, request, views, scores)
+        needed = prompt_blocks(arrival, model)
+        possible = table.num_blocks >= needed
+        if not possible.any():
+            return None
+        if arrival.avoid and (others := possible & ~named(table.rows, arrival.avoid)).any():
+            possible = others
+        ranks = np.where(possible, ranks, np.inf)
+        free_blocks = table.free_blocks.copy()
+        best = smallest(ranks, self._random)
+        chosen = self._with_room(ranks, free_blocks >= needed, best)
+        names = [instance.name for instance in table.instances]
+        reason = "" if chosen == best else _roomier(names, free_blocks, chosen, best, needed)
+        return Ranking(names, scores, ranks, free_blocks, chosen, reason, match)
 
-    def _with_room_first(self, arrival: e.RequestArrived, scores: list[Score]) -> Ranking:
+    def _ranks(
+        self,
+        arrival: e.RequestArrived,
+        table: PrefillTable,
+        request: RequestView,
+        views: PrefillViews,
+        scores: Scores,
+    ) -> Floats:
+        """The policy's, or those it would give if all had the beginning of the prompt that too few have."""
+        if self._shared is not None:
+            keys = arrival.block_keys
+            self._shared.observe(keys)
+            common = self._shared.too_rare(
+                keys, len(views), lambda key: (self.index.holders(key) & table.holder_mask).bit_count()
+            )
+            if common:
+                levelled = replace(views, local_blocks=np.maximum(views.local_blocks, common))
+                scores = self._policy.score(request, levelled)
+        return self._policy.rank(request, scores)
+
+    def _with_room(self, ranks: Floats, roomy: npt.NDArray[np.bool_], best: int) -> int:
         """Of instances that do as well as the best, one takes it whose KV memory holds the prompt beside those that run and
         wait there: elsewhere it waits for memory, which predicted times do not know of."""
-        best = scores[0]
-        needed = prompt_blocks(arrival, self.instances[best.prefill].offer.model)
-        if self.instances[best.prefill].free_blocks() >= needed:
-            return Ranking(scores, "")
-        limit = self._policy.rank(best) * NEARLY
-        for score in scores[1:]:
-            alike = (score.prefill in arrival.avoid) == (best.prefill in arrival.avoid)
-            free = self.instances[score.prefill].free_blocks()
-            if alike and self._policy.rank(score) <= limit and free >= needed:
-                reason = (
-                    f"{score.prefill} has {free} blocks of KV memory free, {best.prefill} not the {needed} it needs"
-                )
-                return Ranking([score, *(other for other in scores if other is not score)], reason)
-        return Ranking(scores, "")
+        if roomy[best]:
+            return best
+        alike = np.where(roomy & (ranks <= ranks[best] * NEARLY), ranks, np.inf)
+        chosen = smallest(alike, self._random)
+        return best if np.isinf(alike[chosen]) else chosen
+
+    def _refresh(self, instance: PrefillInstance) -> None:
+        table = self._tables.get(identity(instance.offer.model))
+        if table is not None and instance.name in table.rows:
+            table.refresh(instance)
+
+
+def _roomier(names: Sequence[str], free_blocks: Ints, chosen: int, best: int, needed: int) -> str:
+    free = free_blocks[chosen]
+    return f"{names[chosen]} has {free} blocks of KV memory free, {names[best]} not the {needed} it needs"

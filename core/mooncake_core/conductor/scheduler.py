@@ -18,6 +18,7 @@ class SchedulerOptions:
     policy: str
     admission: str
     balancing_threshold: float
+    spread_shared: bool
     ttft_slo_s: float | None
     tbt_slo_s: float | None
     decode_time_s: float | None
@@ -36,7 +37,7 @@ def make_conductor(options: SchedulerOptions) -> Conductor:
     )
     admission = registry.load("admission", options.admission)(settings)
     return Conductor(
-        ConductorSettings(max_decisions=options.max_decisions),
+        ConductorSettings(max_decisions=options.max_decisions, spread_shared=options.spread_shared),
         policy,
         options.policy,
         random.Random(options.seed),

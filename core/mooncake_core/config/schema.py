@@ -188,6 +188,9 @@ class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     """Scheduling policy plugin."""
     balancing_threshold: Annotated[float, Meta(ge=1)] = 2.0
     """Fetch the best remote prefix when it is longer than the local one by more than this factor."""
+    spread_shared: bool = True
+    """Beginnings of prompts that many requests share earn no credit until as many nodes have them as their share of the requests
+    asks for: so one system prompt for all does not send all to one instance."""
     admission: str = "predictive"
     """Admission plugin, which turns requests away for an objective. none: nobody; baseline: decoding is looked at when a prefill
     has ended; early: and at arrival, as it is then; predictive: and as it will be when the prefill ends, if all decode for the

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Match(NamedTuple):
+    """What is known of a prompt's blocks."""
+
+    reach: int
+    """Leading blocks that somebody has, whoever it is: what can be fetched block by block."""
+    ends: list[tuple[int, int]]
+    """A length, and a bit mask of the holders whose prefix is that long; the longest last."""
+
+    @property
+    def longest(self) -> int:
+        """Of the prefix that a single holder has."""
+        return self.ends[-1][0] if self.ends else 0
 
 
 class PrefixIndex:
     """Block key → bit mask of holders. A match is a prefix: the first block that a holder lacks ends it."""
 
     def __init__(self) -> None:
-        self._bits: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
         self._names: list[str] = []
         self._masks: dict[bytes, int] = {}
 
@@ -18,16 +36,16 @@ class PrefixIndex:
 
     def stored(self, holder: str, keys: Iterable[bytes]) -> None:
         """The holder has these blocks now."""
-        bit = 1 << self._number(holder)
+        bit = 1 << self.number(holder)
         masks = self._masks
         for key in keys:
             masks[key] = masks.get(key, 0) | bit
 
     def removed(self, holder: str, keys: Iterable[bytes]) -> None:
         """The holder has these blocks no more."""
-        if holder not in self._bits:
+        if holder not in self._numbers:
             return
-        bit = 1 << self._bits[holder]
+        bit = 1 << self._numbers[holder]
         for key in keys:
             mask = self._masks.get(key, 0) & ~bit
             if mask:
@@ -37,41 +55,58 @@ class PrefixIndex:
 
     def drop(self, holder: str) -> None:
         """The holder is gone with all it had."""
-        if holder not in self._bits:
+        if holder not in self._numbers:
             return
-        bit = 1 << self._bits[holder]
+        bit = 1 << self._numbers[holder]
         self.removed(holder, [key for key, mask in self._masks.items() if mask & bit])
 
-    def match(self, keys: Sequence[bytes]) -> dict[str, int]:
-        """Holder → number of leading blocks it has; holders without the first block are left out."""
-        lengths: dict[str, int] = {}
+    def match(self, keys: Sequence[bytes]) -> Match:
+        """In one walk along the keys, as far as anybody has them."""
+        masks = self._masks
+        ends: list[tuple[int, int]] = []
         alive = -1
-        for length, key in enumerate(keys):
-            still = alive & self._masks.get(key, 0)
-            if length:
-                self._record(lengths, alive & ~still, length)
-            alive = still
-            if not alive:
-                return lengths
-        self._record(lengths, alive if keys else 0, len(keys))
-        return lengths
+        length = 0
+        for key in keys:
+            mask = masks.get(key)
+            if mask is None:
+                break
+            if alive:
+                still = alive & mask
+                if still != alive:
+                    if length:
+                        ends.append((length, alive & ~still))
+                    alive = still
+            length += 1
+        if length and alive:
+            ends.append((length, alive))
+        return Match(length, ends)
 
-    def reach(self, keys: Sequence[bytes]) -> int:
-        """Number of leading blocks that somebody has, whoever it is: what can be fetched block by block."""
-        for length, key in enumerate(keys):
-            if key not in self._masks:
-                return length
-        return len(keys)
+    def lengths(self, match: Match, numbers: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+        """Leading blocks that these holders have, named by their numbers."""
+        found = np.zeros(len(numbers), np.int64)
+        num_bytes = (len(self._names) + 7) // 8
+        for length, mask in match.ends:
+            packed = np.frombuffer(mask.to_bytes(num_bytes, "little"), np.uint8)
+            found[np.unpackbits(packed, bitorder="little")[numbers] != 0] = length
+        return found
 
-    def _record(self, lengths: dict[str, int], mask: int, length: int) -> None:
-        while mask:
-            bit = mask & -mask
-            lengths[self._names[bit.bit_length() - 1]] = length
-            mask ^= bit
-
-    def _number(self, holder: str) -> int:
-        number = self._bits.get(holder)
+    def number(self, holder: str) -> int:
+        """Of its bit in masks."""
+        number = self._numbers.get(holder)
         if number is None:
-            number = self._bits[holder] = len(self._names)
+            number = self._numbers[holder] = len(self._names)
             self._names.append(holder)
         return number
+
+    def holders(self, key: bytes) -> int:
+        """A mask of those that have a block."""
+        return self._masks.get(key, 0)
+
+    def names(self, mask: int) -> list[str]:
+        """Of the holders in a mask."""
+        found = []
+        while mask:
+            bit = mask & -mask
+            found.append(self._names[bit.bit_length() - 1])
+            mask ^= bit
+        return found

@@ -64,6 +64,7 @@ def _config(cluster: ClusterConfig, engine: EngineConfig) -> SimulationConfig:
                 decode=sum(entry.count for entry in cluster.decode),
                 policy=scheduler.policy,
                 balancing_threshold=scheduler.balancing_threshold,
+                spread_shared=scheduler.spread_shared,
                 admission=scheduler.admission,
                 decode_time=scheduler.decode_time,
             )

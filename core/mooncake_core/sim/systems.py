@@ -92,6 +92,7 @@ def _conductor(config: SimulationConfig, system: SystemSettings) -> Conductor:
     return make_conductor(
         SchedulerOptions(
             policy=system.policy,
+            spread_shared=system.spread_shared,
             admission=system.admission,
             balancing_threshold=system.balancing_threshold,
             ttft_slo_s=config.slo.ttft,

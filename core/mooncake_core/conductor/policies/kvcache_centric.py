@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numpy as np
 
-from mooncake_core.conductor.policies.contract import Policy, PrefillView, RequestView, Score
+from mooncake_core.conductor.policies.contract import Policy, PrefillViews, RequestView, Scores, fetching
 
 
 class KVCacheCentric(Policy):
-    """Each instance uses its local prefix, or fetches the best one where that is longer by more than the threshold.
+    """Each instance uses its local prefix, or fetches the best one where that is longer by more than the threshold, if that is
+    sooner done than computing it.
 
-    The smallest predicted time to first token wins. Of section 4.2, copying what was fetched to the winner's node for
-    good, so that hot blocks spread, needs copies in the pool and is not done here yet.
+    The smallest predicted time to first token wins. What was fetched stays with the winner's node, so hot blocks spread
+    (section 4.2).
     """
 
-    def score(self, request: RequestView, instances: Sequence[PrefillView]) -> list[Score]:
-        return [self._score(request, instance) for instance in instances]
-
-    def _score(self, request: RequestView, instance: PrefillView) -> Score:
-        local, best = instance.local_blocks, request.best_blocks
-        worth_fetching = best > local and best > local * self.settings.balancing_threshold
-        fetched = best - local if worth_fetching else 0
-        matched_tokens = (local + fetched) * request.block_tokens
-        return Score(
-            prefill=instance.name,
-            local_blocks=local,
-            fetched_blocks=fetched,
-            queue_s=instance.queue_s,
-            transfer_s=instance.cost.fetch_s(fetched * request.block_bytes),
-            prefill_s=instance.cost.prefill_s(request.prompt_tokens, matched_tokens),
-        )
+    def score(self, request: RequestView, instances: PrefillViews) -> Scores:
+        local, best = instances.local_blocks, request.best_blocks
+        worth_fetching = local * self.settings.balancing_threshold < best
+        return fetching(request, instances, np.where(worth_fetching, best - local, 0))

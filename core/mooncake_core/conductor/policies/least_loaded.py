@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from mooncake_core.conductor.policies.contract import Policy, PrefillView, RequestView, Score
+from mooncake_core.conductor.cost import Floats
+from mooncake_core.conductor.policies.contract import Policy, PrefillViews, RequestView, Scores, fetching
 
 
 class LeastLoaded(Policy):
     """The shortest queue wins. What lies in the pool is used, but does not count in the choice."""
 
-    def score(self, request: RequestView, instances: Sequence[PrefillView]) -> list[Score]:
-        return [
-            Score(
-                prefill=instance.name,
-                local_blocks=instance.local_blocks,
-                fetched_blocks=request.best_blocks - instance.local_blocks,
-                queue_s=instance.queue_s,
-                transfer_s=instance.cost.fetch_s((request.best_blocks - instance.local_blocks) * request.block_bytes),
-                prefill_s=instance.cost.prefill_s(request.prompt_tokens, request.best_blocks * request.block_tokens),
-            )
-            for instance in instances
-        ]
+    def score(self, request: RequestView, instances: PrefillViews) -> Scores:
+        return fetching(request, instances, request.best_blocks - instances.local_blocks)
 
-    def rank(self, score: Score) -> float:
-        return score.queue_s
+    def rank(self, request: RequestView, scores: Scores) -> Floats:
+        return scores.queue_s

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numpy as np
 
-from mooncake_core.conductor.policies.contract import Policy, PrefillView, RequestView, Score
+from mooncake_core.conductor.cost import Floats
+from mooncake_core.conductor.policies.contract import Policy, PrefillViews, RequestView, Scores, not_fetching
 
 
 class CacheAware(Policy):
     """The smallest predicted time to first token, with local prefixes: FAST'25, section 4.1."""
 
-    def score(self, request: RequestView, instances: Sequence[PrefillView]) -> list[Score]:
-        return [
-            Score(
-                prefill=instance.name,
-                local_blocks=instance.local_blocks,
-                fetched_blocks=0,
-                queue_s=instance.queue_s,
-                transfer_s=0.0,
-                prefill_s=instance.cost.prefill_s(request.prompt_tokens, instance.local_blocks * request.block_tokens),
-            )
-            for instance in instances
-        ]
+    def score(self, request: RequestView, instances: PrefillViews) -> Scores:
+        return not_fetching(request, instances)
 
 
 class ShortestQueue(CacheAware):
     """Load balancing: who is free first, whatever is cached there."""
 
-    def rank(self, score: Score) -> float:
-        return score.queue_s
+    def rank(self, request: RequestView, scores: Scores) -> Floats:
+        return scores.queue_s
 
 
 class Random(CacheAware):
     """Anybody: the Conductor breaks ties by chance."""
 
-    def rank(self, score: Score) -> float:
-        return 0.0
+    def rank(self, request: RequestView, scores: Scores) -> Floats:
+        return np.zeros_like(scores.queue_s)
+
+
+class RoundRobin(CacheAware):
+    """One after the other, in the order in which they joined."""
+
+    def rank(self, request: RequestView, scores: Scores) -> Floats:
+        number = len(scores.queue_s)
+        found: Floats = ((np.arange(number) - request.number) % number).astype(np.float64)
+        return found

@@ -89,6 +89,7 @@ def _conductor(config: ClusterConfig) -> Conductor:
     return make_conductor(
         SchedulerOptions(
             policy=scheduler.policy,
+            spread_shared=scheduler.spread_shared,
             admission=scheduler.admission,
             balancing_threshold=scheduler.balancing_threshold,
             ttft_slo_s=scheduler.ttft_slo,

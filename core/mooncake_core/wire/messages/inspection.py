@@ -140,6 +140,8 @@ class InspectDecisions(Struct, frozen=True, tag=True, kw_only=True):
     limit: int = 20
     request_id: str = ""
     """Only of requests whose id begins so."""
+    num_candidates: int = 9
+    """So many instances of each."""
 
 
 class CandidateScore(Struct, frozen=True, kw_only=True):
@@ -154,6 +156,15 @@ class CandidateScore(Struct, frozen=True, kw_only=True):
     ttft_s: float
     free_blocks: int = 0
     """KV memory beside the prompts that ran or waited there."""
+
+
+class DecodeScore(Struct, frozen=True, kw_only=True):
+    """How one decode instance with room would have done."""
+
+    decode: str
+    tbt_s: float
+    free_blocks: int
+    """KV memory that nobody was promised."""
 
 
 class Decision(Struct, frozen=True, kw_only=True):
@@ -176,7 +187,11 @@ class Decision(Struct, frozen=True, kw_only=True):
     expected_ttft_s: float
     expected_tbt_s: float
     candidates: list[CandidateScore]
-    """The winner and the next eight."""
+    """The winner and the next eight, or as many as were asked for."""
+    num_candidates: int = 0
+    """There were so many."""
+    decodes: list[DecodeScore] = []
+    """The one that was chosen and the next best."""
 
 
 class Decisions(Struct, frozen=True, tag=True, kw_only=True):

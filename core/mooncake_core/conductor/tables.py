@@ -1,0 +1,96 @@
+"""Numbers of many instances side by side, so that a request is judged for all of them at once, not for one after the other."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Container, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mooncake_core.conductor.cost import Floats, Ints, PrefillCosts, StepCosts
+from mooncake_core.conductor.instances import DecodeInstance, PrefillInstance
+from mooncake_core.kvcache.prefix_index import PrefixIndex
+
+IDLE: Final = -(2**62)
+"""The priority of nothing."""
+
+
+class PrefillTable:
+    """A row for each prefill instance that serves one model."""
+
+    def __init__(self, instances: Sequence[PrefillInstance], index: PrefixIndex) -> None:
+        self.instances = list(instances)
+        self.rows = {instance.name: row for row, instance in enumerate(instances)}
+        self.costs = PrefillCosts([instance.cost for instance in instances])
+        self.holders: npt.NDArray[np.intp] = np.array(
+            [index.number(instance.offer.local_node) for instance in instances], np.intp
+        )
+        """Numbers of their local nodes in the index."""
+        self.holder_mask = 0
+        for number in self.holders.tolist():
+            self.holder_mask |= 1 << number
+        self.num_blocks: Ints = np.array([instance.offer.num_blocks for instance in instances], np.int64)
+        self.free_blocks: Ints = np.zeros(len(instances), np.int64)
+        self._total_s, self._oldest_s, self._oldest_at = (np.zeros(len(instances)) for _ in range(3))
+        self._least_urgent: Ints = np.full(len(instances), IDLE, np.int64)
+        for instance in instances:
+            self.refresh(instance)
+
+    def refresh(self, instance: PrefillInstance) -> None:
+        """Its work has changed, or what is known of its speed."""
+        row = self.rows[instance.name]
+        self.costs.refresh(row, instance.cost)
+        self.free_blocks[row] = instance.free_blocks()
+        works = instance.work.values()
+        oldest = next(iter(works), None)
+        self._least_urgent[row] = max((work.priority for work in works), default=IDLE)
+        self._total_s[row] = sum(work.predicted_s for work in works)
+        self._oldest_s[row] = oldest.predicted_s if oldest else 0.0
+        self._oldest_at[row] = oldest.started_at if oldest else 0.0
+
+    def queue_s(self, now: float, priority: int) -> Floats:
+        """As PrefillInstance.queue_s, of all."""
+        passed = np.minimum(now - self._oldest_at, self._oldest_s)
+        queue_s: Floats = np.maximum(self._total_s - passed, 0.0)
+        for row in np.flatnonzero(self._least_urgent > priority):  # some of its work gives way
+            queue_s[row] = self.instances[row].queue_s(now, priority)
+        return queue_s
+
+
+class DecodeTable:
+    """A row for each decode instance that serves one model."""
+
+    def __init__(self, instances: Sequence[DecodeInstance]) -> None:
+        self.instances = list(instances)
+        self.rows = {instance.name: row for row, instance in enumerate(instances)}
+        self.num_blocks: Ints = np.array([instance.offer.num_blocks for instance in instances], np.int64)
+        self.free_blocks, self._sequences, self._tokens = (np.zeros(len(instances), np.int64) for _ in range(3))
+        self._costs = StepCosts([instance.cost for instance in instances])
+        for instance in instances:
+            self.refresh(instance)
+
+    def refresh(self, instance: DecodeInstance) -> None:
+        """Other requests are assigned to it, or something became known of its speed."""
+        row = self.rows[instance.name]
+        self._costs.refresh(row, instance.cost)
+        self.free_blocks[row] = instance.free_blocks()
+        self._sequences[row] = len(instance.assigned)
+        self._tokens[row] = instance.prompt_tokens
+
+    def tbt_with_s(self, context_tokens: int) -> Floats:
+        """As DecodeInstance.tbt_with, of all."""
+        return self._costs.step_s(self._sequences + 1, self._tokens + context_tokens)
+
+
+def named(rows: dict[str, int], names: Container[str]) -> npt.NDArray[np.bool_]:
+    """Which rows have one of these names."""
+    return np.array([name in names for name in rows], np.bool_)
+
+
+def smallest(ranks: Floats, rng: random.Random) -> int:
+    """The row with the smallest rank; of equal ones any, as the seed has it."""
+    row = int(ranks.argmin())
+    equal = np.flatnonzero(ranks == ranks[row])
+    return row if len(equal) < 2 else int(equal[rng.randrange(len(equal))])

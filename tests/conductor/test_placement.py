@@ -1,0 +1,235 @@
+"""Placement over whole columns chooses as a plain reading of Algorithm 1 does, one instance after the other."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mooncake_core.conductor import commands as c
+from mooncake_core.conductor import events as e
+from mooncake_core.conductor.conductor import Conductor, ConductorSettings
+from mooncake_core.conductor.instances import DecodeInstance, PrefillInstance
+from mooncake_core.conductor.policies import KVCacheCentric
+from mooncake_core.conductor.policies.contract import PolicySettings
+from mooncake_core.conductor.prefill_pool import NEARLY
+from mooncake_core.wire.messages.membership import CostHint, InstanceLoad, InstanceOffer, ModelOffer
+
+BLOCK_TOKENS = 10
+KEYS = [bytes([number]) * 16 for number in range(6)]
+THRESHOLD = 1.5
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a plain reading expects of one instance."""
+
+    fetched: int
+    ttft_s: float
+
+
+def offer(node: str, blocks: int, speed: float) -> InstanceOffer:
+    model = ModelOffer(
+        name="m", fingerprint=b"f", block_tokens=BLOCK_TOKENS, block_bytes=1000, max_context_tokens=1000, vocab_size=9
+    )
+    cost = CostHint(
+        prefill_base_s=0.1,
+        prefill_per_token_s=0.01 / speed,
+        prefill_per_token2_s=1e-5,
+        step_base_s=0.01,
+        step_per_sequence_s=0.01 / speed,
+        step_per_context_token_s=1e-5,
+        fetch_bytes_per_s=20_000 * speed,
+    )
+    return InstanceOffer(model=model, num_blocks=blocks, local_node=node, cost=cost)
+
+
+def plain_prefill(
+    instances: Sequence[PrefillInstance], held: dict[str, set[bytes]], arrival: e.RequestArrived, now: float
+) -> dict[str, Placement]:
+    """Algorithm 1 of FAST'25, section 4.1, instance by instance."""
+    everywhere = set().union(*held.values())
+    best = _prefix(arrival.block_keys, everywhere)
+    found = {}
+    for instance in instances:
+        local = _prefix(arrival.block_keys, held[instance.offer.local_node])
+        fetched = best - local if best > local * THRESHOLD else 0
+        transfer_s = instance.cost.fetch_s(fetched * 1000)
+        prefill_s = instance.cost.prefill_s(arrival.prompt_tokens, (local + fetched) * BLOCK_TOKENS)
+        alone_s = instance.cost.prefill_s(arrival.prompt_tokens, local * BLOCK_TOKENS)
+        if fetched and transfer_s + prefill_s > alone_s:
+            fetched, transfer_s, prefill_s = 0, 0.0, alone_s
+        found[instance.name] = Placement(fetched, instance.queue_s(now, arrival.priority) + transfer_s + prefill_s)
+    return found
+
+
+def possible_winners(
+    instances: Sequence[PrefillInstance], expected: dict[str, Placement], needed: int, avoid: Sequence[str]
+) -> set[str]:
+    """All that may win: ties are broken by chance."""
+    large = [instance for instance in instances if instance.offer.num_blocks >= needed]
+    allowed = [instance for instance in large if instance.name not in avoid] or large
+    if not allowed:
+        return set()
+    least = min(expected[instance.name].ttft_s for instance in allowed)
+    first = [instance for instance in allowed if expected[instance.name].ttft_s == least]
+    winners = {instance.name for instance in first if instance.free_blocks() >= needed}
+    if len(winners) < len(first):  # one without room may have been first: then those count that do as well
+        alike = [
+            instance
+            for instance in allowed
+            if expected[instance.name].ttft_s <= least * NEARLY and instance.free_blocks() >= needed
+        ]
+        shortest = min((expected[instance.name].ttft_s for instance in alike), default=math.inf)
+        winners |= {instance.name for instance in alike if expected[instance.name].ttft_s == shortest}
+        winners = winners or {instance.name for instance in first}
+    return winners
+
+
+def possible_decodes(instances: Sequence[DecodeInstance], arrival: e.RequestArrived) -> set[str]:
+    needed = -(-(arrival.prompt_tokens + arrival.max_tokens) // BLOCK_TOKENS)
+    fitting = [instance for instance in instances if instance.free_blocks() >= needed]
+    fitting = [instance for instance in fitting if instance.name not in arrival.avoid] or fitting
+    least = min((instance.tbt_with(arrival.prompt_tokens) for instance in fitting), default=math.inf)
+    return {instance.name for instance in fitting if instance.tbt_with(arrival.prompt_tokens) == least}
+
+
+def _prefix(query: Sequence[bytes], keys: set[bytes]) -> int:
+    length = 0
+    while length < len(query) and query[length] in keys:
+        length += 1
+    return length
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("store"), st.integers(0, 4), st.sets(st.sampled_from(KEYS), min_size=1)),
+        st.tuples(st.just("remove"), st.integers(0, 4), st.sets(st.sampled_from(KEYS), min_size=1)),
+        st.tuples(
+            st.just("arrive"),
+            st.integers(1, 150),
+            st.tuples(st.integers(-1, 1), st.booleans(), st.floats(0, 3)),
+        ),
+        st.tuples(st.just("prefilled"), st.integers(0, 5), st.floats(0.01, 3)),
+        st.tuples(st.just("ended"), st.integers(0, 5), st.none()),
+        st.tuples(st.just("load"), st.integers(0, 3), st.floats(0.001, 1)),
+        st.tuples(st.just("drain"), st.integers(0, 2), st.booleans()),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS, st.integers(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_it_chooses_as_a_plain_reading_does(steps: list[tuple[str, int, object]], seed: int) -> None:
+    conductor = Conductor(
+        ConductorSettings(), KVCacheCentric(PolicySettings(balancing_threshold=THRESHOLD)), "test", random.Random(seed)
+    )
+    held: dict[str, set[bytes]] = {f"n{number}": set() for number in range(5)}
+    for number in range(4):
+        speed, blocks = 1.0 + number // 2, 30 if number % 2 else 14
+        conductor.handle(e.InstanceJoined(f"p{number}", "prefill", offer(f"n{number}", blocks, speed)), 0)
+        conductor.handle(e.InstanceJoined(f"d{number}", "decode", offer("", 2 * blocks, speed)), 0)
+    now, running, count, rejected = 0.0, [], 0, 0
+    for kind, value, detail in steps:
+        match kind, detail:
+            case "store", set() as keys:
+                held[f"n{value}"] |= keys
+                conductor.handle(e.BlocksStored(f"n{value}", list(keys)), now)
+            case "remove", set() as keys:
+                held[f"n{value}"] -= keys
+                conductor.handle(e.BlocksRemoved(f"n{value}", list(keys)), now)
+            case "arrive", (priority, avoids, passed):
+                now += passed
+                count += 1
+                arrival = e.RequestArrived(
+                    str(count),
+                    "m",
+                    value,
+                    9,
+                    KEYS[: (value - 1) // BLOCK_TOKENS],
+                    "",
+                    1e9,
+                    avoid=("p1", "d1") if avoids else (),
+                    fingerprint=b"f",
+                    priority=priority,
+                )
+                prefills = [one for one in conductor._prefill.instances.values() if not one.draining]
+                decodes = [one for one in conductor._decode.instances.values() if not one.draining]
+                expected = plain_prefill(prefills, held, arrival, now)
+                winners = possible_winners(prefills, expected, -(-value // BLOCK_TOKENS), arrival.avoid)
+                takers = possible_decodes(decodes, arrival)
+                (command,) = conductor.handle(arrival, now)
+                if not winners or not takers:
+                    assert isinstance(command, c.Reject)
+                    rejected += 1
+                    continue
+                (dispatch,) = conductor.handle(e.ReservationGranted(str(count)), now)
+                assert isinstance(dispatch, c.Dispatch)
+                assert dispatch.prefill in winners
+                assert dispatch.decode in takers
+                assert dispatch.expected_ttft_s == expected[dispatch.prefill].ttft_s
+                running.append(str(count))
+            case "prefilled", float() as took_s if running:
+                conductor.handle(e.PrefillEnded(running[value % len(running)], 0, took_s), now)
+            case "ended", _ if running:
+                conductor.handle(e.RequestEnded(running.pop(value % len(running))), now)
+            case "load", float() as step_s:
+                conductor.handle(e.LoadReported(f"d{value}", InstanceLoad(running_requests=3, step_s=step_s)), now)
+            case "drain", _:
+                conductor.handle(e.InstanceDraining(f"{'p' if detail else 'd'}{value}"), now)
+        assert conductor.check() == []
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_one_system_prompt_for_all_starves_nobody(spread: bool) -> None:
+    """A light load: each request finds all of a hundred instances idle. What was computed is stored at its instance's node."""
+    conductor = Conductor(
+        ConductorSettings(spread_shared=spread), KVCacheCentric(PolicySettings()), "test", random.Random(0)
+    )
+    for number in range(100):
+        conductor.handle(e.InstanceJoined(f"p{number}", "prefill", offer(f"n{number}", 1000, 1.0)), 0)
+    conductor.handle(e.InstanceJoined("d", "decode", offer("", 10_000, 1.0)), 0)
+    served = dict.fromkeys((f"p{number}" for number in range(100)), 0)
+    for number in range(1500):
+        own = [number.to_bytes(16, "big")]
+        arrival = e.RequestArrived(str(number), "m", 51, 9, [*KEYS[:4], *own], "", 1e9)
+        conductor.handle(arrival, number)
+        (dispatch,) = conductor.handle(e.ReservationGranted(str(number)), number)
+        assert isinstance(dispatch, c.Dispatch)
+        served[dispatch.prefill] += 1
+        conductor.handle(e.PrefillEnded(str(number), 0, 0.0), number)
+        conductor.handle(e.BlocksStored("n" + dispatch.prefill[1:], arrival.block_keys), number)
+        conductor.handle(e.RequestEnded(str(number)), number)
+    if spread:
+        assert min(served.values()) > 0
+        assert max(served.values()) < 60
+    else:
+        assert max(served.values()) > 1400
+
+
+def test_a_prefix_that_some_share_goes_to_as_many_as_its_share_asks_for() -> None:
+    conductor = Conductor(
+        ConductorSettings(spread_shared=True), KVCacheCentric(PolicySettings()), "test", random.Random(0)
+    )
+    for number in range(20):
+        conductor.handle(e.InstanceJoined(f"p{number}", "prefill", offer(f"n{number}", 1000, 1.0)), 0)
+    conductor.handle(e.InstanceJoined("d", "decode", offer("", 10_000, 1.0)), 0)
+    served: list[str] = []
+    for number in range(1000):
+        shared = number % 5 == 0  # a fifth of them: four of twenty instances
+        keys = [KEYS[0], KEYS[1]] if shared else [(2 * number + 1000 + index).to_bytes(16, "big") for index in range(2)]
+        conductor.handle(e.RequestArrived(str(number), "m", 25, 9, keys, "", 1e9), number)
+        (dispatch,) = conductor.handle(e.ReservationGranted(str(number)), number)
+        assert isinstance(dispatch, c.Dispatch)
+        if shared:
+            served.append(dispatch.prefill)
+            conductor.handle(e.BlocksStored("n" + dispatch.prefill[1:], keys), number)
+        conductor.handle(e.PrefillEnded(str(number), 0, 0.0), number)
+        conductor.handle(e.RequestEnded(str(number)), number)
+    assert 4 <= len(set(served[50:])) <= 6
