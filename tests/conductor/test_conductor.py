@@ -382,6 +382,16 @@ def test_least_loaded_does_not_look_at_the_cache() -> None:
     assert sorted(chosen) == ["p0", "p1"]
 
 
+def test_an_instance_that_came_back_knows_nothing_of_what_ran_there() -> None:
+    conductor = make(prefills=1)
+    dispatched(conductor, arrival("r"))
+    conductor.handle(e.InstanceLeft("d0"), 0.5)
+    conductor.handle(e.InstanceJoined("d0", "decode", offer()), 0.6)
+    assert conductor.handle(e.PrefillEnded("r", 0, 1.0), 1) == []
+    assert conductor.handle(e.RequestEnded("r", released=True, output_tokens=5), 2) == []
+    assert conductor.check() == []
+
+
 class ConductorMachine(RuleBasedStateMachine):
     """Random histories leave nothing behind."""
 

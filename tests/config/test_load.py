@@ -104,7 +104,7 @@ pool: {eviction: lruu}
         "mean lru?",
         '--set scheduler.seed=y: scheduler.seed: expected a whole number, got "y"',
         "--set scheduler.policy=x: scheduler.policy: expected an installed policy (cache-aware, kvcache-centric, "
-        "least-loaded, random, shortest-queue), got x",
+        "least-loaded, random, round-robin, shortest-queue), got x",
     ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from unittest import mock
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,8 +39,11 @@ def test_it_answers_like_sets(operations: list[tuple[str, str, list[bytes]]], qu
     assert found == {holder: length for holder, length in expected.items() if length}
     assert match.longest == max(expected.values())
     assert match.reach == _prefix(query, set().union(*held.values()))
-    numbers = np.array([index.number(holder) for holder in HOLDERS], np.intp)
-    assert index.lengths(match, numbers).tolist() == [expected[holder] for holder in HOLDERS]
+    rows = [*HOLDERS, "nobody", *HOLDERS[:1]]
+    wanted = [expected.get(holder, 0) for holder in rows]
+    assert index.lengths(match, index.column(rows)).tolist() == wanted
+    with mock.patch("mooncake_core.kvcache.prefix_index.FEW", -1):  # as where many have a prefix
+        assert index.lengths(match, index.column(rows)).tolist() == wanted
     for key in KEYS:
         assert sorted(index.names(index.holders(key))) == [holder for holder in HOLDERS if key in held[holder]]
     assert len(index) == len(set().union(*held.values()))

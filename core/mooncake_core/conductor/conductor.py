@@ -15,7 +15,7 @@ from mooncake_core.conductor.decisions import RUNNERS_UP, DecisionLog, Made, Out
 from mooncake_core.conductor.decode_pool import RETRY_WITHOUT_INSTANCES_S, DecodeChoice, DecodePool
 from mooncake_core.conductor.instances import Assigned, DecodeInstance, PrefillInstance, Work, identity
 from mooncake_core.conductor.policies.contract import Policy, Score
-from mooncake_core.conductor.prefill_pool import PrefillPool, Ranking
+from mooncake_core.conductor.prefill_pool import Observed, PrefillPool, Ranking
 from mooncake_core.conductor.requests import Request, Requests, blocks_for, prompt_blocks, unended
 from mooncake_core.wire.messages.inspection import Decision
 from mooncake_core.wire.messages.membership import ModelOffer
@@ -143,7 +143,7 @@ class Conductor:
         if ranking is None:
             return self._turned_away(_too_long(arrival, table.instances), arrival, now)
         best = ranking.best
-        model = table.instances[ranking.chosen].offer.model
+        model = table.model
         decode = self._choose_decode(arrival, best, model, frozenset(), now)
         if not isinstance(decode, DecodeChoice):
             return self._turned_away(decode, arrival, now, ranking)
@@ -223,10 +223,11 @@ class Conductor:
         if request is None or request.prefilled:
             return []
         request.prefilled = True
-        if instance := self._prefill.done(request.score.prefill, event.request_id):
-            self._prefill.observe(instance, event, request.arrival.prompt_tokens)
+        observed = Observed(request.arrival.prompt_tokens, event.cached_tokens, event.computed_s)
+        self._prefill.ended(request.score.prefill, event.request_id, observed)
         decode = self._decode.instances.get(request.decode)
-        if decode is None or event.finished:
+        assigned = decode.assigned.get(event.request_id) if decode else None
+        if decode is None or assigned is None or event.finished:
             return []
         if not request.arrival.resumed and (refusal := self._admission.at_decode(request.asking(), decode, now)):
             self._forget(event.request_id)
@@ -235,13 +236,15 @@ class Conductor:
                 event.request_id, refusal.reason, refusal.retry_after_s, cause=refusal.cause, stage="decode"
             )
             return [c.ReleaseDecode(event.request_id, decode.name), reject]
-        decode.assigned[event.request_id].decoding_since = now
+        assigned.decoding_since = now
         return []
 
     def _request_ended(self, event: e.RequestEnded, now: float) -> list[c.Command]:
         request = self._requests.get(event.request_id)
-        if request is not None and event.output_tokens and (decode := self._decode.instances.get(request.decode)):
-            self._admission.decoded(decode.assigned[event.request_id], event.output_tokens, now)
+        decode = self._decode.instances.get(request.decode) if request else None
+        assigned = decode.assigned.get(event.request_id) if decode else None
+        if assigned is not None and event.output_tokens:
+            self._admission.decoded(assigned, event.output_tokens, now)
         release = self._ended(event.request_id)
         return [] if event.released else release
 
@@ -284,7 +287,7 @@ class Conductor:
     def _forget(self, request_id: str) -> Request | None:
         request = self._requests.pop(request_id)
         if request is not None:
-            self._prefill.done(request.score.prefill, request_id)
+            self._prefill.ended(request.score.prefill, request_id)
             self._decode.release(request.decode, request_id)
         return request
 

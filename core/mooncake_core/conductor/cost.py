@@ -107,15 +107,25 @@ class PrefillCosts:
             for name in ("prefill_base_s", "prefill_per_token_s", "prefill_per_token2_s", "fetch_bytes_per_s")
         )
         self._factors = np.array([model.prefill_factor for model in models], np.float64)
+        self._slowest_rate = float(self._rates.min())
+        self._cheapest_token_s = float(self._per_token.min())
+        self._smallest_factor = float(self._factors.min())
+        """That any has ever had."""
 
     def refresh(self, row: int, model: CostModel) -> None:
         """A model has observed something."""
         self._factors[row] = model.prefill_factor
+        self._smallest_factor = min(self._smallest_factor, model.prefill_factor)
+
+    def may_be_dearer(self, token_bytes: float) -> bool:
+        """Whether there may be an instance to which a token takes longer to fetch than to compute. False is certain, and
+        spares looking at each."""
+        return token_bytes / self._slowest_rate > self._smallest_factor * self._cheapest_token_s
 
     def prefill_s(self, prompt_tokens: int, matched_tokens: Ints) -> Floats:
         """Time to compute a prompt of which each has another prefix in place."""
         linear = self._per_token * (prompt_tokens - matched_tokens)
-        attention = self._per_token2 * (prompt_tokens**2 - matched_tokens**2)
+        attention = self._per_token2 * (prompt_tokens * prompt_tokens - matched_tokens * matched_tokens)
         found: Floats = self._factors * (self._base + linear + attention)
         return found
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Set
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -21,8 +20,7 @@ from mooncake_core.wire.messages.membership import InstanceLoad, ModelOffer
 RETRY_WITHOUT_INSTANCES_S: Final = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeChoice:
+class DecodeChoice(NamedTuple):
     """What was expected of each instance, and which one takes the request."""
 
     table: DecodeTable
@@ -85,20 +83,17 @@ class DecodePool:
         if table is None:
             reason = f"no decode instance serves model {arrival.model}"
             return c.Unavailable(arrival.request_id, reason, RETRY_WITHOUT_INSTANCES_S)
-        possible = ~named(table.rows, without) if without else np.ones(len(table.instances), np.bool_)
-        if not possible.any():
-            reason = f"no decode instance serves model {arrival.model} that has room"
-            return c.Reject(arrival.request_id, reason, RETRY_WITHOUT_INSTANCES_S)
         needed = blocks_for(arrival, model)
-        fitting = possible & (table.free_blocks >= needed)
-        if not fitting.any():
-            most = int(table.num_blocks[possible].max())
-            reason = f"no decode instance has {needed} blocks of KV memory free (the largest has {most} in all)"
-            return c.Reject(arrival.request_id, reason, SHORTEST_RETRY_S, hopeless=needed > most)
-        if arrival.avoid and (others := fitting & ~named(table.rows, arrival.avoid)).any():
-            fitting = others
-        tbt_s = np.where(fitting, table.tbt_with_s(arrival.prompt_tokens), np.inf)
-        return DecodeChoice(table, tbt_s, table.free_blocks.copy(), smallest(tbt_s, self._random))
+        tbt_s = np.where(table.free_blocks >= needed, table.tbt_with_s(arrival.prompt_tokens), np.inf)
+        if without:
+            tbt_s[named(table.rows, without)] = np.inf
+        if arrival.avoid:
+            others = np.where(named(table.rows, arrival.avoid), np.inf, tbt_s)
+            tbt_s = tbt_s if np.isinf(others).all() else others
+        row = smallest(tbt_s, self._random)
+        if tbt_s[row] == np.inf:
+            return _no_room(arrival, table, without, needed)
+        return DecodeChoice(table, tbt_s, table.free_blocks.copy(), row)
 
     def _serving(self, model: ModelOffer) -> DecodeTable | None:
         wanted = identity(model)
@@ -118,3 +113,13 @@ class DecodePool:
         table = self._tables.get(identity(instance.offer.model))
         if table is not None and instance.name in table.rows:
             table.refresh(instance)
+
+
+def _no_room(arrival: e.RequestArrived, table: DecodeTable, without: Set[str], needed: int) -> c.Reject:
+    asked = ~named(table.rows, without)
+    if not asked.any():
+        reason = f"no decode instance serves model {arrival.model} that has room"
+        return c.Reject(arrival.request_id, reason, RETRY_WITHOUT_INSTANCES_S)
+    most = int(table.num_blocks[asked].max())
+    reason = f"no decode instance has {needed} blocks of KV memory free (the largest has {most} in all)"
+    return c.Reject(arrival.request_id, reason, SHORTEST_RETRY_S, hopeless=needed > most)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,7 @@ NEARLY: Final = 1.05
 """Instances whose ranks differ by less do equally well: predictions are not that exact."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
+class Ranking(NamedTuple):
     """What was expected of each instance when a request came, and which one takes it."""
 
     names: Sequence[str]
@@ -47,6 +45,14 @@ class Ranking:
         """With their free blocks: the chosen one, then the best ones."""
         order = [self.chosen, *(row for row in np.argsort(self.ranks, kind="stable").tolist() if row != self.chosen)]
         return [(self.scores.of(row, self.names[row]), int(self.free_blocks[row])) for row in order[:limit]]
+
+
+class Observed(NamedTuple):
+    """A prefill that has ended."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    computed_s: float
 
 
 class PrefillPool:
@@ -83,17 +89,15 @@ class PrefillPool:
         instance.work[request_id] = work
         self._refresh(instance)
 
-    def done(self, name: str, request_id: str) -> PrefillInstance | None:
-        """A request needs nothing there any more."""
+    def ended(self, name: str, request_id: str, observed: Observed | None = None) -> None:
+        """A request needs nothing there any more; its prefill may have taken so long."""
         instance = self.instances.get(name)
-        if instance is not None and instance.work.pop(request_id, None) is not None:
+        if instance is None:
+            return
+        if observed is not None:
+            instance.cost.observe_prefill(*observed)
+        if instance.work.pop(request_id, None) is not None or observed is not None:
             self._refresh(instance)
-        return instance
-
-    def observe(self, instance: PrefillInstance, event: e.PrefillEnded, prompt_tokens: int) -> None:
-        """A prefill took so long there."""
-        instance.cost.observe_prefill(prompt_tokens, event.cached_tokens, event.computed_s)
-        self._refresh(instance)
 
     def serving(self, model: str, fingerprint: bytes) -> PrefillTable | None:
         """Those that take requests of such a model; where no fingerprint is given, of the first that is called so."""
@@ -121,7 +125,7 @@ class PrefillPool:
 
     def rank(self, arrival: e.RequestArrived, table: PrefillTable, now: float) -> Ranking | None:
         """None where no instance has memory for the prompt, however idle it were."""
-        model = table.instances[0].offer.model
+        model = table.model
         match = self.index.match(arrival.block_keys)
         views = PrefillViews(
             local_blocks=self.index.lengths(match, table.holders),
@@ -139,18 +143,22 @@ class PrefillPool:
         scores = self._policy.score(request, views)
         ranks = self._ranks(arrival, table, request, views, scores)
         needed = prompt_blocks(arrival, model)
-        possible = table.num_blocks >= needed
-        if not possible.any():
-            return None
-        if arrival.avoid and (others := possible & ~named(table.rows, arrival.avoid)).any():
-            possible = others
-        ranks = np.where(possible, ranks, np.inf)
+        if needed > table.fewest_blocks or arrival.avoid:
+            possible = self._possible(arrival, table, needed)
+            if not possible.any():
+                return None
+            ranks = np.where(possible, ranks, np.inf)
         free_blocks = table.free_blocks.copy()
         best = smallest(ranks, self._random)
-        chosen = self._with_room(ranks, free_blocks >= needed, best)
-        names = [instance.name for instance in table.instances]
-        reason = "" if chosen == best else _roomier(names, free_blocks, chosen, best, needed)
-        return Ranking(names, scores, ranks, free_blocks, chosen, reason, match)
+        chosen = best if free_blocks[best] >= needed else self._with_room(ranks, free_blocks >= needed, best)
+        reason = "" if chosen == best else _roomier(table.names, free_blocks, chosen, best, needed)
+        return Ranking(table.names, scores, ranks, free_blocks, chosen, reason, match)
+
+    def _possible(self, arrival: e.RequestArrived, table: PrefillTable, needed: int) -> npt.NDArray[np.bool_]:
+        """Those that could hold the prompt, were they idle; without those to be avoided, if others are left."""
+        possible: npt.NDArray[np.bool_] = table.num_blocks >= needed
+        others = possible & ~named(table.rows, arrival.avoid)
+        return others if others.any() else possible
 
     def _ranks(
         self,
@@ -162,21 +170,17 @@ class PrefillPool:
     ) -> Floats:
         """The policy's, or those it would give if all had the beginning of the prompt that too few have."""
         if self._shared is not None:
-            keys = arrival.block_keys
-            self._shared.observe(keys)
-            common = self._shared.too_rare(
-                keys, len(views), lambda key: (self.index.holders(key) & table.holder_mask).bit_count()
-            )
+            self._shared.observe(arrival.block_keys)
+            mask = table.holders.mask
+            common = self._shared.too_rare(len(table.names), lambda key: (self.index.holders(key) & mask).bit_count())
             if common:
-                levelled = replace(views, local_blocks=np.maximum(views.local_blocks, common))
+                levelled = views._replace(local_blocks=np.maximum(views.local_blocks, common))
                 scores = self._policy.score(request, levelled)
         return self._policy.rank(request, scores)
 
     def _with_room(self, ranks: Floats, roomy: npt.NDArray[np.bool_], best: int) -> int:
         """Of instances that do as well as the best, one takes it whose KV memory holds the prompt beside those that run and
         wait there: elsewhere it waits for memory, which predicted times do not know of."""
-        if roomy[best]:
-            return best
         alike = np.where(roomy & (ranks <= ranks[best] * NEARLY), ranks, np.inf)
         chosen = smallest(alike, self._random)
         return best if np.isinf(alike[chosen]) else chosen

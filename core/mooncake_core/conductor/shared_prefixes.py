@@ -7,8 +7,8 @@ s x n of n instances; until it is there, nobody gets credit for having it.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Final
 
 WINDOW: Final = 500
@@ -23,38 +23,43 @@ class SharedPrefixes:
     """Counts prefixes of the latest requests, at lengths that double."""
 
     def __init__(self) -> None:
-        self._counts: Counter[bytes] = Counter()
+        self._counts: dict[bytes, int] = {}
         self._latest: deque[list[bytes]] = deque()
 
     def observe(self, keys: Sequence[bytes]) -> None:
         """A request with such blocks has come."""
-        probes = [keys[length - 1] for length in _lengths(len(keys))]
+        counts = self._counts
+        probes = _probes(keys)
+        for key in probes:
+            counts[key] = counts.get(key, 0) + 1
         self._latest.append(probes)
-        self._counts.update(probes)
         if len(self._latest) > WINDOW:
             for key in self._latest.popleft():
-                self._counts[key] -= 1
-                if not self._counts[key]:
-                    del self._counts[key]
+                if counts[key] == 1:
+                    del counts[key]
+                else:
+                    counts[key] -= 1
 
-    def too_rare(self, keys: Sequence[bytes], num_instances: int, holders: Callable[[bytes], int]) -> int:
-        """Leading blocks that too few instances have, for the share of requests that begin so."""
+    def too_rare(self, num_instances: int, holders: Callable[[bytes], int]) -> int:
+        """Leading blocks of the latest request that too few instances have, for the share of requests that begin so."""
         known = len(self._latest)
         if known < ENOUGH:
             return 0
-        found = 0
-        for length in _lengths(len(keys)):
-            key = keys[length - 1]
+        found, length = 0, 1
+        for key in self._latest[-1]:
             wanted = self._counts[key] / known * num_instances
             if wanted < FEWEST:
                 break  # longer ones are rarer
             if holders(key) < int(wanted):
                 found = length
+            length *= 2
         return found
 
 
-def _lengths(number: int) -> Iterator[int]:
-    length = 1
+def _probes(keys: Sequence[bytes]) -> list[bytes]:
+    """The first block, the second, the fourth, and so on."""
+    found, length, number = [], 1, len(keys)
     while length <= number:
-        yield length
+        found.append(keys[length - 1])
         length *= 2
+    return found

@@ -22,40 +22,49 @@ class PrefillTable:
 
     def __init__(self, instances: Sequence[PrefillInstance], index: PrefixIndex) -> None:
         self.instances = list(instances)
-        self.rows = {instance.name: row for row, instance in enumerate(instances)}
+        self.names = [instance.name for instance in instances]
+        self.rows = {name: row for row, name in enumerate(self.names)}
+        self.model = instances[0].offer.model
         self.costs = PrefillCosts([instance.cost for instance in instances])
-        self.holders: npt.NDArray[np.intp] = np.array(
-            [index.number(instance.offer.local_node) for instance in instances], np.intp
-        )
-        """Numbers of their local nodes in the index."""
-        self.holder_mask = 0
-        for number in self.holders.tolist():
-            self.holder_mask |= 1 << number
+        self.holders = index.column([instance.offer.local_node for instance in instances])
+        """Their local nodes."""
         self.num_blocks: Ints = np.array([instance.offer.num_blocks for instance in instances], np.int64)
+        self.fewest_blocks = int(self.num_blocks.min())
+        """Of the smallest one."""
         self.free_blocks: Ints = np.zeros(len(instances), np.int64)
         self._total_s, self._oldest_s, self._oldest_at = (np.zeros(len(instances)) for _ in range(3))
         self._least_urgent: Ints = np.full(len(instances), IDLE, np.int64)
+        self._highest_priority = IDLE
+        """That any of their work has ever had."""
         for instance in instances:
             self.refresh(instance)
 
     def refresh(self, instance: PrefillInstance) -> None:
         """Its work has changed, or what is known of its speed."""
         row = self.rows[instance.name]
+        total_s, num_blocks, least_urgent = 0.0, 0, IDLE
+        for work in instance.work.values():
+            total_s += work.predicted_s
+            num_blocks += work.num_blocks
+            least_urgent = max(least_urgent, work.priority)
+        self.free_blocks[row] = instance.offer.num_blocks - num_blocks
+        self._total_s[row] = total_s
+        self._least_urgent[row] = least_urgent
+        self._highest_priority = max(self._highest_priority, least_urgent)
+        if instance.work:
+            oldest = next(iter(instance.work.values()))
+            self._oldest_s[row], self._oldest_at[row] = oldest.predicted_s, oldest.started_at
+        else:
+            self._oldest_s[row] = 0.0
         self.costs.refresh(row, instance.cost)
-        self.free_blocks[row] = instance.free_blocks()
-        works = instance.work.values()
-        oldest = next(iter(works), None)
-        self._least_urgent[row] = max((work.priority for work in works), default=IDLE)
-        self._total_s[row] = sum(work.predicted_s for work in works)
-        self._oldest_s[row] = oldest.predicted_s if oldest else 0.0
-        self._oldest_at[row] = oldest.started_at if oldest else 0.0
 
     def queue_s(self, now: float, priority: int) -> Floats:
         """As PrefillInstance.queue_s, of all."""
         passed = np.minimum(now - self._oldest_at, self._oldest_s)
         queue_s: Floats = np.maximum(self._total_s - passed, 0.0)
-        for row in np.flatnonzero(self._least_urgent > priority):  # some of its work gives way
-            queue_s[row] = self.instances[row].queue_s(now, priority)
+        if self._highest_priority > priority:
+            for row in np.flatnonzero(self._least_urgent > priority):  # some of its work gives way
+                queue_s[row] = self.instances[row].queue_s(now, priority)
         return queue_s
 
 
@@ -64,7 +73,8 @@ class DecodeTable:
 
     def __init__(self, instances: Sequence[DecodeInstance]) -> None:
         self.instances = list(instances)
-        self.rows = {instance.name: row for row, instance in enumerate(instances)}
+        self.names = [instance.name for instance in instances]
+        self.rows = {name: row for row, name in enumerate(self.names)}
         self.num_blocks: Ints = np.array([instance.offer.num_blocks for instance in instances], np.int64)
         self.free_blocks, self._sequences, self._tokens = (np.zeros(len(instances), np.int64) for _ in range(3))
         self._costs = StepCosts([instance.cost for instance in instances])
@@ -92,5 +102,5 @@ def named(rows: dict[str, int], names: Container[str]) -> npt.NDArray[np.bool_]:
 def smallest(ranks: Floats, rng: random.Random) -> int:
     """The row with the smallest rank; of equal ones any, as the seed has it."""
     row = int(ranks.argmin())
-    equal = np.flatnonzero(ranks == ranks[row])
+    (equal,) = (ranks == ranks[row]).nonzero()
     return row if len(equal) < 2 else int(equal[rng.randrange(len(equal))])

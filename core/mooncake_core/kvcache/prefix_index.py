@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+FEW: Final = 8
+"""Bits of a mask that are sooner looked at one after the other than together."""
 
 
 class Match(NamedTuple):
@@ -21,6 +24,18 @@ class Match(NamedTuple):
     def longest(self) -> int:
         """Of the prefix that a single holder has."""
         return self.ends[-1][0] if self.ends else 0
+
+
+class HolderColumn:
+    """The holders that somebody has in rows of a table; one may be in several of them."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers: npt.NDArray[np.intp] = np.array(numbers, np.intp)
+        self.rows: dict[int, list[int]] = {}
+        self.mask = 0
+        for row, number in enumerate(numbers):
+            self.rows.setdefault(number, []).append(row)
+            self.mask |= 1 << number
 
 
 class PrefixIndex:
@@ -62,33 +77,41 @@ class PrefixIndex:
 
     def match(self, keys: Sequence[bytes]) -> Match:
         """In one walk along the keys, as far as anybody has them."""
-        masks = self._masks
         ends: list[tuple[int, int]] = []
         alive = -1
         length = 0
-        for key in keys:
-            mask = masks.get(key)
+        for mask in map(self._masks.get, keys):
             if mask is None:
                 break
-            if alive:
-                still = alive & mask
-                if still != alive:
-                    if length:
-                        ends.append((length, alive & ~still))
-                    alive = still
+            still = alive & mask
+            if still != alive:
+                if length:
+                    ends.append((length, alive & ~still))
+                alive = still
             length += 1
         if length and alive:
             ends.append((length, alive))
         return Match(length, ends)
 
-    def lengths(self, match: Match, numbers: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
-        """Leading blocks that these holders have, named by their numbers."""
-        found = np.zeros(len(numbers), np.int64)
+    def lengths(self, match: Match, holders: HolderColumn) -> npt.NDArray[np.int64]:
+        """Leading blocks that each row's holder has."""
+        found = np.zeros(len(holders.numbers), np.int64)
         num_bytes = (len(self._names) + 7) // 8
         for length, mask in match.ends:
-            packed = np.frombuffer(mask.to_bytes(num_bytes, "little"), np.uint8)
-            found[np.unpackbits(packed, bitorder="little")[numbers] != 0] = length
+            mask &= holders.mask
+            if mask.bit_count() <= FEW:
+                while mask:
+                    bit = mask & -mask
+                    found[holders.rows[bit.bit_length() - 1]] = length
+                    mask ^= bit
+            else:
+                packed = np.frombuffer(mask.to_bytes(num_bytes, "little"), np.uint8)
+                found[np.unpackbits(packed, bitorder="little")[holders.numbers] != 0] = length
         return found
+
+    def column(self, names: Sequence[str]) -> HolderColumn:
+        """Of these holders."""
+        return HolderColumn([self.number(name) for name in names])
 
     def number(self, holder: str) -> int:
         """Of its bit in masks."""

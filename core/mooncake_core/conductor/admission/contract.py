@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mooncake_core.conductor.instances import Assigned, DecodeInstance
 
@@ -22,8 +22,7 @@ class AdmissionSettings:
     """How long each request is assumed to decode; None: the mean of those that have ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asking:
+class Asking(NamedTuple):
     """A request as an admission sees it."""
 
     prompt_tokens: int

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from mooncake_core.conductor.cost import Floats, Ints, PrefillCosts
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillViews:
+class PrefillViews(NamedTuple):
     """The prefill instances as a policy sees them."""
 
     local_blocks: Ints
@@ -23,12 +23,8 @@ class PrefillViews:
     """Predicted time until it has finished what was dispatched to it before and goes first."""
     costs: PrefillCosts
 
-    def __len__(self) -> int:
-        return len(self.queue_s)
 
-
-@dataclass(frozen=True, slots=True)
-class RequestView:
+class RequestView(NamedTuple):
     """A request as a policy sees it."""
 
     number: int
@@ -40,8 +36,7 @@ class RequestView:
     """Leading blocks that the pool as a whole can supply."""
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(NamedTuple):
     """How an instance would do."""
 
     prefill: str
@@ -58,8 +53,7 @@ class Score:
         return self.queue_s + self.transfer_s + self.prefill_s
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
+class Scores(NamedTuple):
     """How all of them would do: columns of what a Score has."""
 
     local_blocks: Ints
@@ -112,7 +106,7 @@ def fetching(request: RequestView, instances: PrefillViews, wanted: Ints) -> Sco
     matched = (instances.local_blocks + wanted) * request.block_tokens
     transfer_s = instances.costs.fetch_s(wanted * request.block_bytes)
     prefill_s = instances.costs.prefill_s(request.prompt_tokens, matched)
-    if wanted.any():
+    if instances.costs.may_be_dearer(request.block_bytes / request.block_tokens) and wanted.any():
         alone_s = instances.costs.prefill_s(request.prompt_tokens, instances.local_blocks * request.block_tokens)
         dearer = transfer_s + prefill_s > alone_s
         if dearer.any():
