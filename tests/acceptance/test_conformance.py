@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.upstream import PYTHON, Lines, check, free_ports, outcomes, run
+from tests.acceptance.upstream import PYTHON, Lines, check, environ, free_ports, outcomes, run
 from tests.dropin import cases, engine_cases
 from tests.dropin.cases.world import CASES
 from tests.dropin.engine_cases.world import CASES as ENGINE_CASES
@@ -63,7 +63,7 @@ def test_engine(engine_failures: dict[str, str], name: str) -> None:
 def _master(log: Path) -> Iterator[str]:
     port, metrics = free_ports(2)
     command = [Path(PYTHON).parent / "mooncake_master", f"--rpc_port={port}", f"--metrics_port={metrics}"]
-    with open(log, "wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+    with open(log, "wb") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environ()) as process:
         try:
             deadline = time.monotonic() + 30
             while not _listens(port):

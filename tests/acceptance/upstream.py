@@ -28,7 +28,6 @@ def outcomes(cases: dict[str, Case], once: Callable[[list[str], str], Lines]) ->
 
 def run(module: str, arguments: Sequence[str], log: Path) -> Lines:
     """Runs a module of tests/dropin there; the lines of JSON that it prints."""
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with open(log, "wb") as errors:
         done = subprocess.run(
             [PYTHON, "-m", module, *arguments],
@@ -37,9 +36,14 @@ def run(module: str, arguments: Sequence[str], log: Path) -> Lines:
             stderr=errors,
             text=True,
             timeout=600,
-            env=environ,
+            env=environ(),
         )
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+
+
+def environ() -> dict[str, str]:
+    """This process', without what would hide upstream's modules."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def check(cases: dict[str, Case], failures: dict[str, str], name: str) -> None:

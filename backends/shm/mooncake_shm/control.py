@@ -7,7 +7,6 @@ itself alone, which waits for every copy under way. The kernel drops the locks o
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import mmap
@@ -59,12 +58,12 @@ class ControlPage:
         self._generations[slot] = 0
         deadline = None if patience_s is None else time.monotonic() + patience_s
         pause_s = 0.0
-        while not _try_lock(self.fd, slot, fcntl.F_WRLCK):
+        while not _ask(self.fd, _lock_of(fcntl.F_WRLCK, slot)):
             if deadline is not None and time.monotonic() > deadline:
                 return False
             pause_s = min(_LONGEST_PAUSE_S, pause_s + 1e-5)
             time.sleep(pause_s)
-        _unlock(self.fd, slot)
+        _tell(self.fd, _lock_of(fcntl.F_UNLCK, slot))
         with self._lock:
             self._free.append(slot)
         return True
@@ -85,16 +84,18 @@ class PeerPage:
         self._generations = memoryview(self._map).cast("Q")
         self._mutex = threading.Lock()
         self._holders: dict[int, int] = {}
+        self._locks: dict[int, tuple[bytes, bytes]] = {}
+        """How a slot is locked, and unlocked, in the kernel's words: most copies are of few slots."""
 
     def enter(self, slot: int, generation: int) -> bool:
         """Begins a copy; False when the export was withdrawn. `leave` must follow a True."""
         with self._mutex:
             holders = self._holders.get(slot, 0)
-            if holders == 0 and not _try_lock(self._fd, slot, fcntl.F_RDLCK):
+            if holders == 0 and not _ask(self._fd, self._words(slot)[0]):
                 return False  # only withdrawing locks it
             if self._generations[slot] != generation:
                 if holders == 0:
-                    _unlock(self._fd, slot)
+                    _tell(self._fd, self._words(slot)[1])
                 return False
             self._holders[slot] = holders + 1
             return True
@@ -106,7 +107,13 @@ class PeerPage:
             if holders:
                 self._holders[slot] = holders
             else:
-                _unlock(self._fd, slot)
+                _tell(self._fd, self._words(slot)[1])
+
+    def _words(self, slot: int) -> tuple[bytes, bytes]:
+        words = self._locks.get(slot)
+        if words is None:
+            words = self._locks[slot] = _lock_of(fcntl.F_RDLCK, slot), _lock_of(fcntl.F_UNLCK, slot)
+        return words
 
     def close(self) -> None:
         """To be called when no copy is under way."""
@@ -115,9 +122,15 @@ class PeerPage:
         os.close(self._fd)
 
 
-def _try_lock(fd: int, byte: int, kind: int) -> bool:
+def _lock_of(kind: int, byte: int) -> bytes:
+    """A lock on one byte, as fcntl takes it."""
+    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+
+
+def _ask(fd: int, lock: bytes) -> bool:
+    """Takes a lock; False when somebody else has it."""
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
@@ -125,6 +138,9 @@ def _try_lock(fd: int, byte: int, kind: int) -> bool:
     return True
 
 
-def _unlock(fd: int, byte: int) -> None:
-    with contextlib.suppress(OSError):  # the peer's page may be gone with the process
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+def _tell(fd: int, lock: bytes) -> None:
+    """Gives a lock back."""
+    try:  # noqa: SIM105 - suppress() takes as long as the call
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+    except OSError:  # the peer's page may be gone with the process
+        pass

@@ -55,10 +55,20 @@ class ShmPath(Struct, frozen=True, array_like=True):
     starts: list[int]
     ends: list[int]
 
-    def allows(self, offset: int, length: int) -> bool:
-        """Whether one range covers [offset, offset + length)."""
-        index = bisect_right(self.starts, offset) - 1
-        return index >= 0 and offset + length <= self.ends[index]
+    def refused(self, ranges: Sequence[Range]) -> Range | None:
+        """The first of the ranges that no exported range covers."""
+        starts, ends = self.starts, self.ends
+        if len(starts) == 1:  # most exports are of a whole region
+            start, end = starts[0], ends[0]
+            for part in ranges:
+                if part.offset < start or part.offset + part.length > end:
+                    return part
+            return None
+        for part in ranges:
+            index = bisect_right(starts, part.offset) - 1
+            if index < 0 or part.offset + part.length > ends[index]:
+                return part
+        return None
 
 
 @dataclass(slots=True)
@@ -295,7 +305,7 @@ def _checked(operation: Operation) -> tuple[ShmPath, Want]:
     write = operation.kind is Kind.WRITE
     if write and not path.writable:
         raise OutOfRange("the segment is exported for reading only")
-    for part in operation.ranges:
-        if not path.allows(part.offset, part.length):
-            raise OutOfRange(f"bytes {part.offset} to {part.offset + part.length} are not exported")
+    part = path.refused(operation.ranges)
+    if part is not None:
+        raise OutOfRange(f"bytes {part.offset} to {part.offset + part.length} are not exported")
     return path, Want(path.region, path.slot, path.generation, write)

@@ -78,12 +78,12 @@ def usable(address: int, num_bytes: int) -> memoryview | None:
 
 
 class AddressMap(Generic[T]):
-    """What is known of ranges of addresses that do not overlap. Any thread."""
+    """What is known of ranges of addresses that do not overlap. Any thread; those that look never wait."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._starts: list[int] = []
-        self._entries: dict[int, tuple[int, T]] = {}
+        self._table: tuple[list[int], dict[int, tuple[int, T]]] = ([], {})
+        """Starts in order, and length and value by start; never changed, only replaced."""
 
     def add(self, span: Span, value: T) -> None:
         """Enters a range.
@@ -93,37 +93,40 @@ class AddressMap(Generic[T]):
         """
         start, length = span
         with self._lock:
-            index = bisect_right(self._starts, start + length - 1) - 1
-            if index >= 0 and (other := self._starts[index]) + self._entries[other][0] > start:
+            starts, entries = self._table
+            index = bisect_right(starts, start + length - 1) - 1
+            if index >= 0 and (other := starts[index]) + entries[other][0] > start:
                 raise MemoryOverlaps(
-                    f"{length} bytes at {start:#x} overlap the {self._entries[other][0]} bytes at {other:#x}: "
+                    f"{length} bytes at {start:#x} overlap the {entries[other][0]} bytes at {other:#x}: "
                     "unregister those first"
                 )
-            insort(self._starts, start)
-            self._entries[start] = length, value
+            starts = [*starts]
+            insort(starts, start)
+            self._table = starts, {**entries, start: (length, value)}
 
     def remove(self, start: int) -> T | None:
         """What was known of the range that begins there, which is forgotten; None where none does."""
         with self._lock:
-            entry = self._entries.pop(start, None)
-            if entry is None:
+            starts, entries = self._table
+            if start not in entries:
                 return None
-            self._starts.remove(start)
-        return entry[1]
+            self._table = (
+                [other for other in starts if other != start],
+                {other: entry for other, entry in entries.items() if other != start},
+            )
+        return entries[start][1]
 
     def find(self, address: int) -> tuple[int, int, T] | None:
         """Start, length and value of the range that the address lies in."""
-        with self._lock:
-            index = bisect_right(self._starts, address) - 1
-            if index < 0:
-                return None
-            start = self._starts[index]
-            length, value = self._entries[start]
+        starts, entries = self._table
+        index = bisect_right(starts, address) - 1
+        if index < 0:
+            return None
+        start = starts[index]
+        length, value = entries[start]
         return (start, length, value) if address < start + length else None
 
     def __iter__(self) -> Iterator[tuple[Span, T]]:
         """All of them as they were at the beginning, in the order they were entered."""
-        with self._lock:
-            entries = list(self._entries.items())
-        for start, (length, value) in entries:
+        for start, (length, value) in self._table[1].items():
             yield Span(start, length), value

@@ -105,6 +105,8 @@ class Peer:
         Raises as `find`.
         """
         self._check()
+        if len(pieces) == 1:  # a single one is to be quick
+            return self._single(pieces[0], *addresses)
         ended: list[Ends] = []
         current: dict[int, Ends] = {}
         start = end = 0
@@ -129,6 +131,15 @@ class Peer:
             ends.near.append(piece)
             ends.num_bytes += length
         return ended
+
+    def _single(self, piece: memoryview, address: int) -> list[Ends]:
+        if not piece.nbytes:
+            return []
+        segment, part = self.find(address, piece.nbytes)
+        ends = Ends(segment)
+        ends.near.append(piece)
+        ends.far.append(part)
+        return [ends]
 
     def _check(self) -> None:
         if self._is_doubtful:

@@ -38,6 +38,10 @@ def pair(near: Sequence[memoryview], far: Sequence[memoryview]) -> Iterator[tupl
         while piece.nbytes:
             while not remote.nbytes:
                 remote = next(there)
+            if piece.nbytes == remote.nbytes:  # mostly
+                yield piece, remote
+                remote = memoryview(b"")
+                break
             length = min(piece.nbytes, remote.nbytes)
             yield piece[:length], remote[:length]
             piece, remote = piece[length:], remote[length:]
