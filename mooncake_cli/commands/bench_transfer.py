@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -12,18 +12,31 @@ from mooncake_cli.options import json_option
 from mooncake_cli.quantities import DURATION, SIZE, ListType
 
 if TYPE_CHECKING:
+    from mooncake_core.address import HostPort
+    from mooncake_core.bench.engine_compare import EngineSettings
     from mooncake_core.bench.statistics import Estimate, Quantiles
     from mooncake_core.bench.transfer import Cell, TransferReport
 
-HELP = """Measure the Transfer Engine between two processes of this host.
+BATCH: Final = 4
+AGAINST_BATCH: Final = 64
+SIZES: Final = [64 << 10, 1 << 20, 4 << 20, 16 << 20]
+AGAINST_SIZES: Final = [64 << 10]
+
+HELP = """Measure the Transfer Engine between two processes, of this host or of two.
 
 \b
-Example:
+Examples:
   mooncake bench transfer --transport tcp,shm --sizes 64KiB,4MiB --at-least 0.9
+  mooncake bench transfer --target --host 10.0.0.2      (there)
+  mooncake bench transfer --initiator 10.0.0.2:PORT     (here)
+  mooncake bench transfer --against upstream/bin/python --sizes 64KiB --batch 64
 
 Beside each figure stands what the machine does without the engine, measured alternately in the same run: a raw
 blocking socket per connection for transports of a network, memcpy for those of one host. Regions are larger than the
 last level cache. Bytes are checked before the clock runs. Exit code 1 if --at-least is missed.
+
+--target offers memory until Ctrl-C: whoever reaches its host can read and write that memory, and nothing else. --against
+measures `mooncake.engine` of this interpreter and of another in turn, over TCP.
 """
 
 
@@ -36,7 +49,9 @@ last level cache. Bytes are checked before the clock runs. Exit code 1 if --at-l
     type=ListType(click.STRING),
     help="local is within one process.",
 )
-@click.option("--sizes", default="64KiB,1MiB,4MiB,16MiB", show_default=True, type=ListType(SIZE), help="Of blocks.")
+@click.option(
+    "--sizes", type=ListType(SIZE), help="Of blocks. Default: 64KiB,1MiB,4MiB,16MiB; 64KiB alone with --against."
+)
 @click.option(
     "--direction",
     "kinds",
@@ -53,7 +68,9 @@ last level cache. Bytes are checked before the clock runs. Exit code 1 if --at-l
     type=ListType(click.Choice(["off", "on"])),
     help="Sum each block with xxh3-64, as the store's client does.",
 )
-@click.option("--batch", default=4, show_default=True, type=click.IntRange(1), help="Blocks moved at once by a thread.")
+@click.option(
+    "--batch", type=click.IntRange(1), help="Blocks moved at once by a thread. Default: 4; 64 with --against."
+)
 @click.option(
     "--threads", default=2, show_default=True, type=click.IntRange(1), help="That move blocks and wait for them."
 )
@@ -61,26 +78,74 @@ last level cache. Bytes are checked before the clock runs. Exit code 1 if --at-l
 @click.option("--seconds", default="300ms", show_default=True, type=DURATION, help="Of each measurement.")
 @click.option("--pairs", default=10, show_default=True, type=click.IntRange(10), help="Alternating measurements.")
 @click.option("--memory", "memory_bytes", type=SIZE, help="Of each region. Default: more than the last level cache.")
-@click.option("--at-least", type=click.FloatRange(0), help="Exit 1 if a share of the baseline is below.")
+@click.option("--target", "is_target", is_flag=True, help="Be the far end, for an initiator elsewhere.")
+@click.option("--host", help="With --target: the address by which initiators reach it. Default: 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65535), help="With --target. Default: a free one.")
+@click.option("--initiator", "target", help="Measure against the target at this address, which it printed.")
+@click.option("--against", help="A Python, or the folder of its virtual environment, with another mooncake.engine.")
+@click.option("--at-least", type=click.FloatRange(0), help="Exit 1 if a share of the baseline, or a ratio, is below.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json and plots.")
 @json_option
 def command(
     memory_bytes: int | None,
     checksums: list[str],
+    batch: int | None,
+    is_target: bool,
+    host: str | None,
+    port: int | None,
+    target: str | None,
+    against: str | None,
     at_least: float | None,
     out: Path | None,
     as_json: bool,
     **wanted: Any,
 ) -> int:
+    from mooncake_cli.commands import bench_transfer_modes as modes
+
+    if sum([is_target, target is not None, against is not None]) > 1:
+        raise click.UsageError("--target, --initiator and --against are different things to do: give one of them")
+    if not is_target and (host is not None or port is not None):
+        raise click.UsageError("--host and --port belong to --target: give it as well")
+    wanted["sizes"] = wanted["sizes"] or (AGAINST_SIZES if against else SIZES)
+    if min(wanted["sizes"]) == 0:
+        raise click.UsageError("--sizes: expected blocks of 1 byte or more, got 0")
+    if is_target:
+        return modes.serve_target(wanted["transports"], host or "127.0.0.1", port or 0, memory_bytes, as_json=as_json)
+    if against is not None:
+        return modes.compare(_engine_settings(against, wanted, batch, memory_bytes), at_least, out, as_json=as_json)
+    summed = [choice == "on" for choice in checksums]
+    return _measure(
+        {**wanted, "batch": batch or BATCH, "checksums": summed}, memory_bytes, target, at_least, out, as_json
+    )
+
+
+def _engine_settings(
+    against: str, wanted: dict[str, Any], batch: int | None, memory_bytes: int | None
+) -> EngineSettings:
+    from mooncake_core.bench.engine_compare import EngineSettings
+    from mooncake_core.bench.store_processes import find_interpreter
+
+    given = {name: wanted[name] for name in ("sizes", "kinds", "threads", "seconds", "pairs")}
+    if memory_bytes is not None:
+        given["memory_bytes"] = memory_bytes
+    return EngineSettings(against=find_interpreter(against).python, batch=batch or AGAINST_BATCH, **given)
+
+
+def _measure(
+    wanted: dict[str, Any],
+    memory_bytes: int | None,
+    target: str | None,
+    at_least: float | None,
+    out: Path | None,
+    as_json: bool,
+) -> int:
     import msgspec
 
     from mooncake_core.bench.transfer import TransferRun, TransferSettings, num_cells
 
-    if min(wanted["sizes"]) == 0:
-        raise click.UsageError("--sizes: expected blocks of 1 byte or more, got 0")
-    summed = [choice == "on" for choice in checksums]
-    settings = TransferSettings(**wanted, checksums=summed, memory_bytes=memory_bytes or 0)
-    run = TransferRun(settings, progress.counter(num_cells(settings, settings.transports), "rows"))
+    settings = TransferSettings(**wanted, memory_bytes=memory_bytes or 0)
+    counter = progress.counter(num_cells(settings, settings.transports), "rows")
+    run = TransferRun(settings, counter, target=None if target is None else _address(target))
     finished = True
     try:
         run.execute()
@@ -98,6 +163,15 @@ def command(
     if not finished:
         return exits.INTERRUPTED
     return exits.FAILED if _missed(report, at_least) else exits.DONE
+
+
+def _address(text: str) -> HostPort:
+    from mooncake_core.address import parse_host_port
+
+    try:
+        return parse_host_port(text)
+    except ValueError as error:
+        raise click.UsageError(f"--initiator: {error}") from error
 
 
 def _missed(report: TransferReport, at_least: float | None) -> bool:
@@ -121,7 +195,20 @@ def _name(cell: Cell) -> str:
 def _print(report: TransferReport) -> None:
     from mooncake_core.units import format_size
 
-    columns = ["transport", "", "block", "checksum", "p50", "p99", "GB/s", "baseline", "GB/s", "of it", "95% interval"]
+    columns = [
+        "transport",
+        "",
+        "block",
+        "checksum",
+        "p50",
+        "p99",
+        "per block",
+        "GB/s",
+        "baseline",
+        "GB/s",
+        "of it",
+        "95% interval",
+    ]
     console.table([*columns, "of it unsummed"], [_row(cell) for cell in report.cells])
     settings = report.settings
     console.data(
@@ -134,7 +221,7 @@ def _print(report: TransferReport) -> None:
 
 
 def _row(cell: Cell) -> list[object]:
-    from mooncake_core.units import format_size
+    from mooncake_core.units import format_duration, format_size
 
     ratio = cell.of_baseline
     return [
@@ -144,6 +231,7 @@ def _row(cell: Cell) -> list[object]:
         "on" if cell.checksum else "off",
         _duration(cell.latency_s, "p50"),
         _duration(cell.latency_s, "p99"),
+        "-" if cell.block_s is None else format_duration(cell.block_s),
         f"{cell.bytes_per_s / 1e9:.2f}",
         cell.baseline,
         f"{cell.baseline_bytes_per_s / 1e9:.2f}",

@@ -1,19 +1,51 @@
-"""Transfers beside raw sockets and memcpy: `scripts/acceptance transfer`."""
+"""Transfers beside raw sockets, memcpy, and upstream's engine: `scripts/acceptance transfer`.
+
+MOONCAKE_UPSTREAM_PYTHON names an interpreter with `mooncake-transfer-engine-non-cuda` installed.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.acceptance.upstream import PYTHON
+
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200)]
+DROPIN = Path(__file__).parent.parent.parent / "dropin"
+OPERATION_S = 15e-6
+ELEMENT_S = 3e-6
+
+
+def bench(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mooncake_cli.main", "bench", "transfer", *options]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(DROPIN), os.environ.get("PYTHONPATH", "")])}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environ)
+    print(f"\n{result.stdout}{result.stderr}")
+    return result
 
 
 @pytest.mark.parametrize(("transport", "least"), [("tcp", 0.9), ("shm", 0.7)])
 def test_transfers_are_close_to_what_the_machine_does_without_us(transport: str, least: float) -> None:
-    command = [sys.executable, "-m", "mooncake_cli.main", "bench", "transfer", "--transport", transport]
-    options = ["--sizes", "1MiB,4MiB,16MiB", "--at-least", str(least)]
-    result = subprocess.run([*command, *options], capture_output=True, text=True, timeout=900)
-    print(f"\n{result.stdout}{result.stderr}")
+    result = bench("--transport", transport, "--sizes", "1MiB,4MiB,16MiB", "--at-least", str(least))
     assert result.returncode == 0, f"a share of the baseline is below {least}"
+
+
+@pytest.mark.parametrize(("batch", "most_s"), [(1, OPERATION_S), (128, ELEMENT_S)])
+def test_small_reads_over_shared_memory_cost_little_beyond_the_copy(batch: int, most_s: float) -> None:
+    small = ["--transport", "shm", "--sizes", "4KiB", "--direction", "read", "--checksum", "off", "--threads", "1"]
+    result = bench(*small, "--batch", str(batch), "--json")
+    (cell,) = json.loads(result.stdout)["cells"]
+    overhead_s = cell["block_s"] - cell["baseline_latency_s"]["p50"]
+    print(f"4 KiB read, batch of {batch}: {overhead_s * 1e6:.2f} us beyond the memcpy; at most {most_s * 1e6:g} us")
+    assert overhead_s <= most_s
+
+
+@pytest.mark.skipif(not PYTHON, reason="MOONCAKE_UPSTREAM_PYTHON names no interpreter with upstream's wheel")
+def test_many_blocks_move_faster_than_with_upstreams_engine() -> None:
+    result = bench("--against", PYTHON, "--sizes", "64KiB", "--batch", "64", "--threads", "1", "--at-least", "1.5")
+    assert result.returncode == 0, "64 blocks of 64 KiB: less than 1.5 times upstream's rate"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +116,13 @@ def test_a_cell_compares_pair_by_pair_with_the_like_baseline_and_the_raw_one() -
         (True, True): [run_of(40), run_of(4)],
         (True, False): [run_of(50), run_of(5)],
     }
-    cell = make_cell("tcp", Kind.READ, 4096, True, "socket", runs, seed=0)
+    cell = make_cell("tcp", Kind.READ, 4096, True, "socket", runs, batch=4, seed=0)
     assert cell.of_baseline is not None
     assert cell.of_raw is not None
     assert (cell.bytes_per_s, cell.baseline_bytes_per_s) == (22, 27.5)
     assert (cell.of_baseline.median, cell.of_raw.median) == (pytest.approx(0.8), pytest.approx(0.4))
     only_summed = {key: found for key, found in runs.items() if key[0]}
-    assert make_cell("tcp", Kind.READ, 4096, True, "socket", only_summed, seed=0).of_raw is None
+    assert make_cell("tcp", Kind.READ, 4096, True, "socket", only_summed, batch=4, seed=0).of_raw is None
 
 
 def test_regions_hold_what_is_under_way_and_fit_in_the_machine() -> None:
@@ -260,3 +261,87 @@ def test_nobody_moves_any_more_after_an_interrupted_measurement() -> None:
 
 def test_the_cache_size_is_a_size() -> None:
     assert transfer.last_level_cache_bytes() >= 1 << 18
+
+
+@contextlib.contextmanager
+def running_target(*options: str) -> Iterator[dict[str, Any]]:
+    """`mooncake bench transfer --target`, and what it says of itself."""
+    command = [sys.executable, "-m", "mooncake_cli.main", "bench", "transfer", "--target", "--json", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            text = ""
+            while not text.rstrip().endswith("}"):
+                text += process.stdout.readline()
+            yield json.loads(text)
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == exits.DONE
+
+
+def test_an_initiator_measures_against_a_target_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    with running_target("--memory", "1MiB", "--transport", "tcp,shm") as target:
+        assert (target["transports"], target["memory_bytes"]) == (["tcp", "shm"], 1 << 20)
+        options = ["--sizes", "4KiB", "--direction", "read", "--checksum", "off", "--seconds", "5ms", "--json"]
+        assert main.run(["bench", "transfer", "--initiator", target["address"], *options]) == exits.DONE
+        said = capsys.readouterr()
+        report = json.loads(said.out)
+        assert [(cell["transport"], cell["baseline"]) for cell in report["cells"]] == [
+            ("tcp", "socket"),
+            ("shm", "memcpy"),
+        ]
+        assert all(cell["bytes_per_s"] > 0 and cell["block_s"] > 0 for cell in report["cells"])
+        assert report["memory_bytes"] == 1 << 20
+        assert "local: the target offers tcp, shm" in said.err
+
+
+def test_only_a_target_is_measured_against(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        assert main.run(["bench", "transfer", "--initiator", f"127.0.0.1:{port}"]) == exits.FAILED
+        assert "is no target" in capsys.readouterr().err
+    assert main.run(["bench", "transfer", "--initiator", f"127.0.0.1:{port}"]) == exits.UNREACHABLE
+    assert "start `mooncake bench transfer --target` there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--target", "--initiator", "127.0.0.1:1"], "give one of them"),
+        (["--host", "127.0.0.1"], "belong to --target"),
+        (["--initiator", "nowhere"], "expected host:port"),
+        (["--against", "/no/such/python"], "expected a Python"),
+        (["--target", "--host", "203.0.113.9"], "cannot listen on 203.0.113.9"),
+    ],
+)
+def test_modes_that_cannot_be(options: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["bench", "transfer", *options]) == exits.USAGE
+    assert reason in capsys.readouterr().err
+
+
+def test_two_engines_are_compared_in_turn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    dropin = Path(__file__).parents[2] / "dropin"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(dropin), os.environ.get("PYTHONPATH", "")]))
+    options = ["--sizes", "4KiB,64KiB", "--batch", "8", "--direction", "write", "--seconds", "10ms", "--json"]
+    assert main.run(["bench", "transfer", "--against", sys.executable, *options, "--at-least", "0"]) == exits.DONE
+    report = json.loads(capsys.readouterr().out)
+    assert [(cell["kind"], cell["block_bytes"]) for cell in report["cells"]] == [("write", 4096), ("write", 65536)]
+    for cell in report["cells"]:
+        assert cell["ours"]["bytes_per_s"] > 0
+        assert cell["against"]["latency_s"]["p50"] > 0
+        assert cell["ratio"]["count"] == 10
+
+
+def test_an_interpreter_without_an_engine_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    assert main.run(["bench", "transfer", "--against", str(bare)]) == exits.FAILED
+    assert "has no mooncake.engine" in capsys.readouterr().err

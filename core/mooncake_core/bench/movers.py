@@ -12,14 +12,15 @@ import struct
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import xxhash
 from msgspec import Struct
 
-from mooncake_core.transfer.contract import Kind
+from mooncake_core.transfer.contract import Kind, Range
 from mooncake_core.transfer.engine import TransferEngine, first_error
+from mooncake_core.transfer.peer import TOGETHER_BYTES
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
 RAW_REQUEST: Final = struct.Struct("<BQQ")
@@ -100,12 +101,20 @@ class EngineMover(Mover):
         blocks = [self._next_block(thread) for _ in range(self._batch)]
         for _, block in blocks:
             self._sum(block, Kind.WRITE)
-        moved = self._engine.move(self.load.kind, self._segment, [((block,), offset) for offset, block in blocks])
+        moved = self._engine.move(self.load.kind, self._segment, self._transfers(blocks))
         if (error := first_error([transfer.error for transfer in moved])) is not None:
             raise error
         for _, block in blocks:
             self._sum(block, Kind.READ)
         return self._batch * self.load.block_bytes
+
+    def _transfers(self, blocks: Sequence[tuple[int, memoryview]]) -> list[tuple[list[memoryview], list[Range]]]:
+        """As few as `Endpoint.move` makes of them."""
+        together = max(1, TOGETHER_BYTES // self.load.block_bytes)
+        return [
+            ([block for _, block in part], [Range(offset, block.nbytes) for offset, block in part])
+            for part in (blocks[start : start + together] for start in range(0, len(blocks), together))
+        ]
 
 
 class SocketMover(Mover):

@@ -158,7 +158,7 @@ class Process:
     def _error(self, what: str) -> MooncakeError:
         lines = self._log_path.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
         log = "".join(f"\n  {line}" for line in lines)
-        return StoreError(f"bench store: {self._name} {what}{log}")
+        return StoreError(f"{self._name} {what}{log}")
 
 
 @contextmanager

@@ -20,9 +20,10 @@ import xxhash
 from msgspec import Struct, field
 
 from mooncake_core import registry
+from mooncake_core.address import HostPort
 from mooncake_core.bench.movers import CopyMover, EngineMover, Load, Measured, Mover, SocketMover, measure
 from mooncake_core.bench.statistics import Estimate, Quantiles, median_ratio, quantiles
-from mooncake_core.bench.transfer_target import HOST, Boot, Ready
+from mooncake_core.bench.transfer_target import HOST, Boot, Ready, ask
 from mooncake_core.errors import PluginUnavailable, PluginUnknown, TransferError, UsageError
 from mooncake_core.store.node import available_memory_bytes
 from mooncake_core.transfer.contract import Kind, Range, Transport
@@ -74,6 +75,8 @@ class Cell(Struct, frozen=True, kw_only=True):
     checksum: bool
     latency_s: Quantiles | None
     """Of `batch` blocks, until all have moved."""
+    block_s: float | None
+    """A block's share of the median latency."""
     bytes_per_s: float
     baseline: str
     """socket or memcpy; it sums its blocks where the engine's are summed."""
@@ -108,18 +111,30 @@ class _Setting:
     memory: memoryview
     other: memoryview
     """For the copying baseline, and the far end of `local`."""
-    raw_port: int | None
+    raw: HostPort | None
     """Of the raw socket baseline; None where copying is the baseline."""
 
     @property
     def baseline(self) -> str:
-        return "memcpy" if self.raw_port is None else "socket"
+        return "memcpy" if self.raw is None else "socket"
 
 
 class TransferRun:
     """One benchmark. `report` may be asked for at any time; it has the cells that are whole."""
 
-    def __init__(self, settings: TransferSettings, on_progress: Callable[[int], None]) -> None:
+    def __init__(
+        self, settings: TransferSettings, on_progress: Callable[[int], None], *, target: HostPort | None = None
+    ) -> None:
+        """`target`: of a process that is there already (transfer_target.offer); by default a child is started.
+
+        Raises:
+            UsageError: the blocks do not fit in.
+            WireError: there is no such target.
+        """
+        self._far_host = target.host if target else HOST
+        self._far = ask(target) if target else None
+        if self._far is not None:
+            settings = msgspec.structs.replace(settings, memory_bytes=self._far.segment.length_bytes)
         self._settings = settings
         self._on_progress = on_progress
         self._memory_bytes = region_bytes(settings)
@@ -139,7 +154,9 @@ class TransferRun:
             memory = stack.enter_context(region("bench-initiator", self._memory_bytes))
             other = stack.enter_context(region("bench-other", self._memory_bytes))
             remote = [name for name in available if name != LOCAL]
-            target = stack.enter_context(target_process(remote, self._memory_bytes)) if remote else None
+            target = self._far
+            if target is None and remote:
+                target = stack.enter_context(target_process(remote, self._memory_bytes))
             for name, transport in available.items():
                 self._measure_transport(name, transport, memory, other, target)
         return self.report()
@@ -158,20 +175,18 @@ class TransferRun:
         )
 
     def _available(self) -> dict[str, type[Transport]]:
-        """The transports that can be loaded and made here."""
-        found: dict[str, type[Transport]] = {}
-        reason: PluginUnavailable | PluginUnknown | None = None
-        for name in self._settings.transports:
-            try:
-                kind = LocalTransport if name == LOCAL else registry.load("transport", name)
-                _engine([] if name == LOCAL else [name], 1).close()
-                found[name] = kind
-            except (PluginUnavailable, PluginUnknown) as error:
-                self._skipped[name] = str(error)
-                reason = error
-        if not found and reason is not None:
-            raise reason
-        return found
+        return available_transports(self._settings.transports, self._skipped, self._check_reachable)
+
+    def _check_reachable(self, name: str, kind: type[Transport]) -> None:
+        """Raises PluginUnavailable where the target cannot be reached like that."""
+        if self._far is None:
+            return
+        segment = self._far.segment
+        if name not in segment.paths or name == LOCAL:
+            offered = ", ".join(path for path in segment.paths if path != LOCAL)
+            raise PluginUnavailable(f"{name}: the target offers {offered}")
+        if kind.capabilities.same_host_only and segment.host_id != default_host_id():
+            raise PluginUnavailable(f"{name}: the target is on another host")
 
     def _measure_transport(
         self, name: str, transport: type[Transport], memory: SharedMemory, other: SharedMemory, target: Ready | None
@@ -183,8 +198,12 @@ class TransferRun:
                 segment = engine.export(engine.register_memory(other.view, other.descriptor), writable=True)
             else:
                 segment = target.segment
-            raw_port = None if transport.capabilities.same_host_only or target is None else target.raw_port
-            setting = _Setting(name, engine, segment, memory.view, other.view, raw_port)
+            raw = (
+                None
+                if transport.capabilities.same_host_only or target is None
+                else HostPort(self._far_host, target.raw_port)
+            )
+            setting = _Setting(name, engine, segment, memory.view, other.view, raw)
             _check_bytes(engine, segment, memory.view, name)
             for kind in self._kinds:
                 for block_bytes in self._settings.sizes:
@@ -204,7 +223,14 @@ class TransferRun:
         for checksum in self._settings.checksums:
             self._cells.append(
                 make_cell(
-                    setting.transport, kind, block_bytes, checksum, setting.baseline, runs, seed=self._settings.seed
+                    setting.transport,
+                    kind,
+                    block_bytes,
+                    checksum,
+                    setting.baseline,
+                    runs,
+                    batch=self._settings.batch,
+                    seed=self._settings.seed,
                 )
             )
             self._on_progress(len(self._cells))
@@ -220,10 +246,12 @@ class TransferRun:
         )
 
     def _baseline_mover(self, setting: _Setting, load: Load, stack: ExitStack) -> Mover:
-        if setting.raw_port is None:
+        if setting.raw is None:
             return CopyMover(load, setting.memory, self._settings.threads, other=setting.other)
         connections, batch = self._settings.connections, self._settings.batch
-        mover = SocketMover(load, setting.memory, connections, host=HOST, port=setting.raw_port, batch=batch)
+        mover = SocketMover(
+            load, setting.memory, connections, host=setting.raw.host, port=setting.raw.port, batch=batch
+        )
         stack.callback(mover.close)
         return mover
 
@@ -239,6 +267,32 @@ class TransferRun:
         return runs
 
 
+def available_transports(
+    names: Sequence[str],
+    skipped: dict[str, str],
+    check: Callable[[str, type[Transport]], None] = lambda name, kind: None,
+) -> dict[str, type[Transport]]:
+    """The transports that can be loaded and made here, and pass `check`; why others do not goes to `skipped`.
+
+    Raises:
+        PluginUnavailable, PluginUnknown: that is none of them.
+    """
+    found: dict[str, type[Transport]] = {}
+    reason: PluginUnavailable | PluginUnknown | None = None
+    for name in names:
+        try:
+            kind = LocalTransport if name == LOCAL else registry.load("transport", name)
+            check(name, kind)
+            _engine([] if name == LOCAL else [name], 1).close()
+            found[name] = kind
+        except (PluginUnavailable, PluginUnknown) as error:
+            skipped[name] = str(error)
+            reason = error
+    if not found and reason is not None:
+        raise reason
+    return found
+
+
 def num_cells(settings: TransferSettings, transports: Sequence[str]) -> int:
     """How many rows there will be."""
     return len(transports) * len(settings.kinds) * len(settings.sizes) * len(settings.checksums)
@@ -252,17 +306,20 @@ def make_cell(
     baseline: str,
     runs: dict[tuple[bool, bool], list[Measured]],
     *,
+    batch: int,
     seed: int,
 ) -> Cell:
     """Sums up the runs of one cell; keys are (checksum, whether it is the engine)."""
     ours, theirs = runs[checksum, True], runs[checksum, False]
+    latency = quantiles([latency for run in ours for latency in run.latencies_s])
     raw = runs.get((False, False))
     return Cell(
         transport=transport,
         kind=kind.name.lower(),
         block_bytes=block_bytes,
         checksum=checksum,
-        latency_s=quantiles([latency for run in ours for latency in run.latencies_s]),
+        latency_s=latency,
+        block_s=None if latency is None else latency.p50 / batch,
         bytes_per_s=statistics.median(run.bytes_per_s for run in ours),
         baseline=baseline,
         baseline_latency_s=quantiles([latency for run in theirs for latency in run.latencies_s]),

@@ -1,6 +1,7 @@
-"""The far end of `mooncake bench transfer`: `python -m mooncake_core.bench.transfer_target`.
+"""The far end of `mooncake bench transfer`: a child process (`python -m mooncake_core.bench.transfer_target`), or another host's.
 
-stdin: one line, the Boot message; its end is the parent's. stdout: one line, the Ready message.
+stdin of the child: one line, the Boot message; its end is the parent's. stdout: one line, the Ready message. Others ask for
+Ready on the port of the raw socket baseline.
 """
 
 from __future__ import annotations
@@ -10,20 +11,30 @@ import os
 import secrets
 import signal
 import socket
+import struct
 import sys
 import threading
+from collections.abc import Generator, Sequence
+from typing import Final
 
 import msgspec
 from msgspec import Struct
 
+from mooncake_core.address import HostPort
 from mooncake_core.bench.movers import RAW_DONE, RAW_REQUEST, receive_into, tune
+from mooncake_core.errors import PeerUnreachable, ProtocolError, UsageError
 from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.host import default_host_id
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
-HOST = "127.0.0.1"
+HOST: Final = "127.0.0.1"
+DESCRIBE: Final = 0
+"""In the place of a kind: asks for the Ready message."""
+LENGTH: Final = struct.Struct("<Q")
+LONGEST_READY_BYTES: Final = 1 << 20
+ASK_S: Final = 10.0
 
 
 class Boot(Struct, frozen=True, kw_only=True):
@@ -41,36 +52,79 @@ class Ready(Struct, frozen=True, kw_only=True):
     """Of the raw socket baseline, which reads and writes the same memory."""
 
 
+@contextlib.contextmanager
+def offer(transports: Sequence[str], num_bytes: int, *, host: str = HOST, port: int = 0) -> Generator[Ready]:
+    """Offers memory while the context lasts; whoever reaches the host can read and write it. `port` is the baseline's.
+
+    Raises:
+        UsageError: it cannot listen there.
+    """
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_listener(host, port))
+        region = SharedMemory("bench-target", num_bytes)
+        stack.callback(region.close)
+        engine = TransferEngine(
+            owner="bench-target",
+            host_id=default_host_id(),
+            incarnation=secrets.randbits(63),
+            transports=transports,
+            listen_host=host,
+        )
+        stack.callback(engine.close)
+        segment = engine.export(engine.register_memory(region.view, region.descriptor), writable=True)
+        ready = Ready(segment=segment, raw_port=listener.getsockname()[1])
+        threading.Thread(target=_accept, args=(listener, region.view, ready), name="raw-accept", daemon=True).start()
+        yield ready
+
+
+def ask(address: HostPort) -> Ready:
+    """What a target offers.
+
+    Raises:
+        PeerUnreachable: nobody answers.
+        ProtocolError: it is no target.
+    """
+    try:
+        with socket.create_connection(address, ASK_S) as connection:
+            connection.sendall(RAW_REQUEST.pack(DESCRIBE, 0, 0))
+            (length,) = LENGTH.unpack(_receive(connection, LENGTH.size))
+            if length > LONGEST_READY_BYTES:
+                raise ProtocolError(f"{address} is no target of `mooncake bench transfer`")
+            return msgspec.json.decode(_receive(connection, length), type=Ready)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"{address} is no target of `mooncake bench transfer`: {error}") from error
+    except OSError as error:
+        reason = error.strerror or "no answer"
+        raise PeerUnreachable(
+            f"no target answers at {address} ({reason}): start `mooncake bench transfer --target` there, and give the address "
+            "that it prints"
+        ) from error
+
+
 def serve(boot: Boot) -> None:
     """Offers memory until stdin ends."""
-    region = SharedMemory("bench-target", boot.region_bytes)
-    engine = TransferEngine(
-        owner="bench-target",
-        host_id=default_host_id(),
-        incarnation=secrets.randbits(63),
-        transports=boot.transports,
-        listen_host=HOST,
-    )
-    try:
-        registered = engine.register_memory(region.view, region.descriptor)
-        segment = engine.export(registered, writable=True)
-        listener = socket.create_server((HOST, 0))
-        threading.Thread(target=_accept, args=(listener, region.view), name="raw-accept", daemon=True).start()
-        ready = Ready(segment=segment, raw_port=listener.getsockname()[1])
+    with offer(boot.transports, boot.region_bytes) as ready:
         os.write(sys.stdout.fileno(), msgspec.json.encode(ready) + b"\n")
         while os.read(sys.stdin.fileno(), 1):
             pass
-    finally:
-        engine.close()
 
 
-def _accept(listener: socket.socket, memory: memoryview) -> None:
-    while True:
-        connection, _ = listener.accept()
-        threading.Thread(target=serve_raw, args=(connection, memory), name="raw-serve", daemon=True).start()
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {HostPort(host, port)}: {error.strerror}") from error
 
 
-def serve_raw(connection: socket.socket, memory: memoryview) -> None:
+def _accept(listener: socket.socket, memory: memoryview, ready: Ready) -> None:
+    with contextlib.suppress(OSError):  # closed: the end
+        while True:
+            connection, _ = listener.accept()
+            threading.Thread(target=serve_raw, args=(connection, memory, ready), name="raw-serve", daemon=True).start()
+
+
+def serve_raw(connection: socket.socket, memory: memoryview, ready: Ready | None = None) -> None:
     """The far end of the raw socket baseline; returns when the initiator is done."""
     tune(connection)
     header = memoryview(bytearray(RAW_REQUEST.size))
@@ -81,9 +135,20 @@ def serve_raw(connection: socket.socket, memory: memoryview) -> None:
             block = memory[offset : offset + length]
             if kind == Kind.READ:
                 connection.sendall(block)
-            else:
+            elif kind == Kind.WRITE:
                 receive_into(connection, block)
                 connection.sendall(RAW_DONE)
+            elif kind == DESCRIBE and ready is not None:
+                said = msgspec.json.encode(ready)
+                connection.sendall(LENGTH.pack(len(said)) + said)
+            else:
+                return
+
+
+def _receive(connection: socket.socket, num_bytes: int) -> bytes:
+    data = bytearray(num_bytes)
+    receive_into(connection, memoryview(data))
+    return bytes(data)
 
 
 def main() -> None:

@@ -1,0 +1,138 @@
+"""The other ways of `mooncake bench transfer`: the far end alone, and a comparison with another `mooncake.engine`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mooncake_cli import console, exits, progress
+
+if TYPE_CHECKING:
+    from mooncake_core.bench.engine_compare import EngineCell, EngineReport, EngineSettings, EngineSide
+
+
+def serve_target(transports: list[str], host: str, port: int, memory_bytes: int | None, *, as_json: bool) -> int:
+    """Offers memory until it is told to end."""
+    from mooncake_core.address import HostPort
+    from mooncake_core.bench.transfer import available_transports, last_level_cache_bytes
+    from mooncake_core.bench.transfer_target import offer
+    from mooncake_core.transfer.engine import LOCAL
+    from mooncake_core.units import format_size
+
+    skipped: dict[str, str] = {}
+    names = list(available_transports([name for name in transports if name != LOCAL], skipped))
+    for reason in skipped.values():
+        console.note(f"skipped: {reason}")
+    num_bytes = memory_bytes or last_level_cache_bytes()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with offer(names, num_bytes, host=host, port=port) as ready:
+        address = str(HostPort(host, ready.raw_port))
+        if as_json:
+            console.json({"address": address, "transports": names, "memory_bytes": num_bytes})
+        else:
+            console.data(f"target of {format_size(num_bytes)} over {', '.join(names)}, until Ctrl-C; measure with")
+            console.data(f"  mooncake bench transfer --initiator {address}")
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            return exits.DONE
+    return exits.DONE
+
+
+def compare(settings: EngineSettings, at_least: float | None, out: Path | None, *, as_json: bool) -> int:
+    """This project's engine and another's, alternating."""
+    import msgspec
+
+    from mooncake_core.bench.engine_compare import EngineRun
+
+    run = EngineRun(settings, progress.counter(len(settings.kinds) * len(settings.sizes), "rows"))
+    finished = True
+    try:
+        run.execute()
+    except KeyboardInterrupt:
+        console.note("interrupted: what was measured until now")
+        finished = False
+    report = run.report()
+    if as_json:
+        console.json(msgspec.to_builtins(report))
+    else:
+        _print(report)
+    _write(out, report)
+    if not finished:
+        return exits.INTERRUPTED
+    return exits.FAILED if _missed(report, at_least) else exits.DONE
+
+
+def _print(report: EngineReport) -> None:
+    from mooncake_core.units import format_size
+
+    columns = ["", "block", "p50", "p99", "GB/s", "against p50", "p99", "GB/s", "ratio", "95% interval"]
+    console.table(columns, [_row(cell) for cell in report.cells])
+    settings = report.settings
+    console.data(
+        f"mooncake.engine over {settings.protocol}; latencies are of {settings.batch} blocks; {settings.threads} threads, "
+        f"regions of {format_size(settings.memory_bytes)}, {settings.pairs} pairs of {settings.seconds:g}s, "
+        f"{report.cores} cores"
+    )
+    console.data(f"against {settings.against}; a ratio above 1 is better")
+    if report.unfinished:
+        console.data(f"not measured: {report.unfinished} rows")
+
+
+def _row(cell: EngineCell) -> list[object]:
+    from mooncake_core.units import format_size
+
+    ratio = cell.ratio
+    return [
+        cell.kind,
+        format_size(cell.block_bytes),
+        *_columns(cell.ours),
+        *_columns(cell.against),
+        "-" if ratio is None else f"{ratio.median:.2f}",
+        "-" if ratio is None else f"{ratio.low:.2f} to {ratio.high:.2f}",
+    ]
+
+
+def _columns(side: EngineSide) -> list[str]:
+    from mooncake_core.units import format_duration
+
+    found = side.latency_s
+    times = ["-", "-"] if found is None else [format_duration(found.p50), format_duration(found.p99)]
+    return [*times, f"{side.bytes_per_s / 1e9:.3f}"]
+
+
+def _missed(report: EngineReport, at_least: float | None) -> bool:
+    """Names what is below; nothing is asked for without --at-least."""
+    from mooncake_core.units import format_size
+
+    if at_least is None:
+        return False
+    missed = [cell for cell in report.cells if cell.ratio is None or cell.ratio.median < at_least]
+    for cell in missed:
+        found = "nothing" if cell.ratio is None else f"{cell.ratio.median:.3f}"
+        console.error(
+            f"{cell.kind} {format_size(cell.block_bytes)}: expected at least {at_least:g} times the other, found {found}"
+        )
+    return bool(missed)
+
+
+def _write(out: Path | None, report: EngineReport) -> None:
+    """report.json, and a plot per direction; without matplotlib the report alone."""
+    if out is None:
+        return
+    from mooncake_core.bench.plots import plot_lines
+    from mooncake_core.errors import PluginUnavailable
+
+    console.json_file(out / "report.json", report)
+    for kind in report.settings.kinds:
+        cells = [cell for cell in report.cells if cell.kind == kind]
+        series = {
+            "ours": [(float(cell.block_bytes), cell.ours.bytes_per_s / 1e9) for cell in cells],
+            "against": [(float(cell.block_bytes), cell.against.bytes_per_s / 1e9) for cell in cells],
+        }
+        try:
+            plot_lines(out / f"{kind}.png", f"mooncake.engine: {kind}", ("block (bytes)", "GB/s"), series)
+        except PluginUnavailable as error:
+            console.note(str(error))
+            return
