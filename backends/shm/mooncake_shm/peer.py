@@ -78,8 +78,8 @@ class Peer:
         except OSError as error:
             raise self.failed(error) from error
 
-    def map(self, want: Want, have: Have, descriptors: Sequence[int]) -> None:
-        """Takes what was wished for.
+    def map(self, want: Want, have: Have, descriptors: Sequence[int]) -> memoryview:
+        """Takes what was wished for, and returns it.
 
         Raises:
             PathFailed: it could not be opened there, or not be mapped here.
@@ -96,6 +96,7 @@ class Peer:
                 if self._page is None:
                     self._page = PeerPage(page)
                 self._maps[want.region, want.write] = memory
+            return memory
         except (OSError, ValueError) as error:
             raise self.failed(error) from error
 

@@ -18,6 +18,7 @@ from typing import Final
 
 from mooncake_core.errors import DeadlineExceeded, PathFailed, TransferError
 from mooncake_core.transfer.contract import Operation
+from mooncake_shm.ahead import Ahead
 from mooncake_shm.introduction import Gone, Have, Want
 from mooncake_shm.peer import Peer, stale
 
@@ -68,6 +69,7 @@ class Peers:
         """Changed by the thread alone."""
         self._dead: OrderedDict[str, None] = OrderedDict()
         self._closing = False
+        self._ahead = Ahead()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._work, name="shm-peers", daemon=True)
         self._thread.start()
@@ -91,6 +93,7 @@ class Peers:
             self._closing = True
             os.eventfd_write(self._wake_fd, 1)
         self._thread.join()
+        self._ahead.close()
         os.close(self._wake_fd)
 
     def _work(self) -> None:
@@ -166,9 +169,15 @@ class Peers:
             self._fail(known, lambda waiting: waiting.want == want, stale())
             return
         try:
-            known.peer.map(want, have, descriptors)
+            memory = known.peer.map(want, have, descriptors)
         except PathFailed as error:
             self._fail(known, lambda waiting: waiting.want == want, error)
+            return
+
+        def is_used(peer: Peer = known.peer) -> bool:
+            return peer.is_mapped(want.region, write=want.write)
+
+        self._ahead.begin(memory, descriptors[1], write=want.write, is_used=is_used)
 
     def _ask(self, known: _Acquaintance) -> None:
         """Lets go whose memory is mapped, and asks for that of the next."""

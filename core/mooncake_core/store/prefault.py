@@ -6,24 +6,19 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
-import mmap
 import os
 import threading
 from collections.abc import Callable
 from typing import Final
 
+from mooncake_core.transfer.populate import populate, yield_to_others
 from mooncake_core.units import format_size
 
-MADV_POPULATE_WRITE: Final = 23
-"""Since Linux 5.14."""
 CHUNK_BYTES: Final = 16 << 20
 KEEP_FREE_BYTES: Final = 256 << 20
 """Pages that nobody asked for yet are not worth the last memory of a machine."""
-NICENESS: Final = 10
 
 _log = logging.getLogger(__name__)
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Prefault:
@@ -50,9 +45,9 @@ class Prefault:
         self._memory.release()
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)  # on Linux: of this thread
+        yield_to_others()
         num_bytes = self._memory.nbytes
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory)) if num_bytes else 0
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         for start in range(0, num_bytes, CHUNK_BYTES):
             if self._stopping.is_set():
                 return
@@ -60,9 +55,8 @@ class Prefault:
             if available < KEEP_FREE_BYTES + CHUNK_BYTES:
                 self._leave(start, f"the machine, or its cgroup, has only {format_size(available)} left")
                 return
-            length = min(CHUNK_BYTES, num_bytes - start)
-            if _libc.madvise(address + start, _whole_pages(length), MADV_POPULATE_WRITE):
-                number = ctypes.get_errno()
+            number = populate(address + start, min(CHUNK_BYTES, num_bytes - start), write=True)
+            if number:
                 if number != errno.EINVAL:  # a kernel that does not know it
                     self._leave(start, os.strerror(number))
                 return
@@ -75,7 +69,3 @@ class Prefault:
             format_size(self._memory.nbytes),
             reason,
         )
-
-
-def _whole_pages(num_bytes: int) -> int:
-    return -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
