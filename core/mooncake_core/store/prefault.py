@@ -1,5 +1,5 @@
 """Takes a segment's memory from the machine beside the work: the kernel hands out and clears each page on its first use, which
-is slower than the copy of a put itself."""
+is slower than the copy of a put itself. Somebody pays for it in any case, so it is not put off while others work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from mooncake_core.transfer.populate import populate, yield_to_others
+from mooncake_core.transfer.populate import populate
 from mooncake_core.units import format_size
 
 CHUNK_BYTES: Final = 16 << 20
@@ -45,7 +45,6 @@ class Prefault:
         self._memory.release()
 
     def _run(self) -> None:
-        yield_to_others()
         num_bytes = self._memory.nbytes
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         for start in range(0, num_bytes, CHUNK_BYTES):
