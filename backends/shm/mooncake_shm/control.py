@@ -75,39 +75,36 @@ class ControlPage:
 
 
 class PeerPage:
-    """A peer's control page, seen by an initiator. Used by many threads."""
+    """A peer's control page, seen by an initiator. Used by one thread at a time: its Peer has a lock."""
 
     def __init__(self, fd: int) -> None:
         # A descriptor received from the peer shares its locks with the peer: only one opened here has locks of its own.
         self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._map = mmap.mmap(self._fd, PAGE_BYTES, access=mmap.ACCESS_READ)
         self._generations = memoryview(self._map).cast("Q")
-        self._mutex = threading.Lock()
         self._holders: dict[int, int] = {}
         self._locks: dict[int, tuple[bytes, bytes]] = {}
         """How a slot is locked, and unlocked, in the kernel's words: most copies are of few slots."""
 
     def enter(self, slot: int, generation: int) -> bool:
         """Begins a copy; False when the export was withdrawn. `leave` must follow a True."""
-        with self._mutex:
-            holders = self._holders.get(slot, 0)
-            if holders == 0 and not _ask(self._fd, self._words(slot)[0]):
-                return False  # only withdrawing locks it
-            if self._generations[slot] != generation:
-                if holders == 0:
-                    _tell(self._fd, self._words(slot)[1])
-                return False
-            self._holders[slot] = holders + 1
-            return True
+        holders = self._holders.get(slot, 0)
+        if holders == 0 and not _ask(self._fd, self._words(slot)[0]):
+            return False  # only withdrawing locks it
+        if self._generations[slot] != generation:
+            if holders == 0:
+                _tell(self._fd, self._words(slot)[1])
+            return False
+        self._holders[slot] = holders + 1
+        return True
 
     def leave(self, slot: int) -> None:
         """Ends a copy."""
-        with self._mutex:
-            holders = self._holders.pop(slot) - 1
-            if holders:
-                self._holders[slot] = holders
-            else:
-                _tell(self._fd, self._words(slot)[1])
+        holders = self._holders.pop(slot) - 1
+        if holders:
+            self._holders[slot] = holders
+        else:
+            _tell(self._fd, self._words(slot)[1])
 
     def _words(self, slot: int) -> tuple[bytes, bytes]:
         words = self._locks.get(slot)

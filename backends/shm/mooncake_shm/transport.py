@@ -292,6 +292,12 @@ def _decode(path: bytes) -> ShmPath:
     return msgspec.msgpack.decode(path, type=ShmPath)
 
 
+@lru_cache
+def _want(path: bytes, write: bool) -> Want:
+    named = _decode(path)
+    return Want(named.region, named.slot, named.generation, write)
+
+
 def _checked(operation: Operation) -> tuple[ShmPath, Want]:
     """Where an operation goes.
 
@@ -308,4 +314,4 @@ def _checked(operation: Operation) -> tuple[ShmPath, Want]:
     part = path.refused(operation.ranges)
     if part is not None:
         raise OutOfRange(f"bytes {part.offset} to {part.offset + part.length} are not exported")
-    return path, Want(path.region, path.slot, path.generation, write)
+    return path, _want(operation.path, write)

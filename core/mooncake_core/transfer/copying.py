@@ -15,7 +15,8 @@ LOCKED_BYTES: Final = 32 << 10
 
 def copy(pieces: Sequence[memoryview], memories: Sequence[memoryview], *, write: bool) -> None:
     """Moves bytes between local pieces and mapped memory of the same total length."""
-    for here, there in pair(pieces, memories):
+    alone = len(pieces) == len(memories) == 1
+    for here, there in ((pieces[0], memories[0]),) if alone else pair(pieces, memories):
         target, source = (there, here) if write else (here, there)
         if here.nbytes <= LOCKED_BYTES:
             target[:] = source

@@ -282,7 +282,9 @@ class TransferEngine:
 
     def _transfers(self, requests: Sequence[TransferRequest], timeout_s: float | None) -> list[Transfer]:
         for request in requests:
-            near, far = total_bytes(request.pieces), sum([part.length for part in request.ranges])
+            ranges = request.ranges
+            near = total_bytes(request.pieces)
+            far = ranges[0].length if len(ranges) == 1 else sum([part.length for part in ranges])
             if near != far:
                 raise OutOfRange(f"the local pieces have {near} bytes, the remote ranges {far}")
         deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
@@ -311,7 +313,7 @@ class TransferEngine:
         if best is None or self._closing:
             return list(transfers)
         left: list[Transfer] = []
-        groups = _together(transfers)
+        groups = [transfers] if len(transfers) == 1 else _together(transfers)
         completions = best.move([self._operation(group, segment.paths[best.name]) for group in groups])
         for group, completion in zip(groups, completions, strict=True):
             error = None if completion is None else completion.error
