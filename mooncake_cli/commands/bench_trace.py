@@ -107,7 +107,10 @@ def _print(report: TraceReport) -> None:
             console.data(f"{system.name}: goodput by limit of TBT: {shares}")
         if system.rejected_for:
             causes = ", ".join(f"{count} at {cause}" for cause, count in system.rejected_for.items())
-            console.data(f"{system.name}: rejected {causes}")
+            loads = ", ".join(
+                f"{pool} {swing.mean:.2f}, deviation {swing.deviation:.2f}" for pool, swing in system.swings.items()
+            )
+            console.data(f"{system.name}: rejected {causes}; load over objective: {loads}")
     if report.capacities:
         _print_capacities(report)
     if report.seeds:

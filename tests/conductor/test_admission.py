@@ -123,13 +123,14 @@ def test_cancelled_requests_teach_nothing() -> None:
 
 def test_learned_lengths_expect_what_answers_of_that_length_did() -> None:
     conductor = make(admission=LearnedLengths, tbt_slo_s=0.0199, prefills=1)
-    for number in range(ENOUGH):  # half of the answers have 10 tokens, half of them 300
+    for number in range(ENOUGH):  # a quarter of the answers have 300 tokens, the others 10
         placed(conductor, f"r{number}", 0)
         prefilled(conductor, f"r{number}", 0)
-        conductor.handle(e.RequestEnded(f"r{number}", released=True, output_tokens=10 if number % 2 else 300), 0)
+        conductor.handle(e.RequestEnded(f"r{number}", released=True, output_tokens=10 if number % 4 else 300), 0)
     placed(conductor, "a", 0)
     prefilled(conductor, "a", 0)
-    # This one's prefill ends at 1.01, after 50 steps of 20 ms: `a` goes on with probability 1/2. (1 + 0.5) * 10 ms.
+    # This one's prefill ends at 1.01, after some 50 steps: `a` goes on with probability 0.26, give or take 0.44. To be sure of
+    # it by 90 %: 10 ms * (1 + 0.26 + 1.28 * 0.44) = 18.2 ms.
     placed(conductor, "b", 0)
     conductor.handle(e.RequestEnded("b"), 0)
     # At 0.5 it has 25 tokens: it is a long one, and goes on for sure.

@@ -165,6 +165,17 @@ def test_an_urgent_request_does_not_wait_for_what_is_less_urgent() -> None:
     assert dispatched(conductor, arrival("r3", priority=-1)).expected_ttft_s == pytest.approx(2.02)
 
 
+def test_who_waited_for_another_begins_when_that_has_ended() -> None:
+    conductor = make(prefills=1, decodes=4)
+    for name in ("a", "b"):
+        dispatched(conductor, arrival(name))
+    conductor.handle(e.PrefillEnded("a", 0, 0.0), 1.01)
+    # `b` runs since 1.01 and not since it came: 0.71 s are left of it, and then there is this one's 1.01.
+    assert dispatched(conductor, arrival("c"), 1.31).expected_ttft_s == pytest.approx(0.71 + 1.01)
+    conductor.handle(e.RequestEnded("c"), 1.41)  # it waited, so `b` goes on as before
+    assert dispatched(conductor, arrival("d"), 1.51).expected_ttft_s == pytest.approx(0.51 + 1.01)
+
+
 def test_a_less_urgent_request_goes_where_fewer_go_first() -> None:
     conductor = make(prefills=2, decodes=4)
     first = dispatched(conductor, arrival("urgent", priority=-1)).prefill

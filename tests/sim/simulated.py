@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mooncake_core.conductor.admission.contract import Admission
 from mooncake_core.conductor.conductor import Conductor, ConductorSettings
 from mooncake_core.conductor.policies import KVCacheCentric
 from mooncake_core.conductor.policies.contract import Policy, PolicySettings
@@ -87,6 +88,7 @@ def conducted(
     stages: int = 1,
     chunk_tokens: int = 10_000,
     policy: Policy | None = None,
+    admission: Admission | None = None,
     changes: Sequence[tuple[float, str, Sequence[Any]]] = (),
     samples_s: float = 0.0,
     **settings: Any,
@@ -97,13 +99,15 @@ def conducted(
     timeline = Timeline()
     ordered = sorted(jobs, key=lambda one: (one.arrived_at, one.number))
     simulation = Simulation(timeline, iter(ordered), report_interval_s=0.0, sample_interval_s=samples_s)
-    conductor = Conductor(ConductorSettings(), policy or KVCacheCentric(PolicySettings()), "tested", random.Random(0))
+    conductor = Conductor(
+        ConductorSettings(), policy or KVCacheCentric(PolicySettings()), "tested", random.Random(0), admission
+    )
     cluster = ConductedCluster(
         timeline,
         conductor,
         MODEL,
         shape,
-        ConductedSettings(max_tokens=100, **settings),
+        ConductedSettings(**{"max_tokens": 100, **settings}),
         members=partial(
             Members,
             model=MODEL,

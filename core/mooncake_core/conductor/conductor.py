@@ -85,7 +85,7 @@ class Conductor:
             case e.InstanceDraining(name):
                 self._drain(name)
             case e.InstanceLeft(name):
-                return self._left(name)
+                return self._left(name, now)
             case e.Tick():
                 return self._expired(now)
         return []
@@ -212,7 +212,7 @@ class Conductor:
         decode = self._choose_decode(request.arrival, request.score, model, request.refused_by, now)
         if isinstance(decode, DecodeChoice):
             return [self._assign(request, decode.instance.name, model, now)]
-        self._forget(refusal.request_id)
+        self._forget(refusal.request_id, now)
         reason = f"{decode.reason}; {request.decode} said: {refusal.reason}"
         kind = c.Unavailable if request.unanswered else c.Reject
         answer = kind(refusal.request_id, reason, decode.retry_after_s)
@@ -224,13 +224,13 @@ class Conductor:
             return []
         request.prefilled = True
         observed = Observed(request.arrival.prompt_tokens, event.cached_tokens, event.computed_s)
-        self._prefill.ended(request.score.prefill, event.request_id, observed)
+        self._prefill.ended(request.score.prefill, event.request_id, now, observed)
         decode = self._decode.instances.get(request.decode)
         assigned = decode.assigned.get(event.request_id) if decode else None
         if decode is None or assigned is None or event.finished:
             return []
         if not request.arrival.resumed and (refusal := self._admission.at_decode(request.asking(), decode, now)):
-            self._forget(event.request_id)
+            self._forget(event.request_id, now)
             self._log.add(Made(now, request.arrival, "rejected", refusal.reason, "decode"))
             reject = c.Reject(
                 event.request_id, refusal.reason, refusal.retry_after_s, cause=refusal.cause, stage="decode"
@@ -245,11 +245,11 @@ class Conductor:
         assigned = decode.assigned.get(event.request_id) if decode else None
         if assigned is not None and event.output_tokens:
             self._admission.decoded(assigned, event.output_tokens, now)
-        release = self._ended(event.request_id)
+        release = self._ended(event.request_id, now)
         return [] if event.released else release
 
-    def _ended(self, request_id: str) -> list[c.Command]:
-        request = self._forget(request_id)
+    def _ended(self, request_id: str, now: float) -> list[c.Command]:
+        request = self._forget(request_id, now)
         return [] if request is None else [c.ReleaseDecode(request_id, request.decode)]
 
     def _expired(self, now: float) -> list[c.Command]:
@@ -257,7 +257,7 @@ class Conductor:
         commands: list[c.Command] = []
         for request in self._requests.late(now):
             request_id = request.arrival.request_id
-            commands += self._ended(request_id)
+            commands += self._ended(request_id, now)
             if not request.dispatched:
                 commands.append(c.Unavailable(request_id, "the request's deadline has passed", SHORTEST_RETRY_S))
         return commands
@@ -273,21 +273,21 @@ class Conductor:
         self._prefill.drain(name)
         self._decode.drain(name)
 
-    def _left(self, name: str) -> list[c.Command]:
+    def _left(self, name: str, now: float) -> list[c.Command]:
         """What was not dispatched yet cannot go there; what was, the gateway finds out about."""
         self._prefill.leave(name)
         self._decode.leave(name)
         commands: list[c.Command] = []
         for request in self._requests.waiting_for(name):
             request_id = request.arrival.request_id
-            commands += self._ended(request_id)
+            commands += self._ended(request_id, now)
             commands.append(c.Unavailable(request_id, f"instance {name} has left", SHORTEST_RETRY_S))
         return commands
 
-    def _forget(self, request_id: str) -> Request | None:
+    def _forget(self, request_id: str, now: float) -> Request | None:
         request = self._requests.pop(request_id)
         if request is not None:
-            self._prefill.ended(request.score.prefill, request_id)
+            self._prefill.ended(request.score.prefill, request_id, now)
             self._decode.release(request.decode, request_id)
         return request
 

@@ -15,6 +15,7 @@ class Work:
     predicted_s: float
     """Of its prefill."""
     started_at: float
+    """When it was dispatched or, where another went first, when that had ended."""
     priority: int = 0
     """Lower is earlier."""
     num_blocks: int = 0
@@ -30,6 +31,17 @@ class PrefillInstance:
         self.cost = CostModel(offer.cost)
         self.draining = False
         self.work: dict[str, Work] = {}
+
+    def finish(self, request_id: str, now: float) -> bool:
+        """A request needs nothing here any more, if it did; the one that has waited longest begins."""
+        if request_id not in self.work:
+            return False
+        was_first = next(iter(self.work)) == request_id
+        del self.work[request_id]
+        if was_first and self.work:
+            oldest = next(iter(self.work.values()))
+            oldest.started_at = max(oldest.started_at, now)
+        return True
 
     def queue_s(self, now: float, priority: int) -> float:
         """Predicted time until a request of such a priority has its turn: what is less urgent waits for it, also when it

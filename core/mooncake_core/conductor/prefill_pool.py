@@ -89,14 +89,14 @@ class PrefillPool:
         instance.work[request_id] = work
         self._refresh(instance)
 
-    def ended(self, name: str, request_id: str, observed: Observed | None = None) -> None:
+    def ended(self, name: str, request_id: str, now: float, observed: Observed | None = None) -> None:
         """A request needs nothing there any more; its prefill may have taken so long."""
         instance = self.instances.get(name)
         if instance is None:
             return
         if observed is not None:
             instance.cost.observe_prefill(*observed)
-        if instance.work.pop(request_id, None) is not None or observed is not None:
+        if instance.finish(request_id, now) or observed is not None:
             self._refresh(instance)
 
     def serving(self, model: str, fingerprint: bytes) -> PrefillTable | None:

@@ -38,6 +38,13 @@ class Threshold(Struct, frozen=True, kw_only=True):
     goodput_ratio: float
 
 
+class Swing(Struct, frozen=True, kw_only=True):
+    """A pool's load over its objective, while requests came: technical report, section 7.3."""
+
+    mean: float
+    deviation: float
+
+
 class SystemSummary(Struct, frozen=True, kw_only=True):
     """One system's part."""
 
@@ -67,6 +74,8 @@ class SystemSummary(Struct, frozen=True, kw_only=True):
     utilisation: dict[str, float]
     """Share of the span that instances computed, by pool and instance."""
     thresholds: list[Threshold]
+    swings: dict[str, Swing]
+    """By pool."""
     samples: list[Sample]
 
 
@@ -100,6 +109,7 @@ def summarise(config: SimulationConfig, system: SystemSettings, simulation: Simu
         span_s=simulation.ended_at,
         utilisation={name: _share(busy, simulation.ended_at) for name, busy in sorted(simulation.busy_s.items())},
         thresholds=_thresholds(config.slo.thresholds, tbt[in_time], requests),
+        swings=_swings(simulation),
         samples=simulation.samples,
     )
 
@@ -112,6 +122,18 @@ def _causes(simulation: Simulation) -> dict[str, int]:
         if outcome == "rejected"
     )
     return dict(sorted(rejected.items()))
+
+
+def _swings(simulation: Simulation) -> dict[str, Swing]:
+    last = simulation.records.column("arrived_at").max(initial=0.0)
+    samples = [sample for sample in simulation.samples if sample.at_s <= last]
+    if not samples:
+        return {}
+    loads = {
+        "prefill": np.array([sample.prefill_load for sample in samples]),
+        "decode": np.array([sample.decode_load for sample in samples]),
+    }
+    return {pool: Swing(mean=float(load.mean()), deviation=float(load.std())) for pool, load in loads.items()}
 
 
 def _thresholds(limits: Sequence[float], tbt_in_time: npt.NDArray[np.float64], requests: int) -> list[Threshold]:
