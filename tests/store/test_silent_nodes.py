@@ -86,3 +86,29 @@ def test_an_object_that_was_replaced_meanwhile_does_not_come_back(harness: Harne
     assert found is not None
     assert [placement.node for placement in found.replicas] == ["b"]
     assert newer.placements[0].node == "b"
+
+
+def test_what_it_had_does_not_come_back_for_what_was_put_since_and_is_lost(harness: Harness) -> None:
+    harness.store("k0", preferred="a")
+    fall_silent(harness, "a")
+    harness.store("k0", preferred="b")
+    fall_silent(harness, "b")
+    come_back(harness, "a")
+    assert harness.exists("k0") == [False]
+    come_back(harness, "b")
+    found = harness.describe("k0")
+    assert found is not None
+    assert [placement.node for placement in found.replicas] == ["b"]
+
+
+def test_what_only_it_had_can_be_removed_meanwhile(harness: Harness) -> None:
+    harness.store("k0", preferred="a")
+    fall_silent(harness, "a")
+    harness.ask(Remove(keys=["k0"]))
+    come_back(harness, "a")
+    assert harness.exists("k0") == [False]
+
+
+def test_a_key_that_is_not_there_is_not_remembered_while_nobody_is_away(harness: Harness) -> None:
+    harness.ask(Remove(keys=[f"none{number}" for number in range(10)]))
+    assert not harness.pool._removals._before

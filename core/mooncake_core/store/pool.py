@@ -446,7 +446,7 @@ class Pool:
         self._counters.puts += 1
         self._counters.put_bytes += entry.size_bytes
         self._index.publish(entry, now)
-        self._removals.committed(entry.key, entry.allocation_id)
+        self._removals.committed(entry.key, entry.allocation_id, is_one_away=self._roster.is_one_away)
         self._tiering.committed(entry, now)
         return ""
 
@@ -536,7 +536,11 @@ class Pool:
 
     def _remove(self, key: str, force: bool, now: float) -> str:
         entry = self._index.readable(key)
-        return ObjectNotFound.code if entry is None else self._remove_entry(entry, force, now)
+        if entry is not None:
+            return self._remove_entry(entry, force, now)
+        if self._roster.is_one_away:
+            self._removals.removed(key, self._next_id())  # it may be what the node has that is away
+        return ObjectNotFound.code
 
     def _remove_entry(self, entry: PoolObject, force: bool, now: float) -> str:
         if entry.is_nowhere:  # it went since it was found

@@ -8,6 +8,9 @@ from mooncake_core.store.tenants import split
 from mooncake_core.store.tiers.contract import TierKey
 
 MOST_KEYS: Final = 100_000
+MOST_REPLACED: Final = 100_000
+"""Keys that were put while a node was away. Of more the oldest are forgotten: to give up all that the node has instead would
+empty an SSD that was in repair for an hour."""
 
 
 class Removals:
@@ -17,6 +20,7 @@ class Removals:
         """Of more keys than that the oldest are given up together with everything that old: a miss is not a wrong answer."""
         self._most_keys = most_keys
         self._before: dict[str, int] = {}
+        self._replaced: dict[str, int] = {}
         self._all_before = 0
         self._all_of_tenant_before: dict[str, int] = {}
 
@@ -26,10 +30,16 @@ class Removals:
         if len(self._before) > self._most_keys:
             self.all_removed(self._before.pop(next(iter(self._before))))
 
-    def committed(self, key: str, allocation_id: int) -> None:
-        """An object was put that was being written when its key was removed: it is there, and what is older is not."""
+    def committed(self, key: str, allocation_id: int, *, is_one_away: bool) -> None:
+        """An object was put that was being written when its key was removed: it is there, and what is older is not. Nor is
+        what a node that `is_one_away` may have of it, whatever becomes of the new one."""
         if self._before.get(key, 0) > allocation_id:
             self._before[key] = allocation_id
+        if is_one_away:
+            self._replaced.pop(key, None)
+            self._replaced[key] = allocation_id
+            if len(self._replaced) > MOST_REPLACED:
+                del self._replaced[next(iter(self._replaced))]
 
     def all_removed(self, before: int) -> None:
         """Whatever was put with a smaller id is gone."""
@@ -42,4 +52,5 @@ class Removals:
     def covers(self, name: TierKey) -> bool:
         """Whether an object was removed."""
         of_tenant = self._all_of_tenant_before.get(split(name.key)[0], 0)
-        return name.allocation_id < max(self._all_before, of_tenant, self._before.get(name.key, 0))
+        of_key = max(self._before.get(name.key, 0), self._replaced.get(name.key, 0))
+        return name.allocation_id < max(self._all_before, of_tenant, of_key)

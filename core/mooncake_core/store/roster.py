@@ -55,7 +55,13 @@ class Roster:
         self._eviction = eviction
         self._outdate = outdate
         self._rounds = itertools.count(1)
+        self._away: set[str] = set()
         self._clear_again_at: float | None = None
+
+    @property
+    def is_one_away(self) -> bool:
+        """Whether a node that was here has gone: it may come back with what it had, in DRAM if it was only silent."""
+        return bool(self._away)
 
     def handle(
         self, event: NodeJoined | NodeFenced | BlocksReported | SlotsCleared | NodeLeft, now: float
@@ -121,6 +127,7 @@ class Roster:
             return []
         if event.name in self._nodes:
             self._left(event.name)
+        self._away.discard(event.name)
         node = NodeSpace(event.name, event.incarnation, event.offer, self._eviction())
         self._nodes[event.name] = node
         return [self._begin_fence(node, now)]
@@ -193,6 +200,7 @@ class Roster:
     def _left(self, name: str) -> None:
         self._index.drop_node(name)
         del self._nodes[name]
+        self._away.add(name)
 
     def _node(self, name: str, incarnation: int) -> NodeSpace | None:
         node = self._nodes.get(name)
