@@ -102,8 +102,14 @@ def test_decisions_are_found_by_the_beginning_of_an_id(cluster: Cluster) -> None
     found = as_json(cluster.command("inspect", "decisions", request_id[:12], "--json"))["decisions"]
     assert [decision["request_id"] for decision in found] == [request_id]
     shown = cluster.command("inspect", "decisions", request_id[:12]).stdout
-    assert f"{request_id}: dispatched by policy kvcache-centric\ncandidate\tlocal" in shown
-    assert cluster.command("inspect", "decisions", "--why").stdout.count("candidate\tlocal") >= 17
+    assert f"{request_id}: dispatched by policy kvcache-centric\nprefill: all " in shown
+    assert "candidate\t\tlocal\tfetched\tqueue\ttransfer\tprefill\tttft\tfree blocks" in shown
+    assert "candidate\t\ttbt\tfree blocks" in shown
+    assert (
+        cluster.command("inspect", "decisions", "--why", request_id[:12]).stdout.splitlines()[2:]
+        == (shown.splitlines()[2:])
+    )
+    assert cluster.command("inspect", "decisions", "--why").stdout.count("candidate\t\tlocal") >= 17
     digits = [line[0] for line in listed[1:]]
     digit = max(digits, key=digits.count)
     for kind in ("decisions", "requests"):

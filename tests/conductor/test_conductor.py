@@ -386,6 +386,29 @@ def test_decisions_say_why() -> None:
     assert conductor.decisions(10, "x5", 6) == []
 
 
+def test_a_decision_knows_all_instances_that_there_were() -> None:
+    conductor = make(prefills=30, decodes=12)
+    for number in range(12):  # a long queue where the longest prefix is, so that it is not among the first
+        conductor.handle(e.BlocksStored("n7", KEYS[:9]), 0)
+        dispatched(conductor, arrival(f"b{number}", priority=-1))
+    conductor.handle(e.BlocksRemoved("n7", KEYS[5:]), 0)
+    for number in range(30):
+        if number != 7:
+            conductor.handle(e.BlocksStored(f"n{number}", KEYS[:3]), 0)
+    dispatch = dispatched(conductor, arrival("r"))
+    (decision,) = conductor.decisions(1, "r", 0)
+    names = [candidate.prefill for candidate in decision.candidates]
+    assert (names[0], len(set(names)), decision.num_candidates) == (dispatch.prefill, 10, 30)
+    assert (names[-1], decision.candidates[-1].local_blocks) == ("p7", 5)
+    (everything,) = conductor.decisions(1, "r", 0, num_candidates=100)
+    assert {candidate.prefill for candidate in everything.candidates} == {f"p{number}" for number in range(30)}
+    assert everything.decodes[0].decode == dispatch.decode
+    assert everything.decodes[0].tbt_s == dispatch.expected_tbt_s == min(one.tbt_s for one in everything.decodes)
+    assert len(everything.decodes) == 12
+    conductor.handle(e.InstanceLeft("p7"), 1)  # what is kept is what was
+    assert conductor.decisions(1, "r", 1, num_candidates=100)[0].candidates == everything.candidates
+
+
 def test_least_loaded_does_not_look_at_the_cache() -> None:
     conductor = make(policy=LeastLoaded, decodes=4)
     conductor.handle(e.BlocksStored("n1", KEYS), 0)

@@ -14,7 +14,7 @@ import numpy as np
 from mooncake_core.conductor import events as e
 from mooncake_core.conductor.decode_pool import DecodeChoice
 from mooncake_core.conductor.prefill_pool import Ranking
-from mooncake_core.kvcache.prefix_index import PrefixIndex
+from mooncake_core.kvcache.prefix_index import Match, PrefixIndex
 from mooncake_core.wire.messages.inspection import CandidateScore, Decision, DecodeScore
 
 RUNNERS_UP: Final = 8
@@ -61,7 +61,7 @@ class DecisionLog:
         arrival, ranking = made.arrival, made.ranking
         placed = made.outcome == "dispatched"
         best = ranking.best if ranking else None
-        match = ranking.match if ranking else self._index.match(arrival.block_keys)
+        match = ranking.match if ranking else Match(0, [])
         return Decision(
             request_id=arrival.request_id,
             age_s=now - made.at,

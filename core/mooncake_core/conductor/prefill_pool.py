@@ -42,9 +42,14 @@ class Ranking(NamedTuple):
         return self.scores.of(self.chosen, self.names[self.chosen])
 
     def in_order(self, limit: int) -> list[tuple[Score, int]]:
-        """With their free blocks: the chosen one, then the best ones."""
-        order = [self.chosen, *(row for row in np.argsort(self.ranks, kind="stable").tolist() if row != self.chosen)]
-        return [(self.scores.of(row, self.names[row]), int(self.free_blocks[row])) for row in order[:limit]]
+        """With their free blocks: the chosen one, then the best ones, and last the one with the longest prefix of its own, if it
+        is not among them."""
+        others = np.argsort(self.ranks, kind="stable").tolist()
+        rows = [self.chosen, *(row for row in others if row != self.chosen)][:limit]
+        longest = int(self.scores.local_blocks.argmax())
+        if longest not in rows and self.scores.local_blocks[longest]:
+            rows.append(longest)
+        return [(self.scores.of(row, self.names[row]), int(self.free_blocks[row])) for row in rows]
 
 
 class Observed(NamedTuple):

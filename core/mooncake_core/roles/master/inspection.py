@@ -66,7 +66,9 @@ class Inspection:
         )
 
     async def _decisions(self, message: InspectDecisions, call: Call) -> Decisions:
-        found = self._conductor.conductor.decisions(message.limit, message.request_id, self._conductor.now())
+        found = self._conductor.conductor.decisions(
+            message.limit, message.request_id, self._conductor.now(), message.num_candidates
+        )
         return Decisions(decisions=found)
 
     def _member(self, record: Record) -> MemberStatus:

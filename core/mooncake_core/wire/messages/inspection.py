@@ -187,7 +187,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     expected_ttft_s: float
     expected_tbt_s: float
     candidates: list[CandidateScore]
-    """The winner and the next eight, or as many as were asked for."""
+    """The winner and the next eight, or as many as were asked for; and the one with the longest prefix of its own."""
     num_candidates: int = 0
     """There were so many."""
     decodes: list[DecodeScore] = []
