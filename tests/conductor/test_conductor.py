@@ -53,10 +53,11 @@ def make(
     prefills: int = 2,
     decodes: int = 1,
     max_decisions: int = 1000,
+    replication_threshold: float | None = None,
     **limits: float,
 ) -> Conductor:
     conductor = Conductor(
-        ConductorSettings(max_decisions=max_decisions),
+        ConductorSettings(max_decisions=max_decisions, replication_threshold=replication_threshold),
         policy(PolicySettings(balancing_threshold=threshold)),
         "test",
         random.Random(0),
@@ -407,6 +408,29 @@ def test_a_decision_knows_all_instances_that_there_were() -> None:
     assert len(everything.decodes) == 12
     conductor.handle(e.InstanceLeft("p7"), 1)  # what is kept is what was
     assert conductor.decisions(1, "r", 1, num_candidates=100)[0].candidates == everything.candidates
+
+
+def test_what_an_instance_fetches_is_copied_to_its_node() -> None:
+    conductor = make(decodes=3, replication_threshold=2.0)
+    conductor.handle(e.BlocksStored("n1", KEYS[:6]), 0)
+    conductor.handle(arrival("r0"), 0)
+    (only,) = conductor.handle(e.ReservationGranted("r0"), 0)  # p1, whose node has all there is
+    assert isinstance(only, c.Dispatch)
+    conductor.handle(e.BlocksStored("n0", KEYS[:1]), 0)
+    conductor.handle(arrival("r1"), 0)
+    dispatch, copy = conductor.handle(e.ReservationGranted("r1"), 0)
+    assert isinstance(dispatch, c.Dispatch)
+    assert dispatch.prefill == "p0"
+    assert copy == c.CopyBlocks("n0", KEYS[1:6])
+
+
+def test_what_is_not_much_shorter_is_not_copied() -> None:
+    conductor = make(prefills=1, replication_threshold=2.0)
+    conductor.handle(e.BlocksStored("n0", KEYS[:3]), 0)
+    conductor.handle(e.BlocksStored("elsewhere", KEYS[:6]), 0)
+    conductor.handle(arrival("r"), 0)
+    (only,) = conductor.handle(e.ReservationGranted("r"), 0)
+    assert isinstance(only, c.Dispatch)
 
 
 def test_least_loaded_does_not_look_at_the_cache() -> None:

@@ -233,3 +233,29 @@ def test_a_prefix_that_some_share_goes_to_as_many_as_its_share_asks_for() -> Non
         conductor.handle(e.PrefillEnded(str(number), 0, 0.0), number)
         conductor.handle(e.RequestEnded(str(number)), number)
     assert 4 <= len(set(served[50:])) <= 6
+
+
+def test_one_that_seems_a_little_faster_does_not_get_all() -> None:
+    def shares(equal_within: float) -> list[int]:
+        conductor = Conductor(
+            ConductorSettings(equal_within=equal_within), KVCacheCentric(PolicySettings()), "test", random.Random(0)
+        )
+        for number, speed in enumerate((1.0, 1.03, 2.0)):
+            conductor.handle(e.InstanceJoined(f"p{number}", "prefill", offer("", 1000, speed)), 0)
+        conductor.handle(e.InstanceJoined("d", "decode", offer("", 10_000, 1.0)), 0)
+        chosen = []
+        for number in range(100):
+            if number == 50:
+                conductor.handle(e.InstanceLeft("p2"), number)
+            conductor.handle(e.RequestArrived(str(number), "m", 51, 9, [], "", 1e9), number)
+            (dispatch,) = conductor.handle(e.ReservationGranted(str(number)), number)
+            assert isinstance(dispatch, c.Dispatch)
+            chosen.append(dispatch.prefill)
+            conductor.handle(e.PrefillEnded(str(number), 0, 0.0), number)
+            conductor.handle(e.RequestEnded(str(number)), number)
+        return [chosen.count(f"p{number}") for number in range(3)]
+
+    assert shares(0.0) == [0, 50, 50]
+    slow, fast, fastest = shares(0.05)
+    assert fastest == 50  # much faster is better still
+    assert min(slow, fast) > 15

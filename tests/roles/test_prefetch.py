@@ -53,6 +53,29 @@ async def test_the_objects_of_a_placed_prompt_are_prefetched() -> None:
     await driver.close()
 
 
+async def test_what_the_conductor_wants_copied_goes_to_the_pool_by_its_names() -> None:
+    copied: list[tuple[list[str], str]] = []
+    settings = ConductorSettings(replication_threshold=2.0)
+    driver = ConductorDriver(
+        Conductor(settings, KVCacheCentric(PolicySettings()), "test", random.Random(0)),
+        client_of=lambda name: cast(Any, FakeDecode()),
+        address_of=lambda name: name,
+        spans=Spans("master"),
+        copy=lambda keys, node: copied.append((list(keys), node)),
+    )
+    for role in ("prefill", "decode"):
+        offer = InstanceOffer(model=MODEL, num_blocks=9, local_node="near")
+        driver.feed(e.InstanceJoined(role[0], cast(Any, role), offer))
+    keys = [b"1" * 16, b"2" * 16]
+    driver.feed(e.BlocksStored("far", keys))
+    place = Place(
+        request_id="r", model="m", fingerprint=b"f", prompt_tokens=9, max_tokens=4, block_keys=keys, deadline_s=5
+    )
+    await cast(Any, driver.handlers()[Place](place, cast(Any, SimpleNamespace(peer="gateway"))))
+    assert copied == [(["31" * 16, "32" * 16], "near")]
+    await driver.close()
+
+
 async def test_a_pool_without_tiers_is_not_asked() -> None:
     pool = Pool(PoolSettings(), term=1, next_id=lambda: 1, eviction=LRU)
     driver = PoolDriver(pool, term=1, node_client=lambda name: None, on_change=lambda change: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,4 +62,13 @@ class ReleaseDecode:
     decode: str
 
 
-Command = ReserveDecode | Dispatch | Reject | Unavailable | ReleaseDecode
+@dataclass(frozen=True, slots=True)
+class CopyBlocks:
+    """A node is to have these blocks as well, which other nodes have: so what is asked for much spreads by itself (FAST'25,
+    section 4.2)."""
+
+    node: str
+    keys: Sequence[bytes]
+
+
+Command = ReserveDecode | Dispatch | Reject | Unavailable | ReleaseDecode | CopyBlocks

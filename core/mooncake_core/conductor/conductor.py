@@ -28,6 +28,11 @@ class ConductorSettings:
     max_decisions: int = 1000
     spread_shared: bool = False
     """Beginnings of prompts that many requests share earn no credit until enough nodes have them."""
+    equal_within: float = 0.0
+    """Instances whose ranks differ by such a share at most do equally well: any of them is taken."""
+    replication_threshold: float | None = None
+    """What the pool has of a prompt is copied to the node of the instance that takes it, where that is longer than what lies
+    there by more than this factor; None: never."""
 
 
 class Conductor:
@@ -45,8 +50,11 @@ class Conductor:
         admission: Admission | None = None,
     ) -> None:
         """Without an admission all requests are taken for which there is memory."""
+        self._settings = settings
         self._admission = admission or AdmitAll(AdmissionSettings())
-        self._prefill = PrefillPool(policy, rng, spread_shared=settings.spread_shared)
+        self._prefill = PrefillPool(
+            policy, rng, spread_shared=settings.spread_shared, equal_within=settings.equal_within
+        )
         self._decode = DecodePool(rng)
         self._requests = Requests()
         self._log = DecisionLog(settings.max_decisions, policy_name, self._prefill.index)
@@ -147,7 +155,8 @@ class Conductor:
         decode = self._choose_decode(arrival, best, model, frozenset(), now)
         if not isinstance(decode, DecodeChoice):
             return self._turned_away(decode, arrival, now, ranking)
-        request = Request(arrival, best, decode.instance.name, float(decode.tbt_s[decode.row]))
+        tbt_s = float(decode.tbt_s[decode.row])
+        request = Request(arrival, best, decode.instance.name, tbt_s, ranking.match.reach)
         self._requests.add(request)
         self._log.add(Made(now, arrival, "dispatched", ranking.reason, ranking=ranking, decode=decode))
         # Counted from now on, so that requests arriving together do not all choose the same instance.
@@ -187,16 +196,21 @@ class Conductor:
             return []  # it ended meanwhile, and its memory was asked to be released then
         request.dispatched = True
         score = request.score
-        model = self._prefill.instances[score.prefill].offer.model
+        offer = self._prefill.instances[score.prefill].offer
+        dispatch = c.Dispatch(
+            request_id=request_id,
+            prefill=score.prefill,
+            decode=request.decode,
+            matched_tokens=(score.local_blocks + score.fetched_blocks) * offer.model.block_tokens,
+            expected_ttft_s=score.ttft_s,
+            expected_tbt_s=request.tbt_s,
+        )
+        threshold = self._settings.replication_threshold
+        if threshold is None or not offer.local_node or request.reach <= score.local_blocks * threshold:
+            return [dispatch]
         return [
-            c.Dispatch(
-                request_id=request_id,
-                prefill=score.prefill,
-                decode=request.decode,
-                matched_tokens=(score.local_blocks + score.fetched_blocks) * model.block_tokens,
-                expected_ttft_s=score.ttft_s,
-                expected_tbt_s=request.tbt_s,
-            )
+            dispatch,
+            c.CopyBlocks(offer.local_node, request.arrival.block_keys[score.local_blocks : request.reach]),
         ]
 
     def _refused(self, refusal: e.ReservationRefused, now: float) -> list[c.Command]:

@@ -63,11 +63,12 @@ class Observed(NamedTuple):
 class PrefillPool:
     """Instances by name, and the index of what their nodes hold."""
 
-    def __init__(self, policy: Policy, rng: random.Random, *, spread_shared: bool) -> None:
+    def __init__(self, policy: Policy, rng: random.Random, *, spread_shared: bool, equal_within: float) -> None:
         self.instances: dict[str, PrefillInstance] = {}
         self.index = PrefixIndex()
         self._policy = policy
         self._random = rng
+        self._equal_within = equal_within
         self._shared = SharedPrefixes() if spread_shared else None
         self._tables: dict[tuple[str, bytes], PrefillTable] = {}
         self._num_ranked = 0
@@ -154,7 +155,7 @@ class PrefillPool:
                 return None
             ranks = np.where(possible, ranks, np.inf)
         free_blocks = table.free_blocks.copy()
-        best = smallest(ranks, self._random)
+        best = smallest(ranks, self._random, within=self._equal_within)
         chosen = best if free_blocks[best] >= needed else self._with_room(ranks, free_blocks >= needed, best)
         reason = "" if chosen == best else _roomier(table.names, free_blocks, chosen, best, needed)
         return Ranking(table.names, scores, ranks, free_blocks, chosen, reason, match)

@@ -20,6 +20,8 @@ class Request:
     score: Score
     decode: str
     tbt_s: float
+    reach: int = 0
+    """Leading blocks that the pool had when it came."""
     refused_by: set[str] = field(default_factory=set)
     unanswered: bool = False
     """A decode instance that was asked for memory could not be reached."""

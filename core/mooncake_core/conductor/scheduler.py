@@ -19,6 +19,8 @@ class SchedulerOptions:
     admission: str
     balancing_threshold: float
     spread_shared: bool
+    equal_within: float
+    replicate: bool
     ttft_slo_s: float | None
     tbt_slo_s: float | None
     decode_time_s: float | None
@@ -36,8 +38,14 @@ def make_conductor(options: SchedulerOptions) -> Conductor:
         ttft_slo_s=options.ttft_slo_s, tbt_slo_s=options.tbt_slo_s, decode_time_s=options.decode_time_s
     )
     admission = registry.load("admission", options.admission)(settings)
+    replicates = options.replicate and policy.uses_pool
     return Conductor(
-        ConductorSettings(max_decisions=options.max_decisions, spread_shared=options.spread_shared),
+        ConductorSettings(
+            max_decisions=options.max_decisions,
+            spread_shared=options.spread_shared,
+            equal_within=options.equal_within,
+            replication_threshold=options.balancing_threshold if replicates else None,
+        ),
         policy,
         options.policy,
         random.Random(options.seed),

@@ -99,8 +99,8 @@ def named(rows: dict[str, int], names: Container[str]) -> npt.NDArray[np.bool_]:
     return np.array([name in names for name in rows], np.bool_)
 
 
-def smallest(ranks: Floats, rng: random.Random) -> int:
-    """The row with the smallest rank; of equal ones any, as the seed has it."""
+def smallest(ranks: Floats, rng: random.Random, *, within: float = 0.0) -> int:
+    """The row with the smallest rank; of those that are larger by such a share at most any, as the seed has it."""
     row = int(ranks.argmin())
-    (equal,) = (ranks == ranks[row]).nonzero()
+    (equal,) = (ranks <= ranks[row] * (1 + within)).nonzero()
     return row if len(equal) < 2 else int(equal[rng.randrange(len(equal))])

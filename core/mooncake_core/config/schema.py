@@ -188,6 +188,12 @@ class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     """Scheduling policy plugin."""
     balancing_threshold: Annotated[float, Meta(ge=1)] = 2.0
     """Fetch the best remote prefix when it is longer than the local one by more than this factor."""
+    replicate: bool = True
+    """What the pool has of a prompt is copied to the node of the instance that takes it, where that is longer than what lies
+    there by more than `balancing_threshold`: so what is asked for much spreads by itself."""
+    equal_within: Annotated[float, Meta(ge=0)] = 0.05
+    """Instances whose expected times to first token differ by such a share at most do equally well: any of them is taken, so that
+    one which seems to be a little faster does not get all."""
     spread_shared: bool = True
     """Beginnings of prompts that many requests share earn no credit until as many nodes have them as their share of the requests
     asks for: so one system prompt for all does not send all to one instance."""

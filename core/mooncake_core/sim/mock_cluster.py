@@ -64,7 +64,9 @@ def _config(cluster: ClusterConfig, engine: EngineConfig) -> SimulationConfig:
                 decode=sum(entry.count for entry in cluster.decode),
                 policy=scheduler.policy,
                 balancing_threshold=scheduler.balancing_threshold,
+                equal_within=scheduler.equal_within,
                 spread_shared=scheduler.spread_shared,
+                replicate=scheduler.replicate,
                 admission=scheduler.admission,
                 decode_time=scheduler.decode_time,
             )

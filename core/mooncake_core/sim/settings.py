@@ -69,6 +69,8 @@ class SystemSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Scheduling policy plugin."""
     balancing_threshold: Annotated[float, Meta(ge=1)] = 2.0
     """Fetch the best remote prefix when it is longer than the local one by more than this factor."""
+    equal_within: Annotated[float, Meta(ge=0)] = 0.0
+    """Instances whose expected times to first token differ by such a share at most do equally well: any of them is taken."""
     spread_shared: bool = False
     """Beginnings of prompts that many requests share earn no credit until enough nodes have them. The paper has no such rule."""
     admission: str = "none"

@@ -92,7 +92,9 @@ def _conductor(config: SimulationConfig, system: SystemSettings) -> Conductor:
     return make_conductor(
         SchedulerOptions(
             policy=system.policy,
+            equal_within=system.equal_within,
             spread_shared=system.spread_shared,
+            replicate=False,  # a simulated node keeps what its instance fetches, which takes no copy
             admission=system.admission,
             balancing_threshold=system.balancing_threshold,
             ttft_slo_s=config.slo.ttft,

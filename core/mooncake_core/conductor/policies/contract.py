@@ -89,6 +89,9 @@ class PolicySettings:
 class Policy(ABC):
     """Stateless: what it should remember is the Conductor's business."""
 
+    uses_pool = True
+    """Instances take blocks from other nodes; what an instance lacks may be copied to its node."""
+
     def __init__(self, settings: PolicySettings) -> None:
         self.settings = settings
 

@@ -11,8 +11,8 @@ class KVCacheCentric(Policy):
     """Each instance uses its local prefix, or fetches the best one where that is longer by more than the threshold, if that is
     sooner done than computing it.
 
-    The smallest predicted time to first token wins. What was fetched stays with the winner's node, so hot blocks spread
-    (section 4.2).
+    The smallest predicted time to first token wins. The Conductor has what was fetched copied to the winner's node, so hot
+    blocks spread (section 4.2).
     """
 
     def score(self, request: RequestView, instances: PrefillViews) -> Scores:

@@ -11,6 +11,8 @@ from mooncake_core.conductor.policies.contract import Policy, PrefillViews, Requ
 class CacheAware(Policy):
     """The smallest predicted time to first token, with local prefixes: FAST'25, section 4.1."""
 
+    uses_pool = False
+
     def score(self, request: RequestView, instances: PrefillViews) -> Scores:
         return not_fetching(request, instances)
 

@@ -43,6 +43,7 @@ async def run(context: RoleContext) -> None:
         address_of=members.address_of,
         spans=context.spans,
         prefetch=lambda keys: pool.prefetch(keys),
+        copy=lambda keys, node: pool.copy(keys, node),
     )
     timelines = Timelines(members, context.spans)
     pool = PoolDriver(
@@ -89,7 +90,9 @@ def _conductor(config: ClusterConfig) -> Conductor:
     return make_conductor(
         SchedulerOptions(
             policy=scheduler.policy,
+            equal_within=scheduler.equal_within,
             spread_shared=scheduler.spread_shared,
+            replicate=scheduler.replicate,
             admission=scheduler.admission,
             balancing_threshold=scheduler.balancing_threshold,
             ttft_slo_s=scheduler.ttft_slo,

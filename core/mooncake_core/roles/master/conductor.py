@@ -59,13 +59,16 @@ class ConductorDriver:
         address_of: Callable[[str], str],
         spans: Spans,
         prefetch: Callable[[Iterable[str]], None] = lambda keys: None,
+        copy: Callable[[Iterable[str], str], None] = lambda keys, node: None,
     ) -> None:
-        """`prefetch` hears which objects of the pool a request that was placed is about to read."""
+        """`prefetch` hears which objects of the pool a request that was placed is about to read, `copy` which of them a node
+        is to have as well."""
         self.conductor = conductor
         self._client_of = client_of
         self._spans = spans
         self._address_of = address_of
         self._prefetch = prefetch
+        self._copy = copy
         self._drive: Drive[e.Event, c.Command] = Drive(conductor, execute=self._execute, tick=e.Tick)
         self._placing: dict[str, _Placement] = {}
         self._asked_by: dict[str, str] = {}  # request → gateway that answers for it
@@ -162,6 +165,8 @@ class ConductorDriver:
                 self._refuse(request_id, RequestRejected(reason, retry_after_s=retry_after_s))
             case c.Unavailable(request_id=request_id, reason=reason, retry_after_s=retry_after_s):
                 self._refuse(request_id, ServiceUnavailable(reason, retry_after_s=retry_after_s))
+            case c.CopyBlocks(node=node, keys=keys):
+                self._copy(map(pool_key, keys), node)
             case c.ReleaseDecode():
                 self._forget(command.request_id)  # also where it ended by its deadline, and nobody said so
                 self._tasks.start(self._release(command))

@@ -27,7 +27,7 @@ from mooncake_core.wire.messages.pool import (
     Fenced,
     ReportBlocks,
 )
-from mooncake_core.wire.messages.tasks import MarkDraining, Pulled, PullObjects
+from mooncake_core.wire.messages.tasks import CopyObjects, MarkDraining, Pulled, PullObjects
 from mooncake_core.wire.messages.tiering import Prefetch
 from mooncake_core.wire.server import Call, Handler
 
@@ -73,6 +73,10 @@ class PoolDriver:
         """Brings up those of these objects that are only in a tier: they will be read soon."""
         if self.pool.has_tiers:
             self.feed(p.Asked(NOBODY, Prefetch(keys=list(keys))))
+
+    def copy(self, keys: Iterable[str], node: str) -> None:
+        """Sees to it that a node has these objects as well, if there is room."""
+        self.feed(p.Asked(NOBODY, CopyObjects(keys=list(keys), target=node)))
 
     def now(self) -> float:
         return self._drive.now()
