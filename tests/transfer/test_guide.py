@@ -1,4 +1,4 @@
-"""The examples of docs/guide/transfer.md run."""
+"""The examples of the guides to transfers and to the P2P store run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
-GUIDE = Path(__file__).parent.parent.parent / "docs" / "guide" / "transfer.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+GUIDES = Path(__file__).parent.parent.parent / "docs" / "guide"
+EXAMPLES = [
+    example
+    for name in ("transfer.md", "p2p.md")
+    for example in re.findall(r"```python\n(.*?)```", (GUIDES / name).read_text(), re.DOTALL)
+]
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) >= 3
+    assert len(EXAMPLES) >= 4
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))

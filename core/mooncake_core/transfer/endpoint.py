@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, TypeVar
 
@@ -98,10 +98,11 @@ class Endpoint:
         insecure: bool = False,
         host_id: str | None = None,
         timeout_s: float = 30.0,
+        handlers: Mapping[type, Handler] | None = None,
     ) -> None:
         """Listens at `host`, the address by which peers reach it; port 0 takes a free one. `transports` in the order they are
         preferred; `timeout_s` for transfers that do not say theirs; `insecure`: without a key, others than this host are
-        served as well.
+        served as well; `handlers` answer further questions of peers (`ask`), on a thread of the endpoint's.
 
         Raises:
             ConfigError: the host cannot be listened on, or is open to others without a key.
@@ -134,8 +135,8 @@ class Endpoint:
         )
         self._loop = LoopThread(f"endpoint-{host}")
         self._clients = Clients(f"endpoint-{host}", key)
-        handlers: dict[type, Handler] = {OpenSegment: self._on_open, Notify: self._on_notify}
-        self._server = Server(f"endpoint-{host}", handlers, key=key, door=True)
+        own: dict[type, Handler] = {OpenSegment: self._on_open, Notify: self._on_notify}
+        self._server = Server(f"endpoint-{host}", {**own, **(handlers or {})}, key=key, door=True)
         try:
             self.port = self._loop.run(self._server.start(HostPort(address, port))).port
         except BaseException:
@@ -176,6 +177,12 @@ class Endpoint:
         if entry is None:
             raise NotRegistered(f"no memory that begins at {address:#x} was registered")
         self._engine.unregister_memory(entry.region)
+
+    def is_registered(self, view: memoryview) -> bool:
+        """Whether all of it lies in one registered memory."""
+        address = address_of(view)
+        found = self._registered.find(address)
+        return found is not None and address + view.nbytes <= found[0] + found[1]
 
     def allocate_memory(self, num_bytes: int) -> SharedMemory:
         """New registered memory (`.view`), which peers on this host reach without a socket.
@@ -234,8 +241,8 @@ class Endpoint:
             AuthenticationFailed, VersionMismatch: it is none of ours.
         """
         limit_s = ASK_S if timeout_s is None else timeout_s
-        opened = self._ask(name, OpenSegment(), SegmentOpened, limit_s)
-        return Peer(name, opened, lambda peer: self._ask(peer.name, OpenSegment(), SegmentOpened, ASK_S))
+        opened = self.ask(name, OpenSegment(), SegmentOpened, limit_s)
+        return Peer(name, opened, lambda peer: self.ask(peer.name, OpenSegment(), SegmentOpened, ASK_S))
 
     async def open_async(self, name: str, *, timeout_s: float | None = None) -> Peer:
         """As open."""
@@ -243,7 +250,7 @@ class Endpoint:
 
     def probe(self, name: str, *, timeout_s: float = ASK_S) -> None:
         """Asks whether an endpoint is there. Raises as open."""
-        self._ask(name, Ping(), Done, timeout_s)
+        self.ask(name, Ping(), Done, timeout_s)
 
     def allocate_batch(self, capacity: int) -> Batch:
         """A batch for up to `capacity` requests (listing 1: allocateBatchID)."""
@@ -388,7 +395,7 @@ class Endpoint:
             WireError: it cannot be reached.
         """
         message = Notify(name=notification.name, message=notification.message)
-        self._ask(peer.name, message, Done, ASK_S)
+        self.ask(peer.name, message, Done, ASK_S)
 
     def take_notifications(self, timeout_s: float = 0.0) -> list[Notification]:
         """All that peers told since the last call, in the order it came; waits up to timeout_s for the first."""
@@ -479,7 +486,8 @@ class Endpoint:
 
         self._loop.call_soon(lambda: self._clients.get(_url(peer.name)).tell(message, on_end, timeout_s=ASK_S))
 
-    def _ask(self, name: str, message: Message, reply_type: type[M], timeout_s: float) -> M:
+    def ask(self, name: str, message: Message, reply_type: type[M], timeout_s: float) -> M:
+        """Any question to another endpoint, which has a handler for it. Raises as open, and what the handler raised."""
         url = _url(name)
         asker = self._asker(url)
         try:

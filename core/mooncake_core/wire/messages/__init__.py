@@ -16,6 +16,7 @@ from mooncake_core.wire.messages import (
     inspection,
     membership,
     objects,
+    p2p,
     pool,
     segments,
     serving,
@@ -112,6 +113,14 @@ Message = (
     | segments.OpenSegment
     | segments.SegmentOpened
     | segments.Notify
+    | p2p.PublishReplica
+    | p2p.BeginPull
+    | p2p.PullBegun
+    | p2p.NextShard
+    | p2p.ShardTask
+    | p2p.WithdrawReplica
+    | p2p.ListReplicas
+    | p2p.ReplicaList
     | timeline.GetSpans
     | timeline.SpansOf
     | timeline.ListRequests
