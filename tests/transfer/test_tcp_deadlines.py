@@ -14,8 +14,9 @@ from mooncake_core.errors import DeadlineExceeded, PathFailed
 from mooncake_core.testing.cluster import wait_for
 from mooncake_core.testing.relay import Relay
 from mooncake_core.testing.transport_contract import Ends
+from mooncake_core.transfer import handshake
 from mooncake_core.transfer.contract import Kind
-from mooncake_tcp import TcpTransport, clock, handshake
+from mooncake_tcp import TcpTransport, clock
 from mooncake_tcp.clock import DRIFT, PeerClock
 from mooncake_tcp.frames import REQUEST, RESPONSE
 from mooncake_tcp.transport import TcpPath

@@ -8,7 +8,8 @@ import struct
 from typing import Final
 
 from mooncake_core.errors import PathFailed
-from mooncake_tcp import handshake
+from mooncake_core.transfer import handshake
+from mooncake_core.transfer.sockets import name_of
 from mooncake_tcp.clock import PeerClock
 from mooncake_tcp.frames import tune
 
@@ -38,11 +39,6 @@ def break_off(sock: socket.socket, *, drop_unsent: bool) -> None:
         if drop_unsent:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_UNSENT)
         sock.shutdown(socket.SHUT_RDWR)
-
-
-def name_of(host: str, port: int) -> str:
-    """Of a peer, for messages."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def path_failed(peer: str, error: OSError) -> PathFailed:

@@ -12,18 +12,17 @@ from typing import Final
 
 from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, PathFailed, TransferError, VersionMismatch
 from mooncake_core.transfer.contract import Completion, Kind, Operation
+from mooncake_core.transfer.sockets import family_of, name_of, receive_into
 from mooncake_tcp.clock import PeerClock
-from mooncake_tcp.connecting import break_off, connect, name_of, path_failed
+from mooncake_tcp.connecting import break_off, connect, path_failed
 from mooncake_tcp.frames import (
     RANGE,
     REQUEST,
     RESPONSE,
     Status,
     error_of,
-    family_of,
     receive_all,
     receive_first,
-    receive_into,
     send_all,
 )
 from mooncake_tcp.requests import request

@@ -1,8 +1,8 @@
 """The bytes on a data connection.
 
-After the handshake (handshake.py) the initiator sends requests: a REQUEST header with the first range, a RANGE for each
-further one, and, for a write, the payload. The target answers each in order with a RESPONSE header and, for a read that
-succeeded, the payload.
+After the handshake (mooncake_core.transfer.handshake) the initiator sends requests: a REQUEST header with the first range,
+a RANGE for each further one, and, for a write, the payload. The target answers each in order with a RESPONSE header and, for
+a read that succeeded, the payload.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mooncake_core.errors import DeadlineExceeded, MooncakeError, OutOfRange, PathFailed, StaleSegment, TransferError
+from mooncake_core.transfer.sockets import receive_into
 
 REQUEST: Final = struct.Struct("<B3xIQ16sdQQ8x")
 """Kind, further ranges, operation id, key, deadline on the target's clock, offset and length of the first range. As long as
@@ -64,11 +65,6 @@ def error_of(status: Status, peer: str) -> TransferError:
     if status is Status.OUT_OF_RANGE:
         return OutOfRange(f"{peer} does not export these bytes for this use")
     return TransferError(f"{peer} failed to serve the transfer")
-
-
-def family_of(host: str) -> socket.AddressFamily:
-    """Of a host that is listened on or connected to."""
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def tune(sock: socket.socket) -> None:
@@ -140,15 +136,6 @@ def send_some(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> lis
     if sent:
         left[0] = left[0][sent:]
     return left
-
-
-def receive_into(sock: socket.socket, view: memoryview) -> None:
-    """Fills a view. Raises ConnectionResetError when the peer ends before that."""
-    while view.nbytes:
-        received = sock.recv_into(view, view.nbytes, socket.MSG_WAITALL)
-        if received == 0:
-            raise ConnectionResetError("the peer closed the connection")
-        view = view[received:]
 
 
 def receive_first(sock: socket.socket, header: memoryview, views: Sequence[memoryview]) -> int:

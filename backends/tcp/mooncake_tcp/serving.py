@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Final
 
 from mooncake_core.errors import DeadlineExceeded, TransferError
+from mooncake_core.transfer import handshake
 from mooncake_core.transfer.contract import Kind, Range
 from mooncake_core.transfer.exports import Exports
 from mooncake_core.transfer.slices import total_bytes
-from mooncake_tcp import handshake
+from mooncake_core.transfer.sockets import receive_into
 from mooncake_tcp.frames import (
     MOST_RANGES,
     RANGE,
@@ -24,7 +25,6 @@ from mooncake_tcp.frames import (
     Status,
     discard,
     receive_all,
-    receive_into,
     send_all,
     status_of,
     tune,
@@ -51,16 +51,15 @@ class Serving:
         return self._deadline_s
 
     def run(self, secret: bytes | None) -> None:
-        """Serves until the peer ends the connection, or `shut_down` does; then closes it."""
-        with self._connection:
-            try:
-                tune(self._connection)
-                self._connection.settimeout(handshake.TIMEOUT_S)
-                if handshake.welcome(self._connection, secret):
-                    self._connection.settimeout(None)
-                    self._serve()
-            except (OSError, ValueError) as error:
-                _log.debug("a data connection ended: %s", error)
+        """Serves until the peer ends the connection, or `shut_down` does."""
+        try:
+            tune(self._connection)
+            self._connection.settimeout(handshake.TIMEOUT_S)
+            if handshake.welcome(self._connection, secret):
+                self._connection.settimeout(None)
+                self._serve()
+        except (OSError, ValueError) as error:
+            _log.debug("a data connection ended: %s", error)
 
     def shut_down(self) -> None:
         """Breaks off, from another thread. What the kernel still receives is refused by a reset."""

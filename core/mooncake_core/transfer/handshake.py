@@ -17,7 +17,7 @@ import time
 from typing import Final
 
 from mooncake_core.errors import AuthenticationFailed, VersionMismatch
-from mooncake_tcp.frames import receive_into
+from mooncake_core.transfer.sockets import receive_into
 
 MAGIC: Final = b"MNCK"
 VERSION: Final = 4
