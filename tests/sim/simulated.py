@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from mooncake_core.conductor.admission.contract import Admission
+from mooncake_core.conductor.balance import Balance
 from mooncake_core.conductor.conductor import Conductor, ConductorSettings
 from mooncake_core.conductor.policies import KVCacheCentric
 from mooncake_core.conductor.policies.contract import Policy, PolicySettings
@@ -89,8 +90,10 @@ def conducted(
     chunk_tokens: int = 10_000,
     policy: Policy | None = None,
     admission: Admission | None = None,
+    balance: Balance | None = None,
     changes: Sequence[tuple[float, str, Sequence[Any]]] = (),
     samples_s: float = 0.0,
+    reports_s: float = 0.0,
     **settings: Any,
 ) -> Run:
     """Runs jobs through a disaggregated cluster. `changes`: time, method of its members, arguments."""
@@ -98,9 +101,9 @@ def conducted(
     shape = shape or host()
     timeline = Timeline()
     ordered = sorted(jobs, key=lambda one: (one.arrived_at, one.number))
-    simulation = Simulation(timeline, iter(ordered), report_interval_s=0.0, sample_interval_s=samples_s)
+    simulation = Simulation(timeline, iter(ordered), report_interval_s=reports_s, sample_interval_s=samples_s)
     conductor = Conductor(
-        ConductorSettings(), policy or KVCacheCentric(PolicySettings()), "tested", random.Random(0), admission
+        ConductorSettings(), policy or KVCacheCentric(PolicySettings()), "tested", random.Random(0), admission, balance
     )
     cluster = ConductedCluster(
         timeline,

@@ -202,6 +202,7 @@ def _conductor(policy: str, admission: str, seed: int) -> Conductor:
             ttft_slo_s=1e6,
             tbt_slo_s=1e6,
             decode_time_s=None,
+            plan_roles=False,
             seed=seed,
         )
     )

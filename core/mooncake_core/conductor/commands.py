@@ -71,4 +71,12 @@ class CopyBlocks:
     keys: Sequence[bytes]
 
 
-Command = ReserveDecode | Dispatch | Reject | Unavailable | ReleaseDecode | CopyBlocks
+@dataclass(frozen=True, slots=True)
+class SwitchRole:
+    """An instance is to finish what it has, and to join again in this role."""
+
+    instance: str
+    role: Literal["prefill", "decode"]
+
+
+Command = ReserveDecode | Dispatch | Reject | Unavailable | ReleaseDecode | CopyBlocks | SwitchRole

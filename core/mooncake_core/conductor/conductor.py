@@ -11,6 +11,7 @@ from mooncake_core.conductor import events as e
 from mooncake_core.conductor.admission.contract import Admission, AdmissionSettings, Asking
 from mooncake_core.conductor.admission.none import AdmitAll
 from mooncake_core.conductor.admission.objectives import SHORTEST_RETRY_S
+from mooncake_core.conductor.balance import Balance
 from mooncake_core.conductor.decisions import RUNNERS_UP, DecisionLog, Made, Outcome
 from mooncake_core.conductor.decode_pool import RETRY_WITHOUT_INSTANCES_S, DecodeChoice, DecodePool
 from mooncake_core.conductor.instances import Assigned, DecodeInstance, PrefillInstance, Work, identity
@@ -48,14 +49,16 @@ class Conductor:
         policy_name: str,
         rng: random.Random,
         admission: Admission | None = None,
+        balance: Balance | None = None,
     ) -> None:
-        """Without an admission all requests are taken for which there is memory."""
+        """Without an admission all requests are taken for which there is memory, without a balance nobody changes roles."""
         self._settings = settings
         self._admission = admission or AdmitAll(AdmissionSettings())
         self._prefill = PrefillPool(
             policy, rng, spread_shared=settings.spread_shared, equal_within=settings.equal_within
         )
         self._decode = DecodePool(rng)
+        self._balance = balance
         self._requests = Requests()
         self._log = DecisionLog(settings.max_decisions, policy_name, self._prefill.index)
 
@@ -88,8 +91,9 @@ class Conductor:
                 self._prefill.index.removed(node, keys)
             case e.LoadReported(name, load):
                 self._decode.report(name, load)
+                return self._plan_roles(now)
             case e.InstanceJoined():
-                self._joined(event)
+                self._joined(event, now)
             case e.InstanceDraining(name):
                 self._drain(name)
             case e.InstanceLeft(name):
@@ -276,7 +280,18 @@ class Conductor:
                 commands.append(c.Unavailable(request_id, "the request's deadline has passed", SHORTEST_RETRY_S))
         return commands
 
-    def _joined(self, event: e.InstanceJoined) -> None:
+    def _plan_roles(self, now: float) -> list[c.Command]:
+        """At most one instance is told to change; it gets no more requests."""
+        if self._balance is None:
+            return []
+        switches = self._balance.look(self._prefill, self._decode, now)
+        for switch in switches:
+            self._drain(switch.instance)
+        return [*switches]
+
+    def _joined(self, event: e.InstanceJoined, now: float) -> None:
+        if self._balance is not None:
+            self._balance.planner.joined(event.name, event.role, now)
         if event.role == "prefill":
             self._prefill.join(PrefillInstance(event.name, event.offer))
         else:

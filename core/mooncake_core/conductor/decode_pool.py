@@ -75,6 +75,10 @@ class DecodePool:
             instance.report(load)
             self._refresh(instance)
 
+    def taking(self) -> list[DecodeInstance]:
+        """Instances that take requests."""
+        return [instance for instance in self.instances.values() if not instance.draining]
+
     def choose(
         self, arrival: e.RequestArrived, model: ModelOffer, without: Set[str] = frozenset()
     ) -> DecodeChoice | c.Reject | c.Unavailable:

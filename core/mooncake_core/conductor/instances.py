@@ -103,6 +103,15 @@ class DecodeInstance:
         """KV memory that is not promised to anybody."""
         return self.offer.num_blocks - self._num_blocks
 
+    def decoding_s(self) -> float:
+        """Predicted duration of a step of those that decode now; 0 where none does."""
+        decoding = [one.prompt_tokens for one in self.assigned.values() if one.decoding_since is not None]
+        return self.cost.step_s(len(decoding), sum(decoding)) if decoding else 0.0
+
+    def used_share(self) -> float:
+        """Of its KV memory: what is promised."""
+        return self._num_blocks / self.offer.num_blocks if self.offer.num_blocks else 1.0
+
     def tbt_with(self, context_tokens: int) -> float:
         """Predicted time between tokens if all that is assigned ran here, and one more sequence of such a length."""
         return self.cost.step_s(len(self.assigned) + 1, self.prompt_tokens + context_tokens)

@@ -18,6 +18,7 @@ from mooncake_core.conductor.shared_prefixes import SharedPrefixes
 from mooncake_core.conductor.tables import PrefillTable, named, smallest
 from mooncake_core.kvcache.prefix_index import Match, PrefixIndex
 
+LAST_PRIORITY: Final = 2**62
 NEARLY: Final = 1.05
 """Instances whose ranks differ by less do equally well: predictions are not that exact."""
 
@@ -104,6 +105,14 @@ class PrefillPool:
             instance.cost.observe_prefill(*observed)
         if instance.finish(request_id, now) or observed is not None:
             self._refresh(instance)
+
+    def work_s(self, now: float) -> dict[str, float]:
+        """Instances that take requests → predicted time until all they have is done."""
+        return {
+            name: instance.queue_s(now, LAST_PRIORITY)
+            for name, instance in self.instances.items()
+            if not instance.draining
+        }
 
     def serving(self, model: str, fingerprint: bytes) -> PrefillTable | None:
         """Those that take requests of such a model; where no fingerprint is given, of the first that is called so."""

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from mooncake_core import registry
 from mooncake_core.conductor.admission.contract import AdmissionSettings
+from mooncake_core.conductor.balance import Balance
 from mooncake_core.conductor.conductor import Conductor, ConductorSettings
 from mooncake_core.conductor.policies.contract import PolicySettings
+from mooncake_core.conductor.role_planning import RolePlanner, RoleSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,8 @@ class SchedulerOptions:
     ttft_slo_s: float | None
     tbt_slo_s: float | None
     decode_time_s: float | None
+    plan_roles: bool
+    """Where there are both objectives."""
     seed: int
     max_decisions: int = 1000
 
@@ -38,6 +42,9 @@ def make_conductor(options: SchedulerOptions) -> Conductor:
         ttft_slo_s=options.ttft_slo_s, tbt_slo_s=options.tbt_slo_s, decode_time_s=options.decode_time_s
     )
     admission = registry.load("admission", options.admission)(settings)
+    balance = None
+    if options.plan_roles and options.ttft_slo_s is not None and options.tbt_slo_s is not None:
+        balance = Balance(RolePlanner(RoleSettings()), options.ttft_slo_s, options.tbt_slo_s)
     replicates = options.replicate and policy.uses_pool
     return Conductor(
         ConductorSettings(
@@ -50,4 +57,5 @@ def make_conductor(options: SchedulerOptions) -> Conductor:
         options.policy,
         random.Random(options.seed),
         admission,
+        balance,
     )

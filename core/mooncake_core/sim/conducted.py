@@ -231,6 +231,8 @@ class ConductedCluster:
                 self._refuse(command)
             case c.Unavailable(request_id=request_id, reason=reason, retry_after_s=retry_after_s):
                 self._wait(request_id, reason, retry_after_s)
+            case c.SwitchRole(instance=name, role=role):  # after what is going on now, such as a round of reports
+                self.timeline.at(self.timeline.now, self.members.switch, name, role)
             case c.CopyBlocks():
                 pass  # nodes keep what their instances fetch or compute: `replicate`
             case c.ReleaseDecode(request_id=request_id, decode=decode):

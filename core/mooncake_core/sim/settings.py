@@ -77,6 +77,8 @@ class SystemSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Admission plugin, which turns requests away for the objectives in `slo`."""
     decode_time: Duration | None = None
     """How long admission predictive takes each request to decode; null: the mean of those that have ended."""
+    plan_roles: bool = False
+    """The Conductor has instances change their roles where one pool has too much to do and the other little."""
     replicate: bool = True
     """A node keeps what its instance fetched or computed though another node has it."""
     layerwise: bool = True

@@ -100,6 +100,7 @@ def _conductor(config: SimulationConfig, system: SystemSettings) -> Conductor:
             ttft_slo_s=config.slo.ttft,
             tbt_slo_s=config.slo.tbt,
             decode_time_s=system.decode_time,
+            plan_roles=system.plan_roles,
             seed=config.seed,
         )
     )

@@ -165,6 +165,8 @@ class ConductorDriver:
                 self._refuse(request_id, RequestRejected(reason, retry_after_s=retry_after_s))
             case c.Unavailable(request_id=request_id, reason=reason, retry_after_s=retry_after_s):
                 self._refuse(request_id, ServiceUnavailable(reason, retry_after_s=retry_after_s))
+            case c.SwitchRole():
+                pass  # roles are not planned here
             case c.CopyBlocks(node=node, keys=keys):
                 self._copy(map(pool_key, keys), node)
             case c.ReleaseDecode():
