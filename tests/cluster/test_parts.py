@@ -88,7 +88,7 @@ def test_a_second_member_of_a_name_is_refused_while_the_first_answers(tmp_path: 
 
 
 def test_what_a_detached_start_waits_for_is_said(tmp_path: Path) -> None:
-    code = "from mooncake_cli import main; from mooncake_cli.commands import start; start.DETACH_PATIENCE_S = 4; main.main()"
+    code = "from mooncake_cli import main; from mooncake_cli.commands import start; start.DETACH_PATIENCE_S = 12; main.main()"
     arguments = ["start", "-c", str(MOCK), "--role", "decode", "--name", "decode-1", "--detach"]
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments, "--set", "master.port=1"],
@@ -98,7 +98,7 @@ def test_what_a_detached_start_waits_for_is_said(tmp_path: Path) -> None:
         timeout=60,
     )
     assert result.returncode == 3
-    assert "not ready within 4s: decode-1" in result.stderr
+    assert "not ready within 12s: decode-1" in result.stderr
     assert "waiting for the master: nobody listens at tcp://127.0.0.1:1" in result.stderr
 
 

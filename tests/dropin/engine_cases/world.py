@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -36,7 +37,10 @@ class FarEnd:
 
     def __init__(self, hostname: str = "127.0.0.1", metadata: str = "P2PHANDSHAKE") -> None:
         command = [sys.executable, "-m", "tests.dropin.engine_cases.far_end"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        path = os.pathsep.join(filter(None, sys.path))  # it finds `mooncake.engine` where this process found it
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+        )
         assert self.ask("initialize", hostname, metadata, "tcp", "") == 0
         self.name = f"127.0.0.1:{self.ask('get_rpc_port')}"
         self.address = self.memory(REGION_BYTES)
