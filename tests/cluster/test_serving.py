@@ -22,7 +22,9 @@ LONG = "And the king said unto all the people of the land, " * 12
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(CONFIGS / "1p1d.yaml", tmp_path_factory.mktemp("1p1d"), "pool.read_lease=1s", "gateway.patience=60s")
+    cluster = Cluster(
+        CONFIGS / "1p1d.yaml", tmp_path_factory.mktemp("1p1d"), "pool.read_lease=1s", "gateway.patience=60s"
+    )
     yield cluster
     cluster.stop()
 
