@@ -54,6 +54,7 @@ def test_the_top_level_is_ours_alone(wheel: zipfile.ZipFile) -> None:
         "mooncake_core",
         "mooncake_nvme",
         "mooncake_object",
+        "mooncake_rdma",
         "mooncake_shm",
         "mooncake_tcp",
     }
