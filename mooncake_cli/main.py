@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "trace": "Convert and generate traces.",
     "config": "Show, validate and write configurations.",
     "auth": "Make the key that members of a cluster share.",
+    "doctor": "Examine this machine, and say what to correct.",
     "plugins": "List transports, engines, policies and other plugins.",
     "exit-codes": "List the exit codes.",
 }

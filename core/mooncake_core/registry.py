@@ -18,6 +18,7 @@ GROUPS: Final = {
     "policy": "mooncake.policies",
     "admission": "mooncake.admissions",
     "eviction": "mooncake.evictions",
+    "check": "mooncake.checks",
 }
 
 
