@@ -23,6 +23,8 @@ from mooncake_core.wire.messages.membership import CostHint, InstanceLoad, Insta
 BLOCK_TOKENS = 10
 KEYS = [bytes([number]) * 16 for number in range(6)]
 THRESHOLD = 1.5
+ALIKE = 1 + 1e-9
+"""Sums in another order."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def possible_winners(
     if not allowed:
         return set()
     least = min(expected[instance.name].ttft_s for instance in allowed)
-    first = [instance for instance in allowed if expected[instance.name].ttft_s == least]
+    first = [instance for instance in allowed if expected[instance.name].ttft_s <= least * ALIKE]
     winners = {instance.name for instance in first if instance.free_blocks() >= needed}
     if len(winners) < len(first):  # one without room may have been first: then those count that do as well
         alike = [
@@ -86,7 +88,7 @@ def possible_winners(
             if expected[instance.name].ttft_s <= least * NEARLY and instance.free_blocks() >= needed
         ]
         shortest = min((expected[instance.name].ttft_s for instance in alike), default=math.inf)
-        winners |= {instance.name for instance in alike if expected[instance.name].ttft_s == shortest}
+        winners |= {instance.name for instance in alike if expected[instance.name].ttft_s <= shortest * ALIKE}
         winners = winners or {instance.name for instance in first}
     return winners
 
@@ -96,7 +98,7 @@ def possible_decodes(instances: Sequence[DecodeInstance], arrival: e.RequestArri
     fitting = [instance for instance in instances if instance.free_blocks() >= needed]
     fitting = [instance for instance in fitting if instance.name not in arrival.avoid] or fitting
     least = min((instance.tbt_with(arrival.prompt_tokens) for instance in fitting), default=math.inf)
-    return {instance.name for instance in fitting if instance.tbt_with(arrival.prompt_tokens) == least}
+    return {instance.name for instance in fitting if instance.tbt_with(arrival.prompt_tokens) <= least * ALIKE}
 
 
 def _prefix(query: Sequence[bytes], keys: set[bytes]) -> int:
@@ -173,7 +175,7 @@ def test_it_chooses_as_a_plain_reading_does(steps: list[tuple[str, int, object]]
                 assert isinstance(dispatch, c.Dispatch)
                 assert dispatch.prefill in winners
                 assert dispatch.decode in takers
-                assert dispatch.expected_ttft_s == expected[dispatch.prefill].ttft_s
+                assert dispatch.expected_ttft_s == pytest.approx(expected[dispatch.prefill].ttft_s)
                 running.append(str(count))
             case "prefilled", float() as took_s if running:
                 conductor.handle(e.PrefillEnded(running[value % len(running)], 0, took_s), now)

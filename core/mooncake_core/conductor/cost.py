@@ -102,13 +102,14 @@ class PrefillCosts:
     """The same predictions for many instances at once: columns, one entry for each, in seconds."""
 
     def __init__(self, models: Sequence[CostModel]) -> None:
-        self._base, self._per_token, self._per_token2, self._rates = (
-            np.array([getattr(model.hint, name) for model in models], np.float64)
-            for name in ("prefill_base_s", "prefill_per_token_s", "prefill_per_token2_s", "fetch_bytes_per_s")
-        )
+        hints = [model.hint for model in models]
+        self._base = _column([hint.prefill_base_s for hint in hints])
+        self._per_token = _column([hint.prefill_per_token_s for hint in hints])
+        self._per_token2 = _column([hint.prefill_per_token2_s for hint in hints])
+        self._rates = _column([hint.fetch_bytes_per_s for hint in hints])
         self._factors = np.array([model.prefill_factor for model in models], np.float64)
-        self._slowest_rate = float(self._rates.min())
-        self._cheapest_token_s = float(self._per_token.min())
+        self._slowest_rate = min(hint.fetch_bytes_per_s for hint in hints)
+        self._cheapest_token_s = min(hint.prefill_per_token_s for hint in hints)
         self._smallest_factor = float(self._factors.min())
         """That any has ever had."""
 
@@ -124,9 +125,9 @@ class PrefillCosts:
 
     def prefill_s(self, prompt_tokens: int, matched_tokens: Ints) -> Floats:
         """Time to compute a prompt of which each has another prefix in place."""
-        linear = self._per_token * (prompt_tokens - matched_tokens)
-        attention = self._per_token2 * (prompt_tokens * prompt_tokens - matched_tokens * matched_tokens)
-        found: Floats = self._factors * (self._base + linear + attention)
+        matched = matched_tokens.astype(np.float64)  # once: mixed arithmetic converts at each step
+        whole_s = self._base + (self._per_token + self._per_token2 * prompt_tokens) * prompt_tokens
+        found: Floats = self._factors * (whole_s - (self._per_token + self._per_token2 * matched) * matched)
         return found
 
     def fetch_s(self, num_bytes: Ints) -> Floats:
@@ -139,17 +140,28 @@ class StepCosts:
     """Decode steps of many instances at once: columns, one entry for each, in seconds."""
 
     def __init__(self, models: Sequence[CostModel]) -> None:
-        self._base, self._per_sequence, self._per_token = (
-            np.array([getattr(model.hint, name) for model in models], np.float64)
-            for name in ("step_base_s", "step_per_sequence_s", "step_per_context_token_s")
-        )
+        hints = [model.hint for model in models]
+        self._base = _column([hint.step_base_s for hint in hints])
+        self._per_sequence = _column([hint.step_per_sequence_s for hint in hints])
+        self._per_token = _column([hint.step_per_context_token_s for hint in hints])
         self._factors = np.array([model.step_factor for model in models], np.float64)
+        self._growing_s = np.zeros(len(models))
+        """What its sequences and their context add to an empty step."""
 
-    def refresh(self, row: int, model: CostModel) -> None:
-        """A model has observed something."""
+    def refresh(self, row: int, model: CostModel, batch: int, context_tokens: int) -> None:
+        """A model has observed something, or its instance has another batch, with so many tokens of context together."""
+        hint = model.hint
         self._factors[row] = model.step_factor
+        self._growing_s[row] = hint.step_per_sequence_s * batch + hint.step_per_context_token_s * context_tokens
 
-    def step_s(self, batches: Ints, context_tokens: Ints) -> Floats:
-        """A decode step of each, with such a batch and so many tokens of context together."""
-        found: Floats = self._factors * (self._base + self._per_sequence * batches + self._per_token * context_tokens)
+    def step_with_s(self, context_tokens: int) -> Floats:
+        """A decode step of each with one more sequence, which has so many tokens of context."""
+        found: Floats = self._factors * (
+            self._growing_s + (self._base + self._per_sequence + self._per_token * context_tokens)
+        )
         return found
+
+
+def _column(values: Sequence[float]) -> Floats | float:
+    """Equal values as one number: arithmetic with it takes fewer steps over columns."""
+    return values[0] if len(set(values)) == 1 else np.array(values, np.float64)

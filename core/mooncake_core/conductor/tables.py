@@ -76,7 +76,7 @@ class DecodeTable:
         self.names = [instance.name for instance in instances]
         self.rows = {name: row for row, name in enumerate(self.names)}
         self.num_blocks: Ints = np.array([instance.offer.num_blocks for instance in instances], np.int64)
-        self.free_blocks, self._sequences, self._tokens = (np.zeros(len(instances), np.int64) for _ in range(3))
+        self.free_blocks: Ints = np.zeros(len(instances), np.int64)
         self._costs = StepCosts([instance.cost for instance in instances])
         for instance in instances:
             self.refresh(instance)
@@ -84,14 +84,12 @@ class DecodeTable:
     def refresh(self, instance: DecodeInstance) -> None:
         """Other requests are assigned to it, or something became known of its speed."""
         row = self.rows[instance.name]
-        self._costs.refresh(row, instance.cost)
+        self._costs.refresh(row, instance.cost, len(instance.assigned), instance.prompt_tokens)
         self.free_blocks[row] = instance.free_blocks()
-        self._sequences[row] = len(instance.assigned)
-        self._tokens[row] = instance.prompt_tokens
 
     def tbt_with_s(self, context_tokens: int) -> Floats:
         """As DecodeInstance.tbt_with, of all."""
-        return self._costs.step_s(self._sequences + 1, self._tokens + context_tokens)
+        return self._costs.step_with_s(context_tokens)
 
 
 def named(rows: dict[str, int], names: Container[str]) -> npt.NDArray[np.bool_]:
@@ -102,5 +100,5 @@ def named(rows: dict[str, int], names: Container[str]) -> npt.NDArray[np.bool_]:
 def smallest(ranks: Floats, rng: random.Random, *, within: float = 0.0) -> int:
     """The row with the smallest rank; of those that are larger by such a share at most any, as the seed has it."""
     row = int(ranks.argmin())
-    (equal,) = (ranks <= ranks[row] * (1 + within)).nonzero()
+    (equal,) = (ranks <= float(ranks[row]) * (1 + within)).nonzero()
     return row if len(equal) < 2 else int(equal[rng.randrange(len(equal))])

@@ -102,7 +102,8 @@ class PrefixIndex:
             if mask.bit_count() <= FEW:
                 while mask:
                     bit = mask & -mask
-                    found[holders.rows[bit.bit_length() - 1]] = length
+                    for row in holders.rows[bit.bit_length() - 1]:
+                        found[row] = length
                     mask ^= bit
             else:
                 packed = np.frombuffer(mask.to_bytes(num_bytes, "little"), np.uint8)

@@ -109,7 +109,7 @@ def fetching(request: RequestView, instances: PrefillViews, wanted: Ints) -> Sco
     matched = (instances.local_blocks + wanted) * request.block_tokens
     transfer_s = instances.costs.fetch_s(wanted * request.block_bytes)
     prefill_s = instances.costs.prefill_s(request.prompt_tokens, matched)
-    if instances.costs.may_be_dearer(request.block_bytes / request.block_tokens) and wanted.any():
+    if instances.costs.may_be_dearer(request.block_bytes / request.block_tokens):
         alone_s = instances.costs.prefill_s(request.prompt_tokens, instances.local_blocks * request.block_tokens)
         dearer = transfer_s + prefill_s > alone_s
         if dearer.any():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from mooncake_core.conductor.policies.contract import Policy, PrefillViews, RequestView, Scores, fetching
 
 
@@ -18,4 +16,4 @@ class KVCacheCentric(Policy):
     def score(self, request: RequestView, instances: PrefillViews) -> Scores:
         local, best = instances.local_blocks, request.best_blocks
         worth_fetching = local * self.settings.balancing_threshold < best
-        return fetching(request, instances, np.where(worth_fetching, best - local, 0))
+        return fetching(request, instances, (best - local) * worth_fetching)
