@@ -50,6 +50,7 @@ def command(
     if check:
         rows.append(["check", "failed" if report.problems else "passed: every byte is accounted for"])
     console.table(["pool", "value"], rows)
+    _print_hits(report)
     _print_nodes(report.nodes)
     _print_tiers(report.tiers)
     _print_tenants(report.tenants)
@@ -64,7 +65,11 @@ def _plain(report: CacheReport, *, check: bool) -> dict[str, Any]:
     import msgspec
 
     passed = {"check_passed": not report.problems} if check else {}
-    ratios = {"token_hit_ratio": report.token_hit_ratio, "byte_hit_ratio": report.byte_hit_ratio}
+    ratios = {
+        "token_hit_ratio": report.token_hit_ratio,
+        "token_hit_ratio_by_tier": report.token_hit_ratio_by_tier,
+        "byte_hit_ratio": report.byte_hit_ratio,
+    }
     return {**msgspec.to_builtins(report), **ratios, **passed}
 
 
@@ -118,7 +123,7 @@ def _rows(report: CacheReport) -> list[list[object]]:
         ["waiting to be free", format_size(report.quarantined_bytes)],
         ["puts", f"{report.puts} (skipped {report.skipped_puts}, refused {report.refused_puts})"],
         ["reads", f"{report.hits} hits, {report.misses} misses"],
-        *(_tier_rows(report) if report.tiers else []),
+        *([["evicted to a tier", report.demoted]] if report.tiers else []),
         ["evicted", f"{report.evicted} ({format_size(report.evicted_bytes)} in {report.eviction_rounds} rounds)"],
         ["eviction stalled", f"{report.stalled_rounds} times; now: {', '.join(report.stalled_nodes) or 'nowhere'}"],
         *([["refused for a tenant's quota", report.refused_by_quota]] if report.refused_by_quota else []),
@@ -128,14 +133,27 @@ def _rows(report: CacheReport) -> list[list[object]]:
     ]
 
 
-def _tier_rows(report: CacheReport) -> list[list[object]]:
+def _print_hits(report: CacheReport) -> None:
+    """By where objects lay when they were asked for; where there is more than DRAM."""
+    if not report.tiers and len(report.hits_by_tier) < 2:
+        return
     from mooncake_core.units import format_size
 
-    hits: list[list[object]] = [
-        [f"hits in {tier}", f"{number} ({format_size(report.hit_bytes_by_tier.get(tier, 0))})"]
-        for tier, number in report.hits_by_tier.items()
-    ]
-    return [*hits, ["evicted to a tier", report.demoted]]
+    ratios = report.token_hit_ratio_by_tier
+    console.data("")
+    console.table(
+        ["found in", "objects", "bytes", "prompt tokens", "of all prompt tokens"],
+        [
+            [
+                tier,
+                number,
+                format_size(report.hit_bytes_by_tier.get(tier, 0)),
+                report.cached_tokens_by_tier.get(tier, 0),
+                f"{ratios.get(tier, 0.0):.1%}" if report.prompt_tokens else "-",
+            ]
+            for tier, number in report.hits_by_tier.items()
+        ],
+    )
 
 
 def _fill(used_bytes: int, capacity_bytes: int) -> str:
@@ -193,13 +211,16 @@ def _print_tenants(tenants: Sequence[TenantUsage]) -> None:
 
     console.data("")
     console.table(
-        ["tenant", "objects", "used", "quota"],
+        ["tenant", "objects", "used", "quota", "hits", "misses", "bytes found"],
         [
             [
                 tenant.tenant,
                 tenant.num_objects,
                 format_size(tenant.used_bytes),
                 "-" if tenant.quota_bytes is None else format_size(tenant.quota_bytes),
+                tenant.hits,
+                tenant.misses,
+                format_size(tenant.hit_bytes),
             ]
             for tenant in tenants
         ],

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 
+from mooncake_core.testing.cluster import Cluster, as_json, wait_for
+from mooncake_core.wire.messages.inspection import CacheReport
 from tests.tiers.store_cluster import DRAM_BYTES, SIZE, store_cluster
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 
@@ -29,4 +33,43 @@ async def test_four_times_dram_comes_back_and_what_the_tier_holds_survives_kill_
         assert report.hits_by_tier["lmdb"] >= len(sample)
         listed = cluster.command("inspect", "cache").stdout
         assert "store\tlmdb" in listed
-        assert "hits in lmdb" in listed
+        assert f"lmdb\t{report.hits_by_tier['lmdb']}\t" in listed
+        assert_http_shows(cluster.admin_url, report, sample[0])
+
+
+def assert_http_shows(url: str, report: CacheReport, key: str) -> None:
+    """What the admin port says of the tier."""
+    metrics = httpx.get(f"{url}/metrics").text
+    (fill,) = report.tiers["store"]
+    of_tier = '{index="0",node="store",tier="lmdb"}'
+    assert f"mooncake_tier_takes_writes{of_tier} 1.0" in metrics
+    assert f"mooncake_tier_objects{of_tier} {float(fill.num_objects)}" in metrics
+    assert f'mooncake_tier_hits_total{{tier="lmdb"}} {float(report.hits_by_tier["lmdb"])}' in metrics
+    (segment,) = httpx.get(f"{url}/get_segments_detail").json()["segments"]
+    assert segment["tiers"][0]["capacity_bytes"] == fill.capacity_bytes
+    tiered = {"client_id": "store", "object_size": SIZE, "transport_endpoint": "store"}
+    assert httpx.get(f"{url}/query_key?key={key}").json()["local_disk_values"] == [tiered]
+    assert httpx.get(f"{url}/batch_query_keys?keys={key}").json()["data"][key]["local_disk_values"] == [tiered]
+
+
+def test_tokens_from_the_cache_are_told_by_tier(tmp_path: Path) -> None:
+    """DRAM has room for some prompts only; the first one comes back from the SSD."""
+    node = f"{{capacity: 8MiB, tiers: [{{kind: lmdb, path: {tmp_path / 'ssd'}, capacity: 256MiB, reserve: 0}}]}}"
+    settings = [f"{role}.0.local_node={place}" for role, place in (("prefill", node), ("decode", "null"))]
+    cluster = Cluster(CONFIGS / "1p1d.yaml", tmp_path, *settings)
+    try:
+        prompts = [[2 + (number * 7 + index) % 500 for index in range(600)] for number in range(8)]
+        for prompt in prompts:
+            cluster.complete(prompt, max_tokens=1)
+            wait_for(lambda: cluster.cache().num_writing == 0)
+        again = cluster.complete(prompts[0], max_tokens=1)
+        cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
+        wait_for(lambda: cluster.cache().cached_tokens == cached)
+        report = cluster.cache()
+        assert report.cached_tokens_by_tier["lmdb"] > 0
+        assert sum(report.cached_tokens_by_tier.values()) == cached == 576
+        shown = as_json(cluster.command("inspect", "cache", "--json"))
+        assert sum(shown["token_hit_ratio_by_tier"].values()) == pytest.approx(shown["token_hit_ratio"])
+        assert f"\t{report.cached_tokens_by_tier['lmdb']}\t" in cluster.command("inspect", "cache").stdout
+    finally:
+        cluster.stop()

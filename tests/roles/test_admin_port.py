@@ -20,6 +20,7 @@ from mooncake_core.conductor.policies import KVCacheCentric
 from mooncake_core.conductor.policies.contract import PolicySettings
 from mooncake_core.config.schema import AuthConfig, ClusterConfig, MasterConfig
 from mooncake_core.errors import WireError
+from mooncake_core.roles.master.cache_report import CacheReporter
 from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.http import keys
 from mooncake_core.roles.master.http.access import Access
@@ -56,7 +57,13 @@ async def admin(made: World, config: ClusterConfig | None = None) -> AsyncIterat
     pauses = LoopPauses()
     pauses.note(100.0, 102.5)
     state = MasterState(
-        term=TERM, address=str(made.address), members=members, pool=made.driver, conductor=conductor, pauses=pauses
+        term=TERM,
+        address=str(made.address),
+        members=members,
+        pool=made.driver,
+        conductor=conductor,
+        cache=CacheReporter(made.driver, conductor),
+        pauses=pauses,
     )
     port = AdminPort(config or ClusterConfig(), 0, state)
     try:
@@ -164,6 +171,10 @@ async def test_metrics_are_the_figures_of_the_pool() -> None:
             assert found["mooncake_node_used_bytes", name] == used
             assert found["mooncake_node_objects", name] == objects
         assert 'mooncake_tenant_objects{tenant="default"} 3.0' in answer.text
+        for name, value in (("hits", 1), ("misses", 1), ("hit_bytes", SIZE)):
+            assert f'mooncake_tenant_{name}_total{{tenant="default"}} {value:.1f}' in answer.text
+        assert 'mooncake_tier_hits_total{tier="dram"} 1.0' in answer.text
+        assert found["mooncake_master_resident_bytes", ""] > 1 << 20
         assert found["mooncake_event_loop_longest_pause_seconds", ""] == 2.5
         assert found["mooncake_master_term", ""] == TERM
         assert "objects=3" in (await client.get("/metrics/summary")).text

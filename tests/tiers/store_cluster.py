@@ -25,7 +25,7 @@ SIZE = 50_000
 PATIENCE_S = 30.0
 CONFIG = """
 cluster: tiers
-master: {{port: 0}}
+master: {{port: 0, admin_port: 0}}
 prefill: []
 decode: []
 pool: {{read_lease: 300ms}}
@@ -43,7 +43,9 @@ class StoreCluster:
         self._folder = folder
         self._config = folder / "tiers.yaml"
         self._config.write_text(CONFIG.format(path=folder / "ssd", capacity=capacity))
-        address = self._start("master")["master_address"]
+        started = self._start("master")
+        address = started["master_address"]
+        self.admin_url = str(started["admin_url"])
         self._start("store", "--set", f"master.port={address.rpartition(':')[2]}")
         self._master = Client(address, name="test")
         self._engine = TransferEngine(owner="test", host_id="test", incarnation=1, transports=("tcp",))

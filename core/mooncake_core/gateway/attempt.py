@@ -158,6 +158,7 @@ class Attempt:
             cached_tokens=prefilled.cached_tokens,
             computed_s=prefilled.computed_s,
             finished=prefilled.finish_reason is not None,
+            cached_tokens_by_tier=prefilled.cached_tokens_by_tier,
         )
         if not placed.checked_at_decode or message.finished or self._emitted:
             self._notices.send(master, message)

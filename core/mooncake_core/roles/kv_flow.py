@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,13 @@ class KVFlow:
     def departure_failure(self) -> str:
         """Why the decode instance does not have all KV; empty when it has."""
         return self._departure.failure if self._departure else "the prefill was given up"
+
+    def cached_tokens_by_tier(self) -> dict[str, int]:
+        """Tokens of the prefix by where their block lay: DRAM or a tier."""
+        if not self.cached_blocks or self._reading is None:
+            return {}
+        blocks = Counter(self._reading.tier(block) for block in range(self.cached_blocks))
+        return {tier: number * self._instance.block_tokens for tier, number in blocks.items()}
 
     async def begin(self) -> None:
         """Brings as much of the prefix as the computation needs to begin."""

@@ -110,6 +110,7 @@ class PrefillRole:
             token_id=output.token_id,
             finish_reason=None if more else output.finish_reason,
             cached_tokens=flow.cached_blocks * self._instance.block_tokens,
+            cached_tokens_by_tier=flow.cached_tokens_by_tier(),
             queued_s=reserved - arrived + max(0.0, time.time() - fetched - flow.engine_s),
             fetched_s=fetched - reserved,
             computed_s=flow.engine_s,

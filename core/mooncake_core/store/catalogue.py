@@ -76,6 +76,9 @@ class Catalogue:
                 quota_bytes=account.quota_bytes,
                 used_bytes=account.used_bytes,
                 num_objects=account.num_objects,
+                hits=account.hits,
+                hit_bytes=account.hit_bytes,
+                misses=account.misses,
             )
             for account in self._tenants
         ]

@@ -13,6 +13,7 @@ from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.replicas import Replicas
 from mooncake_core.store.tenants import Account, split
 from mooncake_core.wire.messages.inspection import CacheEntry
+from mooncake_core.wire.messages.tiering import DRAM
 
 NOTHING: Final[Mapping[str, Extent]] = MappingProxyType({})
 """Shared by all objects that have nothing there: there are many of them."""
@@ -109,10 +110,10 @@ class Counters:
 
     def hits_by_tier(self) -> dict[str, int]:
         """DRAM's among them."""
-        return {"dram": self.hits - sum(self.tier_hits.values()), **self.tier_hits}
+        return {DRAM: self.hits - sum(self.tier_hits.values()), **self.tier_hits}
 
     def hit_bytes_by_tier(self) -> dict[str, int]:
-        return {"dram": self.hit_bytes - sum(self.tier_hit_bytes.values()), **self.tier_hit_bytes}
+        return {DRAM: self.hit_bytes - sum(self.tier_hit_bytes.values()), **self.tier_hit_bytes}
 
 
 @dataclass(slots=True)

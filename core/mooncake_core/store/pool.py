@@ -470,10 +470,10 @@ class Pool:
 
     def _get(self, message: Get, now: float, held_s: float = 0.0) -> Got:
         found = [self._in_dram(key) for key in self._keys(message.tenant, message.keys)]
+        objects = [None if entry is None else self._locate(entry) for entry in found]
         if message.lease:
             self._use(found, now)
-            self._note_read(found)
-        objects = [None if entry is None else self._locate(entry) for entry in found]
+            self._note_read(found, self._tenants.account(message.tenant))
         names = {placement.node for located in objects if located for placement in located.placements}
         return Got(
             term=self._term,
@@ -522,14 +522,18 @@ class Pool:
             header_bytes=header_bytes(entry.key, entry.parent),
             checksum=entry.checksum,
             placements=self._catalogue.placements(entry),
+            tier=entry.came_from,
         )
 
-    def _note_read(self, found: Sequence[PoolObject | None]) -> None:
+    def _note_read(self, found: Sequence[PoolObject | None], account: Account) -> None:
         """One question is about one prefix, that of the first object it finds."""
         entries = [entry for entry in found if entry is not None]
+        account.hits += len(entries)
+        account.misses += len(found) - len(entries)
         if entries:
             size_bytes = sum(entry.size_bytes for entry in entries)
             self._counters.hit_bytes += size_bytes
+            account.hit_bytes += size_bytes
             self._hot.read(head_of(entries[0].key, self._index.get), num_objects=len(entries), size_bytes=size_bytes)
 
     # Removing

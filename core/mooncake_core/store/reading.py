@@ -22,6 +22,7 @@ from mooncake_core.transfer.batch import Transfer
 from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.slices import total_bytes
 from mooncake_core.wire.messages.pool import Got, Located
+from mooncake_core.wire.messages.tiering import DRAM
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +74,10 @@ class Reading:
         self.bytes_by_path: dict[str, int] = {}
         """What was moved, by the transport that carried it."""
         self._objects = {index: _Object(found) for index, found in enumerate(got.objects) if found is not None}
+
+    def tier(self, index: int) -> str:
+        """Where an object lay when it was asked for: `dram`, or the kind of a tier; it must not be a miss."""
+        return self._objects[index].found.tier or DRAM
 
     def size_bytes(self, index: int) -> int | None:
         """Of an object that can be read, given by its place in the get; None for a miss."""

@@ -56,6 +56,10 @@ class Account:
     used_bytes: int = 0
     num_objects: int = 0
     """That can be read."""
+    hits: int = 0
+    hit_bytes: int = 0
+    misses: int = 0
+    """Of its own reads, as the pool counts them."""
 
     def has_room(self, num_bytes: int) -> bool:
         """Whether the quota leaves room for so many more."""

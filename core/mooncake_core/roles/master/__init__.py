@@ -13,6 +13,7 @@ from mooncake_core.conductor.conductor import Conductor
 from mooncake_core.conductor.scheduler import SchedulerOptions, make_conductor
 from mooncake_core.config.schema import ClusterConfig, MasterConfig
 from mooncake_core.roles.context import RoleContext
+from mooncake_core.roles.master.cache_report import CacheReporter
 from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.http.state import MasterState
 from mooncake_core.roles.master.inspection import Inspection
@@ -50,7 +51,8 @@ async def run(context: RoleContext) -> None:
         _pool(context.config, term), term=term, node_client=members.client_of, on_change=conductor.on_pool_change
     )
     members.listen(pool, conductor)
-    inspection = Inspection(context.config.cluster, term, members=members, pool=pool, conductor=conductor)
+    cache = CacheReporter(pool, conductor)
+    inspection = Inspection(context.config.cluster, term, members=members, pool=pool, conductor=conductor, cache=cache)
     parts = (members, pool, conductor, inspection, timelines)
     handlers = {kind: handler for part in parts for kind, handler in part.handlers().items()}
     server = Server(context.name, handlers, key=context.key, door=True)
@@ -64,6 +66,7 @@ async def run(context: RoleContext) -> None:
                 members=members,
                 pool=pool,
                 conductor=conductor,
+                cache=cache,
                 pauses=context.pauses,
             )
             admin = _open_admin_port(context.config, section.admin_port, state)

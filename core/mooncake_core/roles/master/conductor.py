@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -75,6 +76,7 @@ class ConductorDriver:
         self._tasks = Tasks()
         self.prompt_tokens = 0
         self.cached_tokens = 0
+        self.cached_tokens_by_tier: Counter[str] = Counter()
         self._prompt_tokens_of: dict[str, int] = {}
         self._refused_at_decode: dict[str, MooncakeError] = {}
 
@@ -131,6 +133,7 @@ class ConductorDriver:
     def _prefill_ended(self, message: PrefillEnded, call: Call) -> Done:
         self.prompt_tokens += self._prompt_tokens_of.pop(message.request_id, 0)
         self.cached_tokens += message.cached_tokens
+        self.cached_tokens_by_tier.update(message.cached_tokens_by_tier)
         event = e.PrefillEnded(message.request_id, message.cached_tokens, message.computed_s, message.finished)
         self._drive.feed(event)
         if refusal := self._refused_at_decode.pop(message.request_id, None):

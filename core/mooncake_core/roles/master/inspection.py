@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
-
+from mooncake_core.roles.master.cache_report import CacheReporter
 from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.members import Members
-from mooncake_core.roles.master.memory import MasterMemory, resident_bytes
 from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.wire.membership import Record
 from mooncake_core.wire.messages.inspection import (
@@ -25,7 +23,14 @@ class Inspection:
     """Reads from the other parts of the master."""
 
     def __init__(
-        self, cluster: str, term: int, *, members: Members, pool: PoolDriver, conductor: ConductorDriver
+        self,
+        cluster: str,
+        term: int,
+        *,
+        members: Members,
+        pool: PoolDriver,
+        conductor: ConductorDriver,
+        cache: CacheReporter,
     ) -> None:
         self._cluster = cluster
         self._term = term
@@ -33,7 +38,7 @@ class Inspection:
         self._pool = pool
         self._conductor = conductor
         self._started = members.now()
-        self._memory = MasterMemory()
+        self._reporter = cache
 
     def handlers(self) -> dict[type, Handler]:
         return {GetStatus: self._status, InspectCache: self._cache, InspectDecisions: self._decisions}
@@ -49,21 +54,7 @@ class Inspection:
         )
 
     async def _cache(self, message: InspectCache, call: Call) -> CacheReport:
-        report = self._pool.pool.report(
-            self._pool.now(),
-            prefix=message.prefix,
-            limit=message.limit,
-            num_hottest=message.hottest,
-        )
-        problems = [*self._pool.pool.check(), *self._conductor.conductor.check()] if message.check else []
-        return msgspec.structs.replace(
-            report,
-            prompt_tokens=self._conductor.prompt_tokens,
-            cached_tokens=self._conductor.cached_tokens,
-            problems=problems,
-            master_bytes=resident_bytes(),
-            master_bytes_per_object=self._memory.per_object_bytes(report.num_objects),
-        )
+        return self._reporter.report(message)
 
     async def _decisions(self, message: InspectDecisions, call: Call) -> Decisions:
         found = self._conductor.conductor.decisions(

@@ -118,6 +118,8 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
     hits_by_tier: dict[str, int] = {}
     """Reads by where the object lay when it was asked for: dram, or the kind of a tier."""
     hit_bytes_by_tier: dict[str, int] = {}
+    cached_tokens_by_tier: dict[str, int] = {}
+    """`cached_tokens`, by where their blocks lay."""
     demoted: int = 0
     """Objects that went to a tier, and lost their place in DRAM."""
     tiers: dict[str, list[TierFill]] = {}
@@ -127,6 +129,11 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
     def token_hit_ratio(self) -> float:
         """Prompt tokens served from the cache / prompt tokens: the hit ratio, wherever one is shown."""
         return self.cached_tokens / max(1, self.prompt_tokens)
+
+    @property
+    def token_hit_ratio_by_tier(self) -> dict[str, float]:
+        """The same, split by where the tokens' blocks lay."""
+        return {tier: tokens / max(1, self.prompt_tokens) for tier, tokens in self.cached_tokens_by_tier.items()}
 
     @property
     def byte_hit_ratio(self) -> float:

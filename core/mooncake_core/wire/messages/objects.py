@@ -108,6 +108,10 @@ class TenantUsage(Struct, frozen=True, kw_only=True):
     quota_bytes: int | None
     used_bytes: int
     num_objects: int
+    hits: int = 0
+    """Keys that its reads found, since the master's start."""
+    hit_bytes: int = 0
+    misses: int = 0
 
 
 class TenantList(Struct, frozen=True, tag=True, kw_only=True):

@@ -103,7 +103,7 @@ class PutEnded(Struct, frozen=True, tag=True, kw_only=True):
     refusals: list[str]
 
 
-class Located(Struct, frozen=True, kw_only=True):
+class Located(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A readable object under lease."""
 
     key: str
@@ -112,6 +112,8 @@ class Located(Struct, frozen=True, kw_only=True):
     header_bytes: int
     checksum: int
     placements: list[Placement]
+    tier: str = ""
+    """Kind of the tier from which it was brought to DRAM for this; empty where it lay there."""
 
 
 class Get(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):

@@ -147,6 +147,8 @@ class Prefilled(Struct, frozen=True, tag=True, kw_only=True):
     fetched_s: float
     computed_s: float
     logprobs: Logprobs | None = None
+    cached_tokens_by_tier: dict[str, int] = {}
+    """By where their blocks lay: dram, or the kind of a tier."""
 
 
 class KVArrived(Struct, frozen=True, tag=True, kw_only=True):
@@ -205,6 +207,8 @@ class PrefillEnded(Struct, frozen=True, tag=True, kw_only=True):
     computed_s: float
     finished: bool = False
     """It is the last one too."""
+    cached_tokens_by_tier: dict[str, int] = {}
+    """As in Prefilled."""
 
 
 class RequestEnded(Struct, frozen=True, tag=True, kw_only=True):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
+
+DRAM: Final = "dram"
+"""Among kinds of tiers: the node's memory."""
 
 
 class TierFill(Struct, frozen=True, kw_only=True):

@@ -16,8 +16,9 @@ from mooncake_core.wire.messages.pool import RemoveAll, RemovedAll
 
 SLICE: Final = 512
 """Keys looked at in one go."""
-OTHER_TIERS: Final = ("disk_values", "local_disk_values", "nof_values")
-"""Of upstream's answer: replicas that are not in memory."""
+IN_TIERS: Final = "local_disk_values"
+OTHER_PLACES: Final = ("disk_values", "nof_values")
+"""Of upstream's answer: replicas where this pool has none."""
 
 
 class KeyRoutes:
@@ -31,7 +32,8 @@ class KeyRoutes:
         (found,) = await self._describe([request.query_params.get("key", "")], _tenant(request))
         if found is None:
             return failure(404, OBJECT_NOT_FOUND, "OBJECT_NOT_FOUND")
-        return json({"success": True, "data": _replicas(found)})
+        tiered = {IN_TIERS: _in_tiers(found)} if found.tiered_on else {}
+        return json({"success": True, "data": _replicas(found), **tiered})
 
     async def batch_query_keys(self, request: Request) -> Response:
         """The replicas of each of several keys."""
@@ -82,7 +84,8 @@ def _described(found: ObjectDescription | None) -> dict[str, Any]:
         "ok": found is not None,
         "error": None if found else "OBJECT_NOT_FOUND",
         "values": _replicas(found) if found else None,
-        **dict.fromkeys(OTHER_TIERS),
+        IN_TIERS: _in_tiers(found) if found else None,
+        **dict.fromkeys(OTHER_PLACES),
     }
 
 
@@ -97,3 +100,10 @@ def _replicas(found: ObjectDescription) -> list[dict[str, Any]]:
         }
         for replica in found.replicas
     ]
+
+
+def _in_tiers(found: ObjectDescription) -> list[dict[str, Any]] | None:
+    """As upstream's local disk descriptors, one per node that has it in a tier; None without any."""
+    return [
+        {"client_id": node, "object_size": found.size_bytes, "transport_endpoint": node} for node in found.tiered_on
+    ] or None

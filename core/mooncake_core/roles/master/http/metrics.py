@@ -20,6 +20,12 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 POOL_GAUGES: Final = (
     ("mooncake_pool_objects", "Objects that can be read", "num_objects"),
     ("mooncake_pool_objects_being_written", "Objects granted space and not committed", "num_writing"),
+    ("mooncake_master_resident_bytes", "Resident memory of the master's process", "master_bytes"),
+    (
+        "mooncake_master_bytes_per_object",
+        "Of it, what came per object; 0 below 1,000 objects",
+        "master_bytes_per_object",
+    ),
 )
 POOL_COUNTERS: Final = (
     ("mooncake_pool_puts", "Objects committed", "puts"),
@@ -32,8 +38,11 @@ POOL_COUNTERS: Final = (
     ("mooncake_pool_misses", "Keys that reads did not find", "misses"),
     ("mooncake_pool_evictions", "Replicas evicted", "evicted"),
     ("mooncake_pool_evicted_bytes", "Bytes of the replicas evicted", "evicted_bytes"),
+    ("mooncake_pool_demotions", "Objects that lost their place in DRAM and are in a tier", "demoted"),
     ("mooncake_pool_eviction_rounds", "Rounds of eviction begun", "eviction_rounds"),
     ("mooncake_pool_eviction_stalled_rounds", "Rounds of eviction that ended because nothing may go", "stalled_rounds"),
+    ("mooncake_prompt_tokens", "Prompt tokens of requests whose prefill has ended", "prompt_tokens"),
+    ("mooncake_prompt_tokens_cached", "Those of them that came from the cache", "cached_tokens"),
 )
 NODE_GAUGES: Final = (
     ("mooncake_node_capacity_bytes", "Bytes of a node's segment", "capacity_bytes"),
@@ -48,6 +57,26 @@ TENANT_GAUGES: Final = (
         "used_bytes",
     ),
     ("mooncake_tenant_objects", "A tenant's objects that can be read", "num_objects"),
+)
+TENANT_COUNTERS: Final = (
+    ("mooncake_tenant_hits", "Keys that a tenant's reads found", "hits"),
+    ("mooncake_tenant_hit_bytes", "Bytes of the objects that a tenant's reads found", "hit_bytes"),
+    ("mooncake_tenant_misses", "Keys that a tenant's reads did not find", "misses"),
+)
+BY_TIER: Final = (
+    ("mooncake_tier_hits", "Keys that reads found, by where the object lay when it was asked for", "hits_by_tier"),
+    ("mooncake_tier_hit_bytes", "Bytes of these objects", "hit_bytes_by_tier"),
+    (
+        "mooncake_tier_prompt_tokens_cached",
+        "Prompt tokens from the cache, by where their block lay",
+        "cached_tokens_by_tier",
+    ),
+)
+TIER_LABELS: Final = ("node", "index", "tier")
+TIER_GAUGES: Final = (
+    ("mooncake_tier_capacity_bytes", "Most bytes that a node's tier may take", "capacity_bytes"),
+    ("mooncake_tier_used_bytes", "Bytes that a node's tier has taken", "used_bytes"),
+    ("mooncake_tier_objects", "Objects in a node's tier", "num_objects"),
 )
 
 
@@ -65,8 +94,11 @@ class MasterCollector(Collector):
         """All figures of now."""
         report = self._state.report()
         yield from _pool(report)
-        yield from _labelled("node", NODE_GAUGES, {node.name: node for node in report.nodes})
-        yield from _labelled("tenant", TENANT_GAUGES, {tenant.tenant: tenant for tenant in report.tenants})
+        yield from _labelled(GaugeMetricFamily, "node", NODE_GAUGES, {node.name: node for node in report.nodes})
+        tenants = {tenant.tenant: tenant for tenant in report.tenants}
+        yield from _labelled(GaugeMetricFamily, "tenant", TENANT_GAUGES, tenants)
+        yield from _labelled(CounterMetricFamily, "tenant", TENANT_COUNTERS, tenants)
+        yield from _tiers(report)
         yield self._members()
         text = "Nodes that are too full now, where nothing may go"
         yield GaugeMetricFamily("mooncake_pool_stalled_nodes", text, len(report.stalled_nodes))
@@ -108,11 +140,36 @@ def _pool(report: CacheReport) -> Iterator[Metric]:
         yield CounterMetricFamily(name, text, getattr(report, field))
 
 
+def _tiers(report: CacheReport) -> Iterator[Metric]:
+    for name, text, field in BY_TIER:
+        counted = CounterMetricFamily(name, text, labels=["tier"])
+        for tier, number in getattr(report, field).items():
+            counted.add_metric([tier], number)
+        yield counted
+    fills = {
+        (node, str(index), fill.kind): fill for node, tiers in report.tiers.items() for index, fill in enumerate(tiers)
+    }
+    for name, text, field in TIER_GAUGES:
+        family = GaugeMetricFamily(name, text, labels=TIER_LABELS)
+        for labels, fill in fills.items():
+            family.add_metric(labels, getattr(fill, field))
+        yield family
+    writable = GaugeMetricFamily(
+        "mooncake_tier_takes_writes", "1, or 0 while a node's tier is in trouble", labels=TIER_LABELS
+    )
+    for labels, fill in fills.items():
+        writable.add_metric(labels, 0 if fill.trouble else 1)
+    yield writable
+
+
 def _labelled(
-    label: str, gauges: Iterable[tuple[str, str, str]], reports: Mapping[str, NodeUsage | TenantUsage]
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    label: str,
+    figures: Iterable[tuple[str, str, str]],
+    reports: Mapping[str, NodeUsage | TenantUsage],
 ) -> Iterator[Metric]:
-    for name, text, field in gauges:
-        family = GaugeMetricFamily(name, text, labels=[label])
+    for name, text, field in figures:
+        family = kind(name, text, labels=[label])
         for value, report in reports.items():
             family.add_metric([value], getattr(report, field))
         yield family

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
+from msgspec import to_builtins
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -30,7 +31,11 @@ class SegmentRoutes:
     async def get_segments_detail(self, request: Request) -> Response:
         """All that is known of each."""
         leaving = self._state.leaving()
-        details = [self._detail(node, leaving) for node in self._state.report().nodes]
+        report = self._state.report()
+        details = [
+            self._detail(node, leaving) | {"tiers": to_builtins(report.tiers.get(node.name, []))}
+            for node in report.nodes
+        ]
         return json({"total_segments": len(details), "segments": details})
 
     async def query_segment(self, request: Request) -> Response:

@@ -8,12 +8,13 @@ import math
 from dataclasses import dataclass
 from typing import TypeVar
 
+from mooncake_core.roles.master.cache_report import CacheReporter
 from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.members import Members
 from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.telemetry.loop_pauses import LoopPauses
 from mooncake_core.wire.messages import Message
-from mooncake_core.wire.messages.inspection import CacheReport
+from mooncake_core.wire.messages.inspection import CacheReport, InspectCache
 from mooncake_core.wire.messages.tasks import DrainStatus
 from mooncake_core.wire.server import Call
 
@@ -30,6 +31,7 @@ class MasterState:
     members: Members
     pool: PoolDriver
     conductor: ConductorDriver
+    cache: CacheReporter
     pauses: LoopPauses
 
     @property
@@ -39,7 +41,7 @@ class MasterState:
 
     def report(self) -> CacheReport:
         """The pool in numbers."""
-        return self.pool.pool.report(self.pool.now())
+        return self.cache.report(InspectCache())
 
     def leaving(self) -> set[str]:
         """Members that are about to leave."""
