@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from mooncake_core.wire.messages.tasks import DrainStatus
 
 POLL_S: Final = 0.25
+STUCK_BECAUSE: Final = {
+    "no_space": "no other node has room for them; add a node, remove or evict objects, or drop them with --force",
+    "deadline_exceeded": "copying them did not end in time; `mooncake inspect nodes` shows who is there",
+    "too_many_tasks": "too many copies are under way; they are tried again",
+}
+"""In words, by the code of the error that the latest of them met."""
 
 
 @click.command(
@@ -93,5 +99,6 @@ def _sentence(status: DrainStatus) -> str:
         return f"{status.name} is drained: {done}; its process may be stopped"
     left = f"{status.objects_left} objects, {format_size(status.bytes_left)} left"
     if status.state == "stuck":
-        return f"{status.name} is stuck: {done}; {left}, {status.stuck} cannot be moved ({status.reason})"
+        why = STUCK_BECAUSE.get(status.reason, status.reason)
+        return f"{status.name} is stuck: {done}; {left}, {status.stuck} cannot be moved: {why}"
     return f"{status.name} is being drained: {done}; {left}"

@@ -41,8 +41,6 @@ POOL_COUNTERS: Final = (
     ("mooncake_pool_demotions", "Objects that lost their place in DRAM and are in a tier", "demoted"),
     ("mooncake_pool_eviction_rounds", "Rounds of eviction begun", "eviction_rounds"),
     ("mooncake_pool_eviction_stalled_rounds", "Rounds of eviction that ended because nothing may go", "stalled_rounds"),
-    ("mooncake_prompt_tokens", "Prompt tokens of requests whose prefill has ended", "prompt_tokens"),
-    ("mooncake_prompt_tokens_cached", "Those of them that came from the cache", "cached_tokens"),
 )
 NODE_GAUGES: Final = (
     ("mooncake_node_capacity_bytes", "Bytes of a node's segment", "capacity_bytes"),
