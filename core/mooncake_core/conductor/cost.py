@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from mooncake_core.config.schema import CostConfig
 from mooncake_core.wire.messages.membership import CostHint
 
 Ints = npt.NDArray[np.int64]
@@ -56,6 +57,19 @@ class HintCosts:
         """A decode step of `batch` sequences with so many tokens of context together."""
         hint = self.hint
         return hint.step_base_s + hint.step_per_sequence_s * batch + hint.step_per_context_token_s * context_tokens
+
+
+def hint_of(cost: CostConfig) -> CostHint:
+    """What the configuration says of an engine, as an instance offers it."""
+    return CostHint(
+        prefill_base_s=cost.prefill_base,
+        prefill_per_token_s=cost.prefill_per_token,
+        prefill_per_token2_s=cost.prefill_per_token2,
+        step_base_s=cost.step_base,
+        step_per_sequence_s=cost.step_per_sequence,
+        step_per_context_token_s=cost.step_per_context_token,
+        fetch_bytes_per_s=cost.fetch_bytes_per_s,
+    )
 
 
 class CostModel:

@@ -117,6 +117,25 @@ class StoreConfig(NodeConfig, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Address it binds and is reached at."""
 
 
+class CostConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long an engine's computations take, as `mooncake bench calibrate` measures and writes it."""
+
+    prefill_base: Duration = 0.0
+    """Of a prompt, whatever its length."""
+    prefill_per_token: Duration = 0.0
+    """Of each token that is not in place."""
+    prefill_per_token2: Duration = 0.0
+    """Attention: of the prompt's length squared, less the square of what is in place."""
+    step_base: Duration = 0.0
+    """Of a decode step, whatever its batch."""
+    step_per_sequence: Duration = 0.0
+    """Of each sequence in it."""
+    step_per_context_token: Duration = 0.0
+    """Of each token that one of them has."""
+    fetch_bytes_per_s: Annotated[float, Meta(gt=0)] = 1e9
+    """From other nodes."""
+
+
 class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: str = "torch"
     """Engine plugin: torch, mock."""
@@ -132,6 +151,8 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Sequences per decode step."""
     chunk_tokens: Count = 512
     """Most tokens computed in one step: longer prompts are prefilled in chunks of so many."""
+    cost: CostConfig | None = None
+    """How long computations take, by which the scheduler begins; null: what the engine itself says."""
     options: dict[str, Any] = {}
     """The engine's own options."""
 

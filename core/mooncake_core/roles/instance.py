@@ -7,14 +7,15 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from mooncake_core import registry
 from mooncake_core.address import HostPort
+from mooncake_core.conductor.cost import hint_of
 from mooncake_core.config.processes import local_node_name
 from mooncake_core.config.schema import InstanceConfig
 from mooncake_core.inference.batching import Batching
-from mooncake_core.inference.contract import Engine, EngineInfo, EngineSettings
+from mooncake_core.inference.contract import Engine, EngineInfo
+from mooncake_core.inference.loading import load_engine
 from mooncake_core.inference.loop import EngineLoop
-from mooncake_core.inference.models import model_name, resolve_model
+from mooncake_core.inference.models import model_name
 from mooncake_core.roles.context import RoleContext
 from mooncake_core.roles.timeline import timeline_handlers
 from mooncake_core.transfer.contract import Range
@@ -31,8 +32,7 @@ class Instance:
     """An engine in a process: KV memory registered with the Transfer Engine, steps run in a loop of their own."""
 
     def __init__(self, context: RoleContext, engine: Engine) -> None:
-        section = context.spec.section
-        assert isinstance(section, InstanceConfig)  # what config.processes gives prefill and decode
+        section = _section(context)
         self.context = context
         self.section = section
         self.engine = engine
@@ -47,7 +47,7 @@ class Instance:
     @classmethod
     async def load(cls, context: RoleContext) -> Instance:
         """Loads the engine off the event loop, so that the process can be told to stop meanwhile."""
-        engine = await asyncio.to_thread(_load_engine, context)
+        engine = await asyncio.to_thread(load_engine, context.config, _section(context))
         _log.info("KV memory: %s", _arithmetic(engine.info))
         return cls(context, engine)
 
@@ -112,9 +112,15 @@ class Instance:
                 ),
                 num_blocks=info.num_blocks,
                 local_node=local_node_name(context.spec),
-                cost=info.cost,
+                cost=hint_of(self.section.engine.cost) if self.section.engine.cost else info.cost,
             ),
         )
+
+
+def _section(context: RoleContext) -> InstanceConfig:
+    section = context.spec.section
+    assert isinstance(section, InstanceConfig)  # what config.processes gives prefill and decode
+    return section
 
 
 def _arithmetic(info: EngineInfo) -> str:
@@ -136,30 +142,3 @@ def _batching(engine: Engine, section: InstanceConfig) -> Batching:
         max_batch=section.engine.max_batch,
         chunk_tokens=section.engine.chunk_tokens,
     )
-
-
-def _load_engine(context: RoleContext) -> Engine:
-    config, section = context.config, context.spec.section
-    assert isinstance(section, InstanceConfig)
-    folder = resolve_model(config.model)  # before torch is imported for nothing
-    engine_class = registry.load("engine", section.engine.kind)
-    engine: Engine = engine_class(
-        EngineSettings(
-            model_path=str(folder),
-            device=section.engine.device,
-            dtype=section.engine.dtype,
-            block_tokens=config.block_tokens,
-            kv_memory_bytes=section.engine.kv_memory,
-            threads=section.engine.threads or _shared_threads(context),
-            options=section.engine.options,
-        )
-    )
-    return engine
-
-
-def _shared_threads(context: RoleContext) -> int:
-    """The host's cores divided among its instances, at least one each."""
-    host = context.spec.host
-    config = context.config
-    instances = sum(entry.count for entry in (*config.prefill, *config.decode) if entry.host == host)
-    return max(1, len(os.sched_getaffinity(0)) // max(1, instances))

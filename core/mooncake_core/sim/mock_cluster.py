@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from mooncake_core.conductor.cost import HintCosts
+from mooncake_core.conductor.cost import HintCosts, hint_of
 from mooncake_core.config.schema import ClusterConfig, EngineConfig
 from mooncake_core.errors import ConfigError
 from mooncake_core.inference.mock import cost_of, kv_layout, parse_options
@@ -30,7 +30,8 @@ def describe_cluster(
     if problems:
         raise ConfigError("\n".join(problems), problems=problems)
     engine, node = cluster.prefill[0].engine, cluster.prefill[0].local_node
-    hint = cost_of(parse_options(engine.options))
+    real = cost_of(parse_options(engine.options))
+    hint = hint_of(engine.cost) if engine.cost else real
     layout = kv_layout(cluster.block_tokens)
     model = ModelShape(
         name="mock",
@@ -41,9 +42,9 @@ def describe_cluster(
     host = HostShape(
         hbm_blocks=max(1, engine.kv_memory // layout.block_bytes),
         dram_blocks=node.capacity // layout.block_bytes if node else 0,
-        nic_bytes_per_s=hint.fetch_bytes_per_s,
+        nic_bytes_per_s=real.fetch_bytes_per_s,
     )
-    return _config(cluster, engine), HintCosts(hint), hint, model, host
+    return _config(cluster, engine), HintCosts(real), hint, model, host
 
 
 def _config(cluster: ClusterConfig, engine: EngineConfig) -> SimulationConfig:
