@@ -16,7 +16,8 @@ import pytest
 from mooncake_core.roles.master.memory import resident_bytes
 from mooncake_core.store import events as p
 from mooncake_core.store.evictions import LRU
-from mooncake_core.store.pool import Pool, PoolSettings
+from mooncake_core.store.pool import Pool
+from mooncake_core.store.pool_settings import PoolSettings
 from mooncake_core.wire.messages import Message, decode, encode
 from mooncake_core.wire.messages.membership import SegmentOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor

@@ -16,7 +16,8 @@ from mooncake_core.errors import MooncakeError
 from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.store.evictions import LRU
-from mooncake_core.store.pool import Pool, PoolSettings
+from mooncake_core.store.pool import Pool
+from mooncake_core.store.pool_settings import PoolSettings
 from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.messages.membership import InstanceOffer
 from mooncake_core.wire.messages.serving import Place

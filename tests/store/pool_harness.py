@@ -13,7 +13,8 @@ from mooncake_core.store import events as p
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.evictions import LRU
 from mooncake_core.store.layout import SLOT_BYTES
-from mooncake_core.store.pool import Pool, PoolSettings
+from mooncake_core.store.pool import Pool
+from mooncake_core.store.pool_settings import PoolSettings
 from mooncake_core.wire.messages.membership import SegmentOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.messages.objects import Describe, Described, ObjectDescription, Pin, Pinned

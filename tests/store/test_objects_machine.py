@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from mooncake_core.errors import ObjectBusy, ObjectExists, ObjectLeased, ObjectNotFound, QuotaExceeded
 from mooncake_core.store import events as p
 from mooncake_core.store.layout import extent_bytes
-from mooncake_core.store.pool import MARGIN_S, PoolSettings
+from mooncake_core.store.pool_settings import MARGIN_S, PoolSettings
 from mooncake_core.store.tenants import qualified
 from mooncake_core.wire.messages.objects import (
     Describe,

@@ -6,7 +6,7 @@ import pytest
 
 from mooncake_core.errors import NoSpace, ObjectExists, ObjectLeased, ObjectNotFound, StaleAllocation
 from mooncake_core.store import events as p
-from mooncake_core.store.pool import MARGIN_S
+from mooncake_core.store.pool_settings import MARGIN_S
 from mooncake_core.wire.messages.pool import (
     Remove,
     RemoveAll,

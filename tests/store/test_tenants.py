@@ -12,7 +12,7 @@ from mooncake_core.errors import (
     QuotaExceeded,
     TenantUnknown,
 )
-from mooncake_core.store.pool import PoolSettings
+from mooncake_core.store.pool_settings import PoolSettings
 from mooncake_core.store.tenants import qualified, split
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.objects import ListTenants, SetQuota, TenantList, TenantUsage

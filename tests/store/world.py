@@ -16,7 +16,8 @@ from mooncake_core.store.client import PutObject, StoreClient
 from mooncake_core.store.evictions import LRU
 from mooncake_core.store.layout import Slot
 from mooncake_core.store.node import Node
-from mooncake_core.store.pool import Pool, PoolSettings
+from mooncake_core.store.pool import Pool
+from mooncake_core.store.pool_settings import PoolSettings
 from mooncake_core.transfer.contract import Transport
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.client import Client, Clients

@@ -23,7 +23,8 @@ from mooncake_core.roles.master.term import next_term
 from mooncake_core.roles.master.timelines import Timelines
 from mooncake_core.roles.run_directory import RunDirectory
 from mooncake_core.store.placement import strategy
-from mooncake_core.store.pool import Pool, PoolSettings
+from mooncake_core.store.pool import Pool
+from mooncake_core.store.pool_settings import PoolSettings
 from mooncake_core.wire.server import Server
 
 if TYPE_CHECKING:
