@@ -98,7 +98,7 @@ def test_errors_of_strangers_and_of_newer_peers_are_plain() -> None:
 
 
 def test_plugins_are_found_by_name_and_missing_ones_named() -> None:
-    assert [entry.name for entry in registry.installed("transport")] == ["shm", "tcp"]
+    assert [entry.name for entry in registry.installed("transport")] == ["rdma", "shm", "tcp"]
     with pytest.raises(
         errors.PluginUnknown, match=r"no policy called 'kvcache-centrik' .* did you mean kvcache-centric\?"
     ):

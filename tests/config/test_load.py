@@ -95,8 +95,8 @@ pool: {eviction: lruu}
     assert problems(tmp_path, text, "scheduler.policy=x", "scheduler.seed=y") == [
         'c.yaml:2:12: prefill.0.count: expected a whole number, got "none"',
         "c.yaml:3:20: prefill.1.engine.kind: expected an installed engine (mock, torch), got trch; did you mean torch?",
-        "c.yaml:4:25: transfer.transports.0: expected an installed transport (shm, tcp), got 5.5",
-        "c.yaml:4:30: transfer.transports.1: expected an installed transport (shm, tcp), got tpc; did you mean tcp?",
+        "c.yaml:4:25: transfer.transports.0: expected an installed transport (rdma, shm, tcp), got 5.5",
+        "c.yaml:4:30: transfer.transports.1: expected an installed transport (rdma, shm, tcp), got tpc; did you mean tcp?",
         "c.yaml:4:36: transfer.conections: unknown key; did you mean connections?",
         "c.yaml:5:16: master.host: expected a loopback address, got 10.0.0.1: others can reach it, so give auth.key_file "
         "(`mooncake auth init` writes a key), or say insecure: true",

@@ -36,7 +36,7 @@ def _ports(root: Path, *files: dict[str, str]) -> list[Port]:
 
 def test_roce_v2_over_ipv4_is_preferred_then_ipv6_then_link_local(tmp_path: Path) -> None:
     (port,) = _ports(tmp_path, rdma_port("mlx5_0", CONNECTX), {"class/infiniband/mlx5_0/device/numa_node": "1"})
-    assert [(gid.index, gid.fabric) for gid in port.gids] == [
+    assert [(gid.table_index, gid.fabric) for gid in port.gids] == [
         (3, Fabric.ROCE_V2_IPV4),
         (4, Fabric.ROCE_V2_IPV6),
         (1, Fabric.ROCE_V2_LINK_LOCAL),
@@ -50,7 +50,7 @@ def test_roce_v2_over_ipv4_is_preferred_then_ipv6_then_link_local(tmp_path: Path
 def test_infiniband_has_the_gid_of_its_port(tmp_path: Path) -> None:
     gids = {0: ("fe80:0000:0000:0000:506b:4b03:00a1:b2c3", "IB/RoCE v1"), 1: (NONE, "")}
     (port,) = _ports(tmp_path, rdma_port("mlx5_0", gids, link_layer="InfiniBand", rate="400 Gb/sec (4X NDR)"))
-    assert [(gid.index, gid.fabric) for gid in port.gids] == [(0, Fabric.INFINIBAND)]
+    assert [(gid.table_index, gid.fabric) for gid in port.gids] == [(0, Fabric.INFINIBAND)]
     assert (port.rate_gbps, port.numa_node) == (400, -1)
 
 

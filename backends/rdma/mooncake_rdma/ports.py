@@ -34,7 +34,7 @@ _PREFERRED: Final = list(Fabric)
 class Gid:
     """One usable entry of a port's table."""
 
-    index: int
+    table_index: int
     address: ipaddress.IPv6Address
     fabric: Fabric
 
@@ -118,7 +118,7 @@ def _port(device: Path, number: int) -> Port:
         state=_text(folder / "state").partition(": ")[2],
         rate_gbps=_leading_number(_text(folder / "rate")),
         numa_node=int(_leading_number(_text(device / "device/numa_node"), default=-1)),
-        gids=tuple(sorted(gids, key=lambda gid: (_PREFERRED.index(gid.fabric), gid.index))),
+        gids=tuple(sorted(gids, key=lambda gid: (_PREFERRED.index(gid.fabric), gid.table_index))),
     )
 
 

@@ -9,7 +9,6 @@ import os
 import queue
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,7 +29,7 @@ from mooncake_core.transfer.contract import (
     TransportSettings,
 )
 from mooncake_core.transfer.copying import copy
-from mooncake_core.transfer.exports import check_ranges, merged
+from mooncake_core.transfer.exports import check_ranges, first_outside, merged
 from mooncake_shm.control import ControlPage
 from mooncake_shm.introduction import Gone, Have, Want
 from mooncake_shm.peers import Peers
@@ -54,21 +53,6 @@ class ShmPath(Struct, frozen=True, array_like=True):
     writable: bool
     starts: list[int]
     ends: list[int]
-
-    def refused(self, ranges: Sequence[Range]) -> Range | None:
-        """The first of the ranges that no exported range covers."""
-        starts, ends = self.starts, self.ends
-        if len(starts) == 1:  # most exports are of a whole region
-            start, end = starts[0], ends[0]
-            for part in ranges:
-                if part.offset < start or part.offset + part.length > end:
-                    return part
-            return None
-        for part in ranges:
-            index = bisect_right(starts, part.offset) - 1
-            if index < 0 or part.offset + part.length > ends[index]:
-                return part
-        return None
 
 
 @dataclass(slots=True)
@@ -311,7 +295,7 @@ def _checked(operation: Operation) -> tuple[ShmPath, Want]:
     write = operation.kind is Kind.WRITE
     if write and not path.writable:
         raise OutOfRange("the segment is exported for reading only")
-    part = path.refused(operation.ranges)
+    part = first_outside(operation.ranges, path.starts, path.ends)
     if part is not None:
         raise OutOfRange(f"bytes {part.offset} to {part.offset + part.length} are not exported")
     return path, _want(operation.path, write)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mooncake_core.errors import DeadlineExceeded, MooncakeError, OutOfRange, PathFailed, StaleSegment, TransferError
-from mooncake_core.transfer.sockets import receive_into
+from mooncake_core.transfer.sockets import notice_vanished_host, receive_into
 
 REQUEST: Final = struct.Struct("<B3xIQ16sdQQ8x")
 """Kind, further ranges, operation id, key, deadline on the target's clock, offset and length of the first range. As long as
@@ -30,10 +30,6 @@ MAX_VECTORS: Final = 512
 CALL_BYTES: Final = 1 << 20
 LARGEST_HEADER_BYTES: Final = 4096
 SOCKET_BUFFER_BYTES: Final = 128 << 10
-KEEPALIVE_IDLE_S: Final = 30
-KEEPALIVE_INTERVAL_S: Final = 5
-UNANSWERED_S: Final = 60
-"""The kernel gives a connection up whose bytes or probes are not answered for so long. Deadlines are shorter, mostly."""
 
 
 class Status(enum.IntEnum):
@@ -71,10 +67,7 @@ def tune(sock: socket.socket) -> None:
     """Low latency for small messages. Buffers small enough that what one end copies in the other copies out of its cache:
     with megabytes in them loopback loses a third. A host that vanishes without a word ends the connection in time."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_S * 1000)
+    notice_vanished_host(sock)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
 

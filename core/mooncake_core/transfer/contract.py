@@ -82,6 +82,8 @@ class Operation(Struct, frozen=True):
     """Offsets count from the start of the exported region (not of one of its exported ranges)."""
     deadline_s: float
     """time.monotonic() after which the operation fails with DeadlineExceeded."""
+    in_order: bool = False
+    """Its ranges have to land one after the other; asked only of a transport that is capable of it."""
 
     @property
     def length(self) -> int:

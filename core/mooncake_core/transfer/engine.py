@@ -333,7 +333,15 @@ class TransferEngine:
         for transfer in group[1:]:
             pieces += transfer.request.pieces
             ranges += transfer.request.ranges
-        return Operation(next(self._operation_ids), first.request.kind, pieces, path, ranges, first.deadline_s)
+        return Operation(
+            next(self._operation_ids),
+            first.request.kind,
+            pieces,
+            path,
+            ranges,
+            first.deadline_s,
+            first.request.in_order,
+        )
 
     def _plan(self, batch: Batch, transfer: Transfer, posts: dict[str, list[Operation]]) -> None:
         """Cuts a request into slices for the best path there is."""
@@ -356,6 +364,7 @@ class TransferEngine:
                 path=request.segment.paths[best.name],
                 ranges=ranges,
                 deadline_s=transfer.deadline_s,
+                in_order=request.in_order,
             )
             transfer.path = best.name
             with self._lock:

@@ -37,6 +37,21 @@ def merged(ranges: Sequence[Range]) -> list[Range]:
     return found
 
 
+def first_outside(ranges: Sequence[Range], starts: Sequence[int], ends: Sequence[int]) -> Range | None:
+    """The first of some ranges that lies in none of the allowed ones, which are merged, and in order."""
+    if len(starts) == 1:  # most exports are of a whole region
+        start, end = starts[0], ends[0]
+        for part in ranges:
+            if part.offset < start or part.offset + part.length > end:
+                return part
+        return None
+    for part in ranges:
+        index = bisect_right(starts, part.offset) - 1
+        if index < 0 or part.offset + part.length > ends[index]:
+            return part
+    return None
+
+
 class Export:
     """One export of one region."""
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import Final
+
+KEEPALIVE_IDLE_S: Final = 30
+KEEPALIVE_INTERVAL_S: Final = 5
+UNANSWERED_S: Final = 60
+"""The kernel gives a connection up whose bytes or probes are not answered for so long. Deadlines are shorter, mostly."""
 
 
 def family_of(host: str) -> socket.AddressFamily:
@@ -14,6 +20,14 @@ def family_of(host: str) -> socket.AddressFamily:
 def name_of(host: str, port: int) -> str:
     """Of a peer, for messages."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def notice_vanished_host(sock: socket.socket) -> None:
+    """A host that vanishes without a word ends the connection in time."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_S * 1000)
 
 
 def receive_into(sock: socket.socket, view: memoryview) -> None:

@@ -1,0 +1,363 @@
+"""The initiator's side: connections to all peers, and the one thread that hears from devices and peers, and keeps deadlines."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import math
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from mooncake_core.errors import DeadlineExceeded, PathFailed, StaleSegment, TransferError
+from mooncake_core.transfer.contract import Completion
+from mooncake_rdma.connection import Connection, Registered, Work
+from mooncake_rdma.messages import Message
+from mooncake_rdma.paths import PortAddress, Rail, RdmaPath, rails
+from mooncake_rdma.requests import Ended
+
+if TYPE_CHECKING:
+    from mooncake_rdma.verbs import Device
+
+FIRST_BACK_OFF_S: Final = 1.0
+LAST_BACK_OFF_S: Final = 60.0
+PAUSE_S: Final = 0.1
+LONGEST_WAIT_S: Final = 86_400.0
+"""epoll takes so much, and not much more."""
+MOST_WITHDRAWN: Final = 1 << 14
+
+PeerKey = tuple[str, int, int]
+"""Host, port and incarnation of a target."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Track:
+    """What is known of one rail to a peer."""
+
+    connection: Connection | None = None
+    set_aside_until_s: float = 0.0
+    back_off_s: float = FIRST_BACK_OFF_S
+
+
+@dataclass(slots=True)
+class _Peer:
+    tracks: dict[Rail, _Track]
+    withdrawn: set[int] = field(default_factory=set)
+    """Exports of it that have ended, the last of them."""
+
+    def note_withdrawn(self, export: int) -> None:
+        self.withdrawn.add(export)
+        if len(self.withdrawn) > MOST_WITHDRAWN:
+            self.withdrawn = set(sorted(self.withdrawn)[MOST_WITHDRAWN // 2 :])
+
+
+class Initiator:
+    """Carries out works over the rails to their peer; what fails on one is tried on the others. Any thread."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        ports: Sequence[PortAddress],
+        *,
+        owner: str,
+        secret: bytes | None,
+        messages: Callable[[Work], Iterable[Message[Registered]]],
+        complete: Callable[[Completion], None],
+    ) -> None:
+        """`messages` cuts a work anew; `complete` is called without a lock."""
+        self._devices = devices
+        self._ports = ports
+        self._secret = secret
+        self._messages = messages
+        self._complete = complete
+        self._closed = PathFailed(f"the transport of {owner} was closed", path="rdma", errno=errno.ESHUTDOWN)
+        self._lock = threading.RLock()
+        self._peers: dict[PeerKey, _Peer] = {}
+        self._numbers = itertools.count(1)
+        self._openers: set[threading.Thread] = set()
+        self._retired: set[Connection] = set()
+        """Broken, and others have taken their place; to be ended."""
+        self._closing = False
+        self._earliest_s = math.inf
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll = select.epoll()
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._by_descriptor: dict[int, Device | Connection] = {}
+        for device in devices:
+            self._by_descriptor[device.fileno()] = device
+            self._epoll.register(device.fileno(), select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, name="rdma-completions", daemon=True)
+        self._thread.start()
+
+    def start(self, works: Sequence[Work]) -> None:
+        """Each ends with one completion."""
+        shares: dict[Connection, list[Work]] = {}
+        refused: list[tuple[Work, TransferError]] = []
+        with self._lock:
+            loads: dict[Connection, int] = {}
+            for work in works:
+                try:
+                    chosen = self._choose(work, loads)
+                except TransferError as reason:
+                    refused.append((work, reason))
+                    continue
+                loads[chosen] = loads.get(chosen, chosen.pending_bytes) + work.operation.length + 1
+                shares.setdefault(chosen, []).append(work)
+        for work, error in refused:
+            self._complete(Completion(work.operation.operation_id, error))
+        for connection, share in shares.items():
+            for work in share:
+                work.messages = deque(self._messages(work))
+            if not connection.submit(share):
+                self._retire(connection)
+                self.start(share)
+                continue
+            if connection.broken:
+                self._wake()
+            self._note_deadline(min(work.operation.deadline_s for work in share))
+
+    def close(self) -> None:
+        """Fails what is under way. Idempotent."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            connections = self._connections()
+            openers = list(self._openers)
+        self._wake()
+        self._thread.join()
+        for connection in connections:
+            connection.doom(self._closed)
+        for opener in openers:
+            opener.join()
+        for connection in connections:
+            for work in connection.end():
+                self._complete(Completion(work.operation.operation_id, self._closed))
+        self._epoll.close()
+        with self._lock:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+
+    def _choose(self, work: Work, loads: dict[Connection, int]) -> Connection:
+        """The connection that has least to do for its rate, of the rails that have not failed lately. Locked.
+
+        Raises:
+            TransferError: there is none; says why.
+        """
+        if self._closing:
+            raise self._closed
+        path = work.path
+        key = path.host, path.port, path.incarnation
+        peer = self._peers.get(key)
+        if peer is None:
+            self._forget_idle_peers()
+            peer = self._peers[key] = _Peer({rail: _Track() for rail in rails(self._ports, path.ports)})
+        if path.export in peer.withdrawn:
+            raise StaleSegment(f"{path.host}:{path.port} has withdrawn the segment")
+        left = [rail for rail in peer.tracks if rail not in work.tried]
+        if not left:
+            ours, theirs = (", ".join(map(str, ports)) or "none" for ports in (self._ports, path.ports))
+            raise PathFailed(
+                f"{path.host}:{path.port} over rdma: no fabric in common, ours are {ours}, theirs {theirs}",
+                path="rdma",
+                errno=errno.ENETUNREACH,
+            )
+        now = time.monotonic()
+        good = [rail for rail in left if peer.tracks[rail].set_aside_until_s <= now]
+        connections = [self._connection(peer, rail, path) for rail in good or left]
+        return min(connections, key=lambda one: loads.get(one, one.pending_bytes) / self._rate(one.rail, path))
+
+    def _rate(self, rail: Rail, path: RdmaPath) -> float:
+        return max(1.0, min(self._ports[rail.ours].rate_gbps, path.ports[rail.theirs].rate_gbps))
+
+    def _connection(self, peer: _Peer, rail: Rail, path: RdmaPath) -> Connection:
+        track = peer.tracks[rail]
+        if track.connection is None:
+            track.connection = Connection(
+                self._devices[rail.ours],
+                rail,
+                path,
+                secret=self._secret,
+                numbers=self._numbers,
+                withdrawn=peer.note_withdrawn,
+            )
+            opener = threading.Thread(
+                target=self._open, args=(track.connection,), name=f"rdma-to-{track.connection.peer}", daemon=True
+            )
+            try:
+                opener.start()
+            except RuntimeError as error:
+                track.connection = None
+                raise PathFailed(
+                    f"{path.host}:{path.port} over rdma: {error}", path="rdma", errno=errno.EAGAIN
+                ) from error
+            self._openers.add(opener)
+        return track.connection
+
+    def _open(self, connection: Connection) -> None:
+        connection.open()
+        with self._lock:
+            sock = connection.data_connection
+            if connection.broken is None and sock is not None and not self._closing:
+                self._by_descriptor[sock.fileno()] = connection
+                self._epoll.register(sock, select.EPOLLIN | select.EPOLLRDHUP)
+            else:
+                self._wake()
+            self._openers.discard(threading.current_thread())
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                self._turn()
+            except Exception:  # of one connection; the others must go on
+                _log.exception("a turn of the rdma transport failed")
+                time.sleep(PAUSE_S)
+
+    def _turn(self) -> None:
+        patience_s = self._earliest_s - time.monotonic()
+        for descriptor, _ in self._epoll.poll(max(0.0, min(patience_s, LONGEST_WAIT_S))):
+            if descriptor == self._wake_fd:
+                os.eventfd_read(self._wake_fd)
+                continue
+            source = self._by_descriptor.get(descriptor)
+            if isinstance(source, Connection):
+                if not source.hear():
+                    source.doom(source.failure("the peer is gone", errno.ECONNRESET))
+            elif source is not None:
+                source.wait_is_over()
+                self._hear_device(source)
+        for connection in self._all():
+            if connection.broken:
+                self._end(connection, None, connection.broken)
+        if self._earliest_s <= time.monotonic():
+            self._expire()
+
+    def _hear_device(self, device: Device) -> None:
+        by_number = {connection.queue_pair: connection for connection in self._all()}
+        while found := device.completed():
+            for ended in found:
+                connection = by_number.get(ended.queue_pair)
+                if connection is None or not connection.holds(ended.number):
+                    continue  # of a queue pair that was closed
+                if ended.status == "SUCCESS":
+                    self._succeed(connection.succeeded(ended.number))
+                else:
+                    self._fail(connection, ended)
+
+    def _succeed(self, works: Iterable[Work]) -> None:
+        for work in works:
+            self._complete(Completion(work.operation.operation_id))
+
+    def _fail(self, connection: Connection, ended: Ended) -> None:
+        """A work request failed, and the queue pair with it: the others are tried again."""
+        done, to_blame, reason = connection.failed(ended)
+        self._succeed(done)
+        self._end(connection, to_blame if ended.status == "REM_ACCESS_ERR" else None, reason)
+
+    def _end(self, connection: Connection, to_blame: Work | None, reason: TransferError) -> None:
+        """Ends a connection. Where an operation is to blame, which had no right to its memory any more, the rail is as good as
+        before; else it is set aside."""
+        self._forget(connection, set_aside=to_blame is None)
+        stale = StaleSegment(f"{connection.peer} has withdrawn the segment, or was started anew")
+        again: list[Work] = []
+        for work in connection.end():
+            if isinstance(reason, StaleSegment) or (to_blame is not None and work.path.export == to_blame.path.export):
+                self._complete(Completion(work.operation.operation_id, stale))
+                continue
+            if to_blame is None:
+                work.tried.add(connection.rail)
+            again.append(work)
+        self._again(again, reason)
+
+    def _again(self, works: Iterable[Work], reason: TransferError) -> None:
+        """Works whose connection ended, on another one; or the reason, where there is none."""
+        now = time.monotonic()
+        retried: list[Work] = []
+        for work in works:
+            work.in_flight = 0
+            if work.operation.deadline_s <= now:
+                self._complete(Completion(work.operation.operation_id, _late(work)))
+            elif self._has_rails_left(work):
+                retried.append(work)
+            else:
+                self._complete(Completion(work.operation.operation_id, reason))
+        self.start(retried)
+
+    def _has_rails_left(self, work: Work) -> bool:
+        return any(rail not in work.tried for rail in rails(self._ports, work.path.ports))
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        self._earliest_s = math.inf
+        for connection in self._all():
+            given_up, must_end = connection.expired(now)
+            for work in given_up:
+                self._complete(Completion(work.operation.operation_id, _late(work)))
+            if must_end:  # only so it is sure that the memory of what is late is not touched any more
+                missed = connection.failure("it was set aside: a transfer missed its deadline", errno.ETIMEDOUT)
+                self._end(connection, None, missed)
+            elif (deadline_s := connection.earliest_deadline_s()) is not None:
+                self._note_deadline(deadline_s)
+
+    def _forget(self, connection: Connection, *, set_aside: bool = False) -> None:
+        with self._lock:
+            sock = connection.data_connection
+            if sock is not None and self._by_descriptor.get(sock.fileno()) is connection:
+                del self._by_descriptor[sock.fileno()]
+                self._epoll.unregister(sock)
+            self._retired.discard(connection)
+            for peer in self._peers.values():
+                track = peer.tracks.get(connection.rail)
+                if track is None or track.connection is not connection:
+                    continue
+                track.connection = None
+                if set_aside:
+                    track.set_aside_until_s = time.monotonic() + track.back_off_s
+                    track.back_off_s = min(2 * track.back_off_s, LAST_BACK_OFF_S)
+
+    def _retire(self, connection: Connection) -> None:
+        """It is broken: another one takes its place, and the thread ends it."""
+        with self._lock:
+            for peer in self._peers.values():
+                track = peer.tracks.get(connection.rail)
+                if track is not None and track.connection is connection:
+                    track.connection = None
+                    self._retired.add(connection)
+            self._wake()
+
+    def _forget_idle_peers(self) -> None:
+        """Those that have no connection: nothing else would ever do it for a process that has ended."""
+        for key, peer in list(self._peers.items()):
+            if not any(track.connection for track in peer.tracks.values()):
+                del self._peers[key]
+
+    def _connections(self) -> list[Connection]:
+        return [track.connection for peer in self._peers.values() for track in peer.tracks.values() if track.connection]
+
+    def _all(self) -> list[Connection]:
+        with self._lock:
+            return self._connections()
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
+
+    def _note_deadline(self, deadline_s: float) -> None:
+        # Looked at without the lock, once what it is for is under way: who sets a new earliest looks at all of it after that.
+        if deadline_s < self._earliest_s:
+            with self._lock:
+                self._earliest_s = min(self._earliest_s, deadline_s)
+            self._wake()
+
+
+def _late(work: Work) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{work.path.host}:{work.path.port} over rdma did not finish the transfer in time")

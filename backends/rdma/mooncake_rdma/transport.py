@@ -1,0 +1,241 @@
+"""Transport `rdma`, as the Transfer Engine sees it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+from typing import ClassVar, Final
+
+import msgspec
+
+from mooncake_core.errors import DeadlineExceeded, OutOfRange, TransferError
+from mooncake_core.transfer.addresses import address_of
+from mooncake_core.transfer.completions import Completions
+from mooncake_core.transfer.contract import (
+    Capabilities,
+    Completion,
+    Kind,
+    Operation,
+    Range,
+    Transport,
+    TransportSettings,
+)
+from mooncake_core.transfer.exports import check_ranges, first_outside, merged
+from mooncake_rdma.connection import Registered, Work
+from mooncake_rdma.initiator import Initiator
+from mooncake_rdma.messages import Limits, Message, Segment, messages, targets
+from mooncake_rdma.paths import RdmaPath, address_of_port, hulls
+from mooncake_rdma.ports import read_ports, usable_ports
+from mooncake_rdma.target import Target
+from mooncake_rdma.verbs import Device, MemoryRegion
+
+DEVICES_VARIABLE: Final = "MOONCAKE_RDMA_DEVICES"
+"""Names of the devices to use, with commas; all where it is not set."""
+
+
+class _Region:
+    """Registered memory: pinned once for each device."""
+
+    __slots__ = ("address", "exports", "num_bytes", "pinned")
+
+    def __init__(self, address: int, num_bytes: int, pinned: Sequence[MemoryRegion]) -> None:
+        self.address = address
+        self.num_bytes = num_bytes
+        self.pinned = pinned
+        self.exports: set[int] = set()
+
+    def local_key(self, place: int) -> int:
+        return self.pinned[place].local_key
+
+
+class RdmaTransport(Transport):
+    """Reads and writes by the NICs of both ends; no code of the peer runs meanwhile."""
+
+    name: ClassVar[str] = "rdma"
+    capabilities: ClassVar[Capabilities] = Capabilities(in_order=True)
+
+    def __init__(self, settings: TransportSettings) -> None:
+        named = [name for name in os.environ.get(DEVICES_VARIABLE, "").split(",") if name]
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._handles = itertools.count(1)
+        self._export_numbers = itertools.count(1)
+        self._regions: dict[int, _Region] = {}
+        self._by_address: tuple[list[int], list[_Region]] = ([], [])
+        """Regions in the order of their addresses; never changed, only replaced."""
+        self._exports: dict[int, list[MemoryRegion]] = {}
+        self._closed = False
+        with ExitStack() as made:
+            self._devices: list[Device] = []
+            for port in usable_ports(read_ports(), named):
+                self._devices.append(Device(port))
+                made.callback(self._devices[-1].close)
+            self._ports = [address_of_port(device.port) for device in self._devices]
+            self._limits = Limits(min(device.most_segments for device in self._devices))
+            self._target = Target(settings, self._devices)
+            made.pop_all()
+        self._completions = Completions(settings.deliver)
+        self._initiator = Initiator(
+            self._devices,
+            self._ports,
+            owner=settings.owner,
+            secret=settings.secret,
+            messages=self._messages,
+            complete=self._completions.add,
+        )
+
+    def register(self, memory: memoryview, descriptor: int | None = None) -> int:
+        handle = next(self._handles)
+        address = address_of(memory)
+        pinned = self._pin([(address, memory.nbytes)])
+        region = _Region(address, memory.nbytes, [only for (only,) in pinned])
+        with self._lock:
+            self._regions[handle] = region
+            self._index_regions()
+        return handle
+
+    def unregister(self, handle: int) -> None:
+        with self._lock:
+            region = self._regions.pop(handle)
+            self._index_regions()
+        for export in list(region.exports):
+            self._end_export(export)
+        for pinned in region.pinned:
+            pinned.close()
+
+    def export(self, handle: int, *, writable: bool, ranges: Sequence[Range] | None = None) -> bytes:
+        region = self._regions[handle]
+        check_ranges(ranges, region.num_bytes)
+        allowed = merged(ranges or [Range(0, region.num_bytes)])
+        covering = hulls([part for part in allowed if part.length])
+        pinned = self._pin(
+            [(region.address + part.offset, part.length) for part in covering], is_remote=True, writable=writable
+        )
+        number = next(self._export_numbers)
+        with self._lock:
+            self._exports[number] = [each for of_device in pinned for each in of_device]
+            region.exports.add(number)
+        return msgspec.msgpack.encode(
+            RdmaPath(
+                host=self._settings.listen_host,
+                port=self._target.port,
+                incarnation=self._settings.incarnation,
+                export=number,
+                address=region.address,
+                writable=writable,
+                starts=[part.offset for part in allowed],
+                ends=[part.offset + part.length for part in allowed],
+                hull_starts=[part.offset for part in covering],
+                hull_ends=[part.offset + part.length for part in covering],
+                ports=self._ports,
+                keys=[[each.remote_key for each in of_device] for of_device in pinned],
+            )
+        )
+
+    def withdraw(self, path: bytes) -> None:
+        named = _decode(path)
+        if named.incarnation == self._settings.incarnation and named.port == self._target.port:
+            self._end_export(named.export)
+
+    def post(self, operations: Sequence[Operation]) -> None:
+        works = []
+        for operation in operations:
+            path = _decode(operation.path)
+            error = _refusal(operation, path)
+            if error is not None:
+                self._completions.add(Completion(operation.operation_id, error))
+            elif self._closed or operation.length:
+                works.append(Work(operation, path))
+            else:
+                self._completions.add(Completion(operation.operation_id))
+        self._initiator.start(works)
+
+    def poll(self) -> list[Completion]:
+        return self._completions.take()
+
+    def fileno(self) -> int:
+        return self._completions.fileno()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._initiator.close()
+        self._target.close()
+        for export in list(self._exports):
+            self._end_export(export)
+        for region in self._regions.values():
+            for pinned in region.pinned:
+                pinned.close()
+        for device in self._devices:
+            device.close()
+        self._completions.close()
+
+    def _pin(
+        self, spans: Sequence[tuple[int, int]], *, is_remote: bool = False, writable: bool = False
+    ) -> list[list[MemoryRegion]]:
+        """Memory (address, length) pinned for each device; what is made so far is given back where one refuses."""
+        with ExitStack() as made:
+            pinned: list[list[MemoryRegion]] = []
+            for device in self._devices:
+                pinned.append([])
+                for address, num_bytes in spans:
+                    region = device.register(address, num_bytes, is_remote=is_remote, writable=writable)
+                    made.callback(region.close)
+                    pinned[-1].append(region)
+            made.pop_all()
+        return pinned
+
+    def _end_export(self, number: int) -> None:
+        with self._lock:
+            pinned = self._exports.pop(number, None)
+            for region in self._regions.values():
+                region.exports.discard(number)
+        if pinned is None:
+            return
+        for each in pinned:
+            each.close()
+        self._target.tell_withdrawn(number)
+
+    def _index_regions(self) -> None:
+        ordered = sorted(self._regions.values(), key=lambda region: region.address)
+        self._by_address = [region.address for region in ordered], ordered
+
+    def _messages(self, work: Work) -> list[Message[Registered]]:
+        operation, path = work.operation, work.path
+        pieces = [self._segment(piece) for piece in operation.pieces if piece.nbytes]
+        there = targets(operation.ranges, path.hull_starts, path.hull_ends)
+        return messages(pieces, there, self._limits, in_order=operation.in_order)
+
+    def _segment(self, piece: memoryview) -> Segment[Registered]:
+        address = address_of(piece)
+        starts, regions = self._by_address
+        index = bisect_right(starts, address) - 1
+        if index >= 0:
+            region = regions[index]
+            if address + piece.nbytes <= region.address + region.num_bytes:
+                return Segment(piece, address, region)
+        return Segment(piece, address, None)
+
+
+def _refusal(operation: Operation, path: RdmaPath) -> TransferError | TimeoutError | None:
+    if operation.deadline_s <= time.monotonic():
+        return DeadlineExceeded("posted after its deadline")
+    if operation.kind is Kind.WRITE and not path.writable:
+        return OutOfRange("the segment is exported for reading only")
+    part = first_outside(operation.ranges, path.starts, path.ends)
+    if part is not None:
+        return OutOfRange(f"bytes {part.offset} to {part.offset + part.length} are not exported")
+    return None
+
+
+@lru_cache
+def _decode(path: bytes) -> RdmaPath:
+    return msgspec.msgpack.decode(path, type=RdmaPath)
