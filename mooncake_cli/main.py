@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "inspect": "Look into the cache, the nodes, the scheduler's decisions.",
     "admin": "Drain nodes, copy, evict and pin objects.",
     "bench": "Measure a running cluster.",
+    "plan": "Find the smallest cluster that serves a trace.",
     "trace": "Convert and generate traces.",
     "config": "Show, validate and write configurations.",
     "auth": "Make the key that members of a cluster share.",

@@ -74,6 +74,21 @@ class ListType(click.ParamType):  # type: ignore[type-arg]
         return list(dict.fromkeys(convert(part) for part in parts))
 
 
+class RangeType(click.ParamType):  # type: ignore[type-arg]
+    """Two whole numbers, the first and the last: "4..64", or one for both."""
+
+    name = "first..last"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value[0], value[1]
+        first, dots, last = str(value).partition("..")
+        try:
+            return int(first), int(last if dots else first)
+        except ValueError:
+            self.fail(f"expected a range such as 4..64, got {value!r}", param, ctx)
+
+
 DURATION = DurationType()
 URL = UrlType()
 SIZE = SizeType()

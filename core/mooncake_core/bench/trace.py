@@ -101,7 +101,7 @@ class TraceRun:
         results: list[SeedResult] = []
         for seed in range(config.seed, config.seed + seeds):
             for system in self.systems:
-                report, found = self._serve(system, seed, lambda: progress(next(done)))
+                report, found = self._serve(system, seed, lambda _: progress(next(done)))
                 results.append(_of_seed(seed, report))
                 if seed == config.seed:
                     reports.append(report)
@@ -129,7 +129,9 @@ class TraceRun:
         simulation = simulate(setup, system, self._load.jobs(system, seed=self.config.seed, speed=speed))
         return [entry.goodput_ratio for entry in summarise(setup.config, system, simulation).thresholds]
 
-    def _serve(self, system: SystemSettings, seed: int, progress: Callable[[], None]) -> tuple[SystemReport, Records]:
+    def _serve(
+        self, system: SystemSettings, seed: int, progress: Callable[[Records], None]
+    ) -> tuple[SystemReport, Records]:
         cpu, wall = time.process_time(), time.monotonic()
         setup = self._setup_of(system, seed)
         jobs = self._load.jobs(system, seed=seed, speed=self.config.speed)

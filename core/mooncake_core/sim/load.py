@@ -55,12 +55,17 @@ def load_simulation(path: Path, environ: Mapping[str, str] | None = None) -> Set
         problems = [_located(builder, root, finding) for finding in findings(config)]
     if problems:
         raise ConfigError("\n".join(map(str, problems)), problems=[str(problem) for problem in problems])
-    return _described(config, path)
+    return describe(config, path.parent)
 
 
-def _described(config: SimulationConfig, path: Path) -> Setup:
-    """With the hardware and the model that the configuration names."""
-    model, hardware = load_model(path.parent / config.model), load_hardware(path.parent / config.hardware)
+def describe(config: SimulationConfig, folder: Path) -> Setup:
+    """With the hardware and the model that the configuration names, from this folder.
+
+    Raises:
+        ConfigError: the descriptions are broken.
+        ModelTooLarge: the model leaves no room for KV; the message has the arithmetic.
+    """
+    model, hardware = load_model(folder / config.model), load_hardware(folder / config.hardware)
     given = config.efficiency
     efficiency = Efficiency(
         prefill=given.prefill,

@@ -57,6 +57,10 @@ class Records:
         for name, texts in self.texts.items():
             texts.append(getattr(job, name))
 
+    def latest(self, name: str) -> float:
+        """A number of the request that ended last."""
+        return self._columns[name][-1]
+
     def column(self, name: str) -> npt.NDArray[np.float64]:
         """A column of numbers."""
         return np.array(self._columns[name])

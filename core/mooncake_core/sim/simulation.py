@@ -37,9 +37,9 @@ class Simulation:
         *,
         report_interval_s: float,
         sample_interval_s: float,
-        progress: Callable[[], None] = lambda: None,
+        progress: Callable[[Records], None] = lambda records: None,
     ) -> None:
-        """`progress` hears of each request that has ended."""
+        """`progress` hears of each request that has ended: the latest of the records."""
         self.timeline = timeline
         self.records = Records()
         self.samples: list[Sample] = []
@@ -73,7 +73,7 @@ class Simulation:
         self.records.add(job)
         self._rejected += job.outcome != "completed"
         self.ended_at = self.timeline.now
-        self._progress()
+        self._progress(self.records)
 
     @property
     def is_over(self) -> bool:

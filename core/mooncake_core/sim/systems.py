@@ -19,6 +19,7 @@ from mooncake_core.sim.kv_memory import KVMemory
 from mooncake_core.sim.load import Setup
 from mooncake_core.sim.members import Members
 from mooncake_core.sim.pipeline import Pipeline
+from mooncake_core.sim.records import Records
 from mooncake_core.sim.settings import ChangeSettings, SimulationConfig, SystemSettings
 from mooncake_core.sim.simulation import Simulation
 from mooncake_core.sim.timeline import Timeline
@@ -28,9 +29,9 @@ def simulate(
     setup: Setup,
     system: SystemSettings,
     jobs: Iterator[Job],
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[Records], None] = lambda records: None,
 ) -> Simulation:
-    """Serves jobs with one system; they are used up."""
+    """Serves jobs with one system; they are used up. `progress` hears of each request that has ended."""
     timeline, config = Timeline(), setup.config
     simulation = Simulation(
         timeline,
