@@ -1,12 +1,24 @@
-"""The rdma transport keeps the contract, where there is a device: scripts/rdma-guest has one."""
+"""The rdma transport keeps the contract, and what only NICs can do wrong; where there is a device. scripts/rdma-guest has one."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import msgspec
 import pytest
 
-from mooncake_core.errors import PluginUnavailable
-from mooncake_core.testing.transport_contract import TransportContract
+from mooncake_core.errors import DeadlineExceeded, PathFailed, PluginUnavailable, StaleSegment
+from mooncake_core.testing.transport_contract import Ends, TransportContract
+from mooncake_core.transfer.contract import Kind, Range
+from mooncake_core.transfer.engine import TransferEngine
+from mooncake_core.wire.messages.memory import SegmentDescriptor
+from mooncake_rdma.paths import RdmaPath
 from mooncake_rdma.ports import read_ports, usable_ports
+from tests.transfer.random_transfers import RandomTransfers
 
 try:
     usable_ports(read_ports())
@@ -14,6 +26,153 @@ try:
 except PluginUnavailable as error:
     pytest.skip(f"{error}; scripts/rdma-guest runs a command where there is one", allow_module_level=True)
 
+REGION_BYTES = 32 << 20
+TARGET = f"""
+import sys, time
+import msgspec
+from mooncake_core.transfer.engine import TransferEngine
+from mooncake_core.transfer.shared_memory import SharedMemory
+engine = TransferEngine(owner='target', host_id='there', incarnation=2, transports=['rdma'])
+memory = SharedMemory('target', {REGION_BYTES})
+segment = engine.export(engine.register_memory(memory.view), writable=True)
+sys.stdout.buffer.write(msgspec.json.encode(segment) + b'\\n')
+sys.stdout.flush()
+time.sleep(600)
+"""
+
 
 class TestRdma(TransportContract):
     transport = RdmaTransport
+
+
+class Target:
+    """A process with exported memory."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "-c", TARGET], stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        self.segment = msgspec.json.decode(self.process.stdout.readline(), type=SegmentDescriptor)
+        self.path = self.segment.paths["rdma"]
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Target]:
+    """Of all tests that leave it as it is: a process takes seconds to start where all is emulated."""
+    with Target() as target:
+        yield target
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    ends = Ends(RdmaTransport)
+    yield ends
+    ends.close()
+
+
+@pytest.mark.parametrize(
+    ("count", "largest_bytes"),
+    [(100, 1 << 20), pytest.param(2000, 16 << 20, marks=[pytest.mark.acceptance, pytest.mark.timeout(900)])],
+)
+def test_random_transfers_move_every_byte(target: Target, count: int, largest_bytes: int) -> None:
+    engine = TransferEngine(owner="here", host_id="here", incarnation=1, transports=["rdma"], timeout_s=120)
+    started = time.monotonic()
+    transfers = RandomTransfers(engine, target.segment, largest_bytes=largest_bytes, most_bytes=2 * 10**9)
+    transfers.run(count)
+    print(f"{transfers.done} transfers, {transfers.moved_bytes} bytes, {time.monotonic() - started:.1f} s")
+    transfers.close()
+    engine.close()
+
+
+def test_a_killed_peer_is_a_failed_path_that_names_peer_ports_and_errno(ends: Ends) -> None:
+    sink = bytearray(REGION_BYTES)
+    with Target() as target:
+        assert ends.transfer(Kind.READ, target.path, [memoryview(bytearray(1))], 0) is None
+        operation = ends.operation(Kind.READ, target.path, [memoryview(sink)], 0)
+        ends.initiator.post([operation])
+        target.process.kill()
+        error = ends.collect(1)[operation.operation_id]
+        assert isinstance(error, PathFailed)
+        assert error.detail["errno"] > 0
+        assert error.detail["peer"].startswith("127.0.0.1:")
+        assert "over rdma (rxe0/1 to rxe0/1)" in str(error)
+        before = bytes(sink)
+        assert isinstance(ends.transfer(Kind.READ, target.path, [memoryview(bytearray(1))], 0), PathFailed)
+    assert sink == before
+
+
+def test_a_peer_that_stands_still_is_read_and_written_all_the_same(target: Target, ends: Ends) -> None:
+    assert ends.transfer(Kind.WRITE, target.path, [memoryview(b"hello")], 7) is None
+    target.process.send_signal(signal.SIGSTOP)
+    here = bytearray(5)
+    assert ends.transfer(Kind.READ, target.path, [memoryview(here)], 7) is None
+    target.process.send_signal(signal.SIGCONT)
+    assert here == b"hello"
+
+
+def test_after_a_missed_deadline_the_pieces_are_left_alone_and_the_rail_goes_on(target: Target, ends: Ends) -> None:
+    assert ends.transfer(Kind.READ, target.path, [memoryview(bytearray(1))], 0) is None
+    sink = bytearray(b"x" * REGION_BYTES)
+    operation = ends.operation(Kind.READ, target.path, [memoryview(sink)], 0, timeout_s=0.05)
+    assert isinstance(ends.complete([operation])[operation.operation_id], DeadlineExceeded)
+    sink[:] = b"y" * REGION_BYTES
+    assert ends.transfer(Kind.READ, target.path, [memoryview(bytearray(1))], 0) is None
+    assert sink.count(b"y") == REGION_BYTES
+
+
+def test_a_key_that_is_not_known_there_is_stale_and_others_go_on(ends: Ends) -> None:
+    good = ends.export(writable=True)
+    known = msgspec.msgpack.decode(good, type=RdmaPath)
+    wrong = msgspec.structs.replace(known, export=99, keys=[[key ^ 0x5A for key in keys] for keys in known.keys])
+    bad = msgspec.msgpack.encode(wrong)
+    operations = [
+        ends.operation(Kind.READ, bad if number % 5 == 2 else good, [memoryview(bytearray(4096))], 4096 * number)
+        for number in range(20)
+    ]
+    errors = ends.complete(operations)
+    for operation in operations:
+        error = errors[operation.operation_id]
+        assert error is None if operation.path == good else isinstance(error, StaleSegment)
+
+
+def test_a_process_started_anew_is_stale(ends: Ends) -> None:
+    known = msgspec.msgpack.decode(ends.export(writable=True), type=RdmaPath)
+    other = msgspec.msgpack.encode(msgspec.structs.replace(known, incarnation=77))
+    assert isinstance(ends.transfer(Kind.WRITE, other, [memoryview(b"x")], 0), StaleSegment)
+
+
+def test_another_secret_is_refused(ends: Ends) -> None:
+    target = ends.make("target", 5, b"theirs")
+    path = target.export(target.register(memoryview(bytearray(10))), writable=True)
+    assert path is not None
+    error = ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0)
+    assert isinstance(error, PathFailed)
+    assert "another cluster key" in str(error)
+    target.close()
+
+
+def test_ranges_of_an_export_have_keys_of_their_own(ends: Ends) -> None:
+    path = ends.export(writable=True, ranges=[Range(100 * number, 50) for number in range(40)])
+    for number in range(40):
+        assert ends.transfer(Kind.WRITE, path, [memoryview(b"z" * 50)], 100 * number) is None
+        assert ends.memory[100 * number : 100 * number + 50] == b"z" * 50
+
+
+def test_in_order_the_last_range_lands_last(ends: Ends) -> None:
+    path = ends.export(writable=True)
+    ends.memory[:] = bytes(len(ends.memory))
+    source = memoryview(b"a" * 900_000 + b"b")
+    operation = ends.operation(Kind.WRITE, path, [source], 0)
+    ranges = (Range(0, 900_000), Range(1_000_000, 1))
+    ends.initiator.post([msgspec.structs.replace(operation, ranges=ranges, in_order=True)])
+    deadline = time.monotonic() + 20
+    while ends.memory[1_000_000] != ord("b"):
+        assert time.monotonic() < deadline
+    assert ends.memory[:900_000] == b"a" * 900_000
+    assert ends.collect(1) == {operation.operation_id: None}

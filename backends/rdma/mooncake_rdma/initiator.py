@@ -91,6 +91,8 @@ class Initiator:
         self._epoll = select.epoll()
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._by_descriptor: dict[int, Device | Connection] = {}
+        self._undrained: set[Device] = set()
+        """Devices that may have more to say."""
         for device in devices:
             self._by_descriptor[device.fileno()] = device
             self._epoll.register(device.fileno(), select.EPOLLIN)
@@ -222,8 +224,8 @@ class Initiator:
                 time.sleep(PAUSE_S)
 
     def _turn(self) -> None:
-        patience_s = self._earliest_s - time.monotonic()
-        for descriptor, _ in self._epoll.poll(max(0.0, min(patience_s, LONGEST_WAIT_S))):
+        patience_s = 0.0 if self._undrained else max(0.0, min(self._earliest_s - time.monotonic(), LONGEST_WAIT_S))
+        for descriptor, _ in self._epoll.poll(patience_s):
             if descriptor == self._wake_fd:
                 os.eventfd_read(self._wake_fd)
                 continue
@@ -233,7 +235,9 @@ class Initiator:
                     source.doom(source.failure("the peer is gone", errno.ECONNRESET))
             elif source is not None:
                 source.wait_is_over()
-                self._hear_device(source)
+                self._undrained.add(source)
+        for device in list(self._undrained):
+            self._hear_device(device)
         for connection in self._all():
             if connection.broken:
                 self._end(connection, None, connection.broken)
@@ -241,16 +245,20 @@ class Initiator:
             self._expire()
 
     def _hear_device(self, device: Device) -> None:
+        """Some of what has completed: deadlines must be looked at between."""
+        found = device.completed()
+        if not found:
+            self._undrained.discard(device)
+            return
         by_number = {connection.queue_pair: connection for connection in self._all()}
-        while found := device.completed():
-            for ended in found:
-                connection = by_number.get(ended.queue_pair)
-                if connection is None or not connection.holds(ended.number):
-                    continue  # of a queue pair that was closed
-                if ended.status == "SUCCESS":
-                    self._succeed(connection.succeeded(ended.number))
-                else:
-                    self._fail(connection, ended)
+        for ended in found:
+            connection = by_number.get(ended.queue_pair)
+            if connection is None or not connection.holds(ended.number):
+                continue  # of a queue pair that was closed
+            if ended.status == "SUCCESS":
+                self._succeed(connection.succeeded(ended.number))
+            else:
+                self._fail(connection, ended)
 
     def _succeed(self, works: Iterable[Work]) -> None:
         for work in works:
