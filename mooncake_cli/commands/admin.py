@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mooncake_cli.commands import admin_copy, admin_drain, admin_evict, admin_pin, admin_tasks
+from mooncake_cli.commands import admin_copy, admin_drain, admin_evict, admin_pin, admin_role, admin_tasks
 
 
 @click.group("admin", help="Drain nodes, copy, evict and pin objects: what an operator changes in a running pool.")
@@ -20,6 +20,7 @@ for subcommand in (
     admin_evict.command,
     admin_pin.pin,
     admin_pin.unpin,
+    admin_role.command,
     admin_tasks.command,
 ):
     command.add_command(subcommand)

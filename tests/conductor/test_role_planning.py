@@ -59,3 +59,30 @@ def test_one_that_never_comes_back_is_given_up() -> None:
     planner.look(pools(0.1, 0.9), 20)
     assert planner.look(pools(0.1, 0.9), 619) is None
     assert planner.look(pools(0.1, 0.9), 620) == Switch("p2", "decode")
+
+
+def test_a_pool_that_has_lost_all_its_instances_gets_one_soon() -> None:
+    planner = RolePlanner(RoleSettings(empty_s=5))
+    starting = {"prefill": PoolLoad(0.0, {}), "decode": PoolLoad(0.9, {"d0": 1, "d1": 0})}
+    assert all(planner.look(starting, float(now)) is None for now in range(100)), "it has none yet"
+    planner.look({**starting, "prefill": PoolLoad(0.0, {"p0": 0})}, 100.0)
+    assert planner.look(starting, 101.0) is None
+    assert planner.look(starting, 105.0) is None
+    assert planner.look(starting, 106.0) == Switch("d1", "prefill")
+    assert planner.look(starting, 150.0) is None, "one is on its way"
+
+
+def test_the_last_instance_of_a_pool_stays() -> None:
+    planner = RolePlanner(RoleSettings(empty_s=5))
+    planner.look({"prefill": PoolLoad(0.0, {"p0": 0}), "decode": PoolLoad(0.0, {"d0": 0})}, 0.0)
+    alone = {"prefill": PoolLoad(0.0, {}), "decode": PoolLoad(0.0, {"d0": 0})}
+    assert all(planner.look(alone, float(now)) is None for now in range(1, 100))
+
+
+def test_another_is_asked_where_one_does_not_change() -> None:
+    planner = RolePlanner(RoleSettings(empty_s=0))
+    planner.look({"prefill": PoolLoad(0.0, {"p0": 0}), "decode": PoolLoad(0.0, {"d0": 0, "d1": 1})}, 0.0)
+    emptied = {"prefill": PoolLoad(0.0, {}), "decode": PoolLoad(0.0, {"d0": 0, "d1": 1})}
+    assert planner.look(emptied, 1.0) == Switch("d0", "prefill")
+    planner.refused("d0")
+    assert planner.look({**emptied, "decode": PoolLoad(0.0, {"d0": 2, "d1": 1})}, 2.0) == Switch("d1", "prefill")

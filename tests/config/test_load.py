@@ -167,6 +167,11 @@ def test_a_wrong_item_leaves_the_numbers_of_the_others(tmp_path: Path) -> None:
         ("- a", "c.yaml:1:1: expected a mapping, got a list"),
         ("master: 5", "c.yaml:1:9: master: expected a mapping, got 5"),
         ("model: ${NOPE}", "c.yaml:1:8: model: expected the environment variable NOPE to be set"),
+        (
+            "scheduler: {plan_roles: true, ttft_slo: 1s}",
+            "c.yaml:1:25: scheduler.plan_roles: expected both objectives, by which loads are known: scheduler.ttft_slo and "
+            "scheduler.tbt_slo",
+        ),
         ("pool: {low_watermark: 0.99}", "c.yaml:1:23: pool.low_watermark: expected less than high_watermark (0.95)"),
         ("master: {host: 10.0.0.1}", "c.yaml:1:16: master.host: expected a loopback address, got 10.0.0.1"),
         ("scheduler: {policy: kvcache}", "c.yaml:1:21: scheduler.policy: expected an installed policy"),

@@ -15,11 +15,11 @@ from mooncake_core.conductor.admission.contract import Admission, AdmissionSetti
 from mooncake_core.conductor.conductor import Conductor, ConductorSettings
 from mooncake_core.conductor.policies import KVCacheCentric
 from mooncake_core.conductor.policies.contract import PolicySettings
-from mooncake_core.errors import RequestRejected
+from mooncake_core.errors import InvalidRequest, PeerUnreachable, RequestRejected
 from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.messages.envelope import Done
-from mooncake_core.wire.messages.membership import InstanceOffer, ModelOffer
+from mooncake_core.wire.messages.membership import ChangeRole, InstanceOffer, ModelOffer, SwitchRole
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.messages.serving import (
     Place,
@@ -42,10 +42,18 @@ class FakeDecode:
 
     def __init__(self) -> None:
         self.released: list[str] = []
+        self.roles: list[str] = []
+        self.refuses = False
+        """To change its role."""
 
     async def call(self, message: Any, reply_type: type, *, timeout_s: float) -> Any:
         if isinstance(message, Reserve):
             return Reserved(reservation=Reservation(reservation_id=1, memory=MEMORY, block_offsets=[0]))
+        if isinstance(message, ChangeRole):
+            if self.refuses:
+                raise PeerUnreachable("nobody answers")
+            self.roles.append(message.role)
+            return Done()
         assert isinstance(message, Release)
         self.released.append(message.request_id)
         return Done()
@@ -80,6 +88,30 @@ async def test_what_is_refused_when_its_prefill_has_ended_is_told_so() -> None:
     await asyncio.sleep(0.01)
     assert decode.released == ["r"]
     assert (driver._refused_at_decode, driver._asked_by, driver.conductor.num_requests) == ({}, {}, 0)
+    await driver.close()
+
+
+async def test_an_instance_changes_its_role_when_it_is_asked_to() -> None:
+    decode = FakeDecode()
+    driver = make_driver(decode)
+    driver.handlers()[SwitchRole](SwitchRole(name="p", role="decode"), CALL)
+    driver.handlers()[SwitchRole](SwitchRole(name="d", role="decode"), CALL)  # it is that already
+    assert driver.conductor.missing() == ["no prefill instance has joined"], "it gets no more requests"
+    await asyncio.sleep(0.01)
+    assert decode.roles == ["decode"]
+    with pytest.raises(InvalidRequest, match="expected the name of a prefill or decode instance, got nobody"):
+        driver.handlers()[SwitchRole](SwitchRole(name="nobody", role="decode"), CALL)
+    await driver.close()
+
+
+async def test_an_instance_that_refuses_to_change_its_role_takes_requests_again() -> None:
+    decode = FakeDecode()
+    decode.refuses = True
+    driver = make_driver(decode)
+    driver.handlers()[SwitchRole](SwitchRole(name="p", role="decode"), CALL)
+    await asyncio.sleep(0.01)
+    assert driver.conductor.missing() == []
+    assert (await place(driver, "r")).prefill == "p"
     await driver.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from mooncake_core.errors import MemberUnknown, ProtocolError
@@ -34,6 +35,14 @@ def test_a_new_incarnation_replaces_the_old_one() -> None:
     with pytest.raises(MemberUnknown, match="join again"):
         membership.heartbeat(beat(incarnation=1), 2)
     assert membership.leave(Leave(name="a", incarnation=1)) == []
+
+
+def test_an_instance_that_joins_in_another_role_has_left_before() -> None:
+    membership = Membership(5)
+    membership.join(join(), 0)
+    changed = msgspec.structs.replace(join(), role="decode")
+    assert membership.join(changed, 1) == [MemberLeft(join(), "is decode now"), MemberJoined(changed)]
+    assert membership.join(changed, 2) == []
 
 
 def test_silence_ends_a_membership_and_heartbeats_prolong_it() -> None:

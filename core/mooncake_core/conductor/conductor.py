@@ -18,6 +18,7 @@ from mooncake_core.conductor.instances import Assigned, DecodeInstance, PrefillI
 from mooncake_core.conductor.policies.contract import Policy, Score
 from mooncake_core.conductor.prefill_pool import Observed, PrefillPool, Ranking
 from mooncake_core.conductor.requests import Request, Requests, blocks_for, prompt_blocks, unended
+from mooncake_core.conductor.role_planning import Role
 from mooncake_core.wire.messages.inspection import Decision
 from mooncake_core.wire.messages.membership import ModelOffer
 
@@ -96,6 +97,11 @@ class Conductor:
                 self._joined(event, now)
             case e.InstanceDraining(name):
                 self._drain(name)
+            case e.SwitchAsked(name, role):
+                self._drain(name)
+                return [c.SwitchRole(name, role)]
+            case e.SwitchRefused(name):
+                self._take_again(name)
             case e.InstanceLeft(name):
                 return self._left(name, now)
             case e.Tick():
@@ -123,6 +129,12 @@ class Conductor:
         if not missing and not self.describe_models():
             missing = ["prefill and decode instances serve different models, dtypes or block sizes"]
         return missing
+
+    def role_of(self, name: str) -> Role | None:
+        """Of an instance, which may be draining; None where there is none of such a name."""
+        if name in self._prefill.instances:
+            return "prefill"
+        return "decode" if name in self._decode.instances else None
 
     def decisions(self, limit: int, prefix: str, now: float, num_candidates: int = RUNNERS_UP + 1) -> list[Decision]:
         """The latest decisions, newest first, of requests whose id begins so."""
@@ -296,6 +308,12 @@ class Conductor:
             self._prefill.join(PrefillInstance(event.name, event.offer))
         else:
             self._decode.join(DecodeInstance(event.name, event.offer))
+
+    def _take_again(self, name: str) -> None:
+        self._prefill.take_again(name)
+        self._decode.take_again(name)
+        if self._balance is not None:
+            self._balance.planner.refused(name)
 
     def _drain(self, name: str) -> None:
         """What was placed there stays; nothing more goes there."""

@@ -58,6 +58,12 @@ class DecodePool:
             instance.draining = True
             self._tables.clear()
 
+    def take_again(self, name: str) -> None:
+        """It gets requests as before it was drained."""
+        if instance := self.instances.get(name):
+            instance.draining = False
+            self._tables.clear()
+
     def assign(self, name: str, request_id: str, assigned: Assigned) -> None:
         """A request will run there."""
         self.instances[name].assign(request_id, assigned)

@@ -26,6 +26,21 @@ class InstanceDraining:
 
 
 @dataclass(frozen=True, slots=True)
+class SwitchAsked:
+    """Somebody wants an instance to change its role, whatever the load."""
+
+    name: str
+    role: Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRefused:
+    """An instance that was to change its role does not: it takes requests as before."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceLeft:
     """An instance is gone, with what ran on it."""
 
@@ -124,6 +139,8 @@ class Tick:
 Event = (
     InstanceJoined
     | InstanceDraining
+    | SwitchAsked
+    | SwitchRefused
     | InstanceLeft
     | LoadReported
     | BlocksStored

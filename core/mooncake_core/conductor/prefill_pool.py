@@ -90,6 +90,12 @@ class PrefillPool:
             instance.draining = True
             self._tables.clear()
 
+    def take_again(self, name: str) -> None:
+        """It gets requests as before it was drained."""
+        if instance := self.instances.get(name):
+            instance.draining = False
+            self._tables.clear()
+
     def take_on(self, name: str, request_id: str, work: Work) -> None:
         """A request was placed there."""
         instance = self.instances[name]

@@ -28,6 +28,8 @@ class RoleSettings:
     """After a change, until its effect is seen."""
     most_s: float = 600.0
     """An instance that has not joined in its new role after so long is not waited for."""
+    empty_s: float = 5.0
+    """A pool that has lost all its instances is helped after so long, whatever the loads: by then one that died is back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class RolePlanner:
         self._switching: Switch | None = None
         self._given_up_at = 0.0
         self._rests_until = 0.0
+        self._known: set[Role] = set()
+        """Pools that have ever had an instance: while a cluster starts, one that has none yet lacks nothing."""
 
     def joined(self, instance: str, role: Role, now: float) -> None:
         """An instance is there; perhaps the one that was to change."""
@@ -65,15 +69,25 @@ class RolePlanner:
             self._rests_until = now + self._settings.rest_s
             self._needing = None
 
+    def refused(self, instance: str) -> None:
+        """An instance does not change its role."""
+        if self._switching is not None and self._switching.instance == instance:
+            self._switching = None
+
     def look(self, pools: Mapping[Role, PoolLoad], now: float) -> Switch | None:
         """The change to begin now, if any."""
         if self._switching is not None and now >= self._given_up_at:
             self._switching = None
+        self._known |= {role for role, pool in pools.items() if pool.work_s}
         needing = self._who_needs(pools)
         if needing != self._needing:
             self._needing, self._since = needing, now
-        waited = now - self._since >= self._settings.patience_s
-        if needing is None or not waited or self._switching is not None or now < self._rests_until:
+        if needing is None or self._switching is not None:
+            return None
+        is_empty = not pools[needing].work_s
+        if now - self._since < (self._settings.empty_s if is_empty else self._settings.patience_s):
+            return None
+        if now < self._rests_until and not is_empty:
             return None
         work_s = pools[OTHER[needing]].work_s
         self._switching = Switch(min(work_s, key=lambda name: work_s[name]), needing)
@@ -84,6 +98,8 @@ class RolePlanner:
         for role, other in OTHER.items():
             giver = pools[other]
             remaining = len(giver.work_s) - 1
+            if role in self._known and not pools[role].work_s and remaining > 0:
+                return role
             if (
                 pools[role].load >= self._settings.high
                 and remaining > 0

@@ -32,6 +32,10 @@ def findings(config: ClusterConfig) -> Iterator[Finding]:
     yield from _plugins(config)
     yield from _shared_processes(config)
     yield from _tenants(config.gateway)
+    scheduler = config.scheduler
+    if scheduler.plan_roles and (scheduler.ttft_slo is None or scheduler.tbt_slo is None):
+        message = "expected both objectives, by which loads are known: scheduler.ttft_slo and scheduler.tbt_slo"
+        yield Finding("scheduler.plan_roles", message)
     if config.pool.low_watermark >= config.pool.high_watermark:
         message = f"expected less than high_watermark ({config.pool.high_watermark})"
         yield Finding("pool.low_watermark", message, because=("pool.high_watermark",))

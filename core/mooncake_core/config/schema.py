@@ -228,6 +228,9 @@ class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     """Objective: expected time between tokens; null: none."""
     decode_time: Duration | None = None
     """How long admission predictive takes each request to decode; null: the mean of those that have ended."""
+    plan_roles: bool = False
+    """Where one pool has too much to do for a while and the other little, by both objectives, an instance finishes what it has
+    and joins in the other role; a pool that has lost all its instances gets one."""
     seed: int = 0
     """For breaking ties."""
     decisions: Count = 1000

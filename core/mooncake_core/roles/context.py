@@ -91,13 +91,19 @@ class RoleContext:
             timeout_s=transfer.timeout,
         )
 
-    async def serve(self, member: Member, finish: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Stays a member of the cluster until told to stop, and while `finish` finishes what runs; then leaves in good
-        order."""
+    async def serve(
+        self,
+        member: Member,
+        finish: Callable[[], Awaitable[None]] | None = None,
+        *,
+        until: asyncio.Event | None = None,
+    ) -> None:
+        """Stays a member of the cluster until told to stop, or until another event, and while `finish` finishes what runs;
+        then leaves in good order."""
         membership = asyncio.create_task(member.run())
-        stopped = asyncio.create_task(self.stop.wait())
+        ends = [asyncio.create_task(event.wait()) for event in (self.stop, until) if event is not None]
         try:
-            await asyncio.wait([membership, stopped], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([membership, *ends], return_when=asyncio.FIRST_COMPLETED)
             if membership.done():
                 membership.result()  # it ends only by an error, such as a wrong key
             if finish is not None:
@@ -105,8 +111,8 @@ class RoleContext:
                 await finish()
             await member.leave()
         finally:
-            membership.cancel()
-            stopped.cancel()
+            for task in (membership, *ends):
+                task.cancel()
 
     async def idle(self, is_busy: Callable[[], bool]) -> None:
         """Waits until nothing runs any more: for drain_timeout at most, and not when there is no time."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import secrets
 import time
 from dataclasses import dataclass
 
+from mooncake_core.conductor.role_planning import Role
 from mooncake_core.errors import DeadlineExceeded, InvalidRequest, RequestCancelled, TransferError
 from mooncake_core.inference.batching import Sequence
 from mooncake_core.inference.loop import Output
-from mooncake_core.roles.context import RoleContext
 from mooncake_core.roles.instance import Instance
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.wire.messages.envelope import Done
@@ -43,15 +42,13 @@ class Held:
     expiry: asyncio.TimerHandle | None = None
 
 
-async def run(context: RoleContext) -> None:
-    """Serves until told to stop."""
-    instance = await Instance.load(context)
-    role = DecodeRole(instance, transfer_timeout_s=context.config.transfer.timeout)
+async def serve(instance: Instance) -> Role | None:
+    """Serves until told to stop, or to take another role, which is returned."""
+    role = DecodeRole(instance, transfer_timeout_s=instance.context.config.transfer.timeout)
     try:
-        await instance.serve(role.handlers(), role.is_busy)
+        return await instance.serve("decode", role.handlers(), role.is_busy)
     finally:
         await role.close()
-        await instance.close()
 
 
 class DecodeRole:
@@ -62,7 +59,6 @@ class DecodeRole:
         self._spans = instance.context.spans
         self._transfer_timeout_s = transfer_timeout_s
         self._held: dict[str, Held] = {}
-        self._sequence_ids = itertools.count(1)
         self._tasks = Tasks()
 
     def is_busy(self) -> bool:
@@ -82,7 +78,7 @@ class DecodeRole:
         """Holds blocks for prompt and answer; the writer may touch only those of the prompt."""
         if message.request_id in self._held:
             raise InvalidRequest(f"request {message.request_id} holds a reservation already")
-        sequence_id = next(self._sequence_ids)
+        sequence_id = next(self._instance.sequence_ids)
         blocks = self._instance.loop.reserve(sequence_id, message.prompt_tokens + message.max_tokens)
         prompt_blocks = blocks[: self._instance.info.layout.blocks_for(message.prompt_tokens)]
         held = Held(

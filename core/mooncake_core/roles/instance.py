@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 
 from mooncake_core.address import HostPort
 from mooncake_core.conductor.cost import hint_of
+from mooncake_core.conductor.role_planning import Role
 from mooncake_core.config.processes import local_node_name
 from mooncake_core.config.schema import InstanceConfig
 from mooncake_core.inference.batching import Batching
@@ -21,9 +23,10 @@ from mooncake_core.roles.timeline import timeline_handlers
 from mooncake_core.transfer.contract import Range
 from mooncake_core.units import format_size
 from mooncake_core.wire.member import Member
-from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer, Join, ModelOffer
+from mooncake_core.wire.messages.envelope import Done
+from mooncake_core.wire.messages.membership import ChangeRole, InstanceLoad, InstanceOffer, Join, ModelOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
-from mooncake_core.wire.server import Handler, Server
+from mooncake_core.wire.server import Call, Handler, Server
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +46,11 @@ class Instance:
         self.transfer = context.transfer_engine(section.host, section.data_port)
         self.region = self.transfer.register_memory(engine.kv_memory, engine.kv_descriptor)
         self.loop = EngineLoop(engine, _batching(engine, section))
+        self.sequence_ids = itertools.count(1)
+        """For all roles that it ever has: the engine may keep what it knows of a sequence."""
+        self._next_role: Role | None = None
+        self._changes = asyncio.Event()
+        """It is to change its role."""
 
     @classmethod
     async def load(cls, context: RoleContext) -> Instance:
@@ -65,22 +73,25 @@ class Instance:
         ranges = [Range(block_id * self.block_bytes, self.block_bytes) for block_id in block_ids]
         return self.transfer.export(self.region, writable=True, ranges=ranges)
 
-    async def serve(self, handlers: Mapping[type, Handler], is_busy: Callable[[], bool]) -> None:
-        """Answers requests as a member of the cluster until told to stop; then finishes what runs, within
-        drain_timeout. What is left is broken off: the gateway takes it elsewhere."""
-        handlers = {**handlers, **timeline_handlers(self.context.spans)}
+    async def serve(self, role: Role, handlers: Mapping[type, Handler], is_busy: Callable[[], bool]) -> Role | None:
+        """Answers requests as a member of the cluster until told to stop, or to change its role; then finishes what runs,
+        within drain_timeout. What is left is broken off: the gateway takes it elsewhere. Returns the next role."""
+        self._next_role = None
+        self._changes.clear()
+        handlers = {**handlers, **timeline_handlers(self.context.spans), ChangeRole: self._change_role}
         server = Server(self.context.name, handlers, key=self.context.key)
         try:
             address = await server.start(HostPort(self.section.host, 0))
             member = Member(
                 self.context.clients.get(self.context.master_address),
-                join=lambda: self._join(address),
+                join=lambda: self._join(role, address),
                 load=self._load,
                 on_joined=lambda joined: self.context.announce(address.url),
             )
-            await self.context.serve(member, lambda: self.context.idle(is_busy))
+            await self.context.serve(member, lambda: self.context.idle(is_busy), until=self._changes)
         finally:
             await server.close()
+        return None if self.context.stop.is_set() else self._next_role
 
     async def close(self) -> None:
         """Ends the steps, then the transfers, then frees the memory they used."""
@@ -89,14 +100,19 @@ class Instance:
         self.transfer.close()
         self.engine.close()
 
+    def _change_role(self, message: ChangeRole, call: Call) -> Done:
+        self._next_role = message.role
+        self._changes.set()
+        return Done()
+
     def _load(self) -> InstanceLoad:
         return self.loop.load()
 
-    def _join(self, address: HostPort) -> Join:
+    def _join(self, role: Role, address: HostPort) -> Join:
         context, info = self.context, self.info
         return Join(
             name=context.name,
-            role="prefill" if context.spec.role == "prefill" else "decode",
+            role=role,
             host_id=context.host_id,
             incarnation=context.incarnation,
             control_address=address.url,

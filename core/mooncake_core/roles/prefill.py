@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from typing import Final
 
+from mooncake_core.conductor.role_planning import Role
 from mooncake_core.config.processes import local_node_name
 from mooncake_core.errors import (
     DeadlineExceeded,
@@ -20,7 +20,6 @@ from mooncake_core.errors import (
 from mooncake_core.inference.batching import Sequence as TokenSequence
 from mooncake_core.inference.loop import Output
 from mooncake_core.kvcache.keys import pool_key
-from mooncake_core.roles.context import RoleContext
 from mooncake_core.roles.instance import Instance
 from mooncake_core.roles.kv_departure import POOL_TIMEOUT_S, PoolTarget
 from mooncake_core.roles.kv_flow import KVFlow
@@ -37,9 +36,9 @@ NOTICE_TIMEOUT_S: Final = 10.0
 _log = logging.getLogger(__name__)
 
 
-async def run(context: RoleContext) -> None:
-    """Serves until told to stop."""
-    instance = await Instance.load(context)
+async def serve(instance: Instance) -> Role | None:
+    """Serves until told to stop, or to take another role, which is returned."""
+    context = instance.context
     client = StoreClient(
         context.clients.get(context.master_address), engine=instance.transfer, checksum=context.config.pool.checksum
     )
@@ -47,10 +46,9 @@ async def run(context: RoleContext) -> None:
     target = PoolTarget(client, local_node_name(context.spec), pool.replicas, pool.writer_deadline)
     role = PrefillRole(instance, target)
     try:
-        await instance.serve({Prefill: role.prefill}, role.is_busy)
+        return await instance.serve("prefill", {Prefill: role.prefill}, role.is_busy)
     finally:
         await role.close()
-        await instance.close()
 
 
 class PrefillRole:
@@ -60,7 +58,6 @@ class PrefillRole:
         self._instance = instance
         self._pool = pool
         self._spans = instance.context.spans
-        self._sequence_ids = itertools.count(1)
         self._line = MemoryLine(instance.loop.reserve)
         instance.loop.on_freed = self._line.freed
         self._deliveries = Tasks()
@@ -82,7 +79,7 @@ class PrefillRole:
         """Loads the prefix (s1), computes the rest (s2), and moves KV on as it comes (s3); what is still under way when
         the first token is known goes on after it was sent."""
         arrived = time.time()
-        sequence_id = next(self._sequence_ids)
+        sequence_id = next(self._instance.sequence_ids)
         blocks = await self._reserve(sequence_id, message, call)
         reserved = time.time()
         self._spans.add(message.request_id, "wait for KV memory", arrived, reserved)

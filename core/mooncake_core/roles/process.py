@@ -42,6 +42,8 @@ _CONFIGURATION_ERRORS: Final = (
     VersionMismatch,
 )
 
+_MODULES: Final = {"prefill": "inference_instance", "decode": "inference_instance"}
+
 _log = logging.getLogger(__name__)
 
 
@@ -92,7 +94,8 @@ def _obey(order: Callable[[], None], contexts: Sequence[RoleContext]) -> None:
 
 
 async def _run_member(context: RoleContext) -> None:
-    role = importlib.import_module(f"mooncake_core.roles.{context.spec.role}")
+    name = _MODULES.get(context.spec.role, context.spec.role)
+    role = importlib.import_module(f"mooncake_core.roles.{name}")
     await role.run(context)
 
 

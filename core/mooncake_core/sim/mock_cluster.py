@@ -70,6 +70,7 @@ def _config(cluster: ClusterConfig, engine: EngineConfig) -> SimulationConfig:
                 replicate=scheduler.replicate,
                 admission=scheduler.admission,
                 decode_time=scheduler.decode_time,
+                plan_roles=scheduler.plan_roles,
             )
         ],
     )

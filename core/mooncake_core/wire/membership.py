@@ -64,13 +64,15 @@ class Membership:
     def join(self, message: Join, now: float) -> list[Change]:
         """A process asks to be a member. Repeating it changes nothing."""
         known = self.records.get(message.name)
-        if known is not None and known.join.incarnation == message.incarnation:
+        same = known is not None and known.join.incarnation == message.incarnation
+        if known is not None and same and known.join.role == message.role:
             known.join, known.heard_at = message, now
             return []
         self.records[message.name] = Record(message, now)
         if known is None:
             return [MemberJoined(message)]
-        return [MemberLeft(known.join, "was started anew"), MemberJoined(message)]
+        reason = f"is {message.role} now" if same else "was started anew"
+        return [MemberLeft(known.join, reason), MemberJoined(message)]
 
     def heartbeat(self, message: Heartbeat, now: float) -> list[Change]:
         """A member lives.

@@ -102,7 +102,7 @@ def _conductor(config: ClusterConfig) -> Conductor:
             ttft_slo_s=scheduler.ttft_slo,
             tbt_slo_s=scheduler.tbt_slo,
             decode_time_s=scheduler.decode_time,
-            plan_roles=False,  # a process keeps the role that it was started in
+            plan_roles=scheduler.plan_roles,
             seed=scheduler.seed,
             max_decisions=scheduler.decisions,
         )

@@ -20,6 +20,7 @@ from mooncake_core.store.events import BlocksRemoved, BlocksStored
 from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages.envelope import Done
+from mooncake_core.wire.messages.membership import ChangeRole, SwitchRole
 from mooncake_core.wire.messages.serving import (
     DescribeModels,
     Models,
@@ -87,6 +88,7 @@ class ConductorDriver:
             Place: self._place,
             PrefillEnded: self._prefill_ended,
             RequestEnded: self._request_ended,
+            SwitchRole: self._switch_asked,
         }
 
     def feed(self, event: e.Event) -> None:
@@ -144,6 +146,14 @@ class ConductorDriver:
         self._end(message.request_id, released=message.released, output_tokens=message.output_tokens)
         return Done()
 
+    def _switch_asked(self, message: SwitchRole, call: Call) -> Done:
+        role = self.conductor.role_of(message.name)
+        if role is None:
+            raise InvalidRequest(f"expected the name of a prefill or decode instance, got {message.name}", param="name")
+        if role != message.role:
+            self._drive.feed(e.SwitchAsked(message.name, message.role))
+        return Done()
+
     def _end(self, request_id: str, *, released: bool = False, output_tokens: int = 0) -> None:
         self._forget(request_id)
         self._drive.feed(e.RequestEnded(request_id, released, output_tokens))
@@ -169,7 +179,7 @@ class ConductorDriver:
             case c.Unavailable(request_id=request_id, reason=reason, retry_after_s=retry_after_s):
                 self._refuse(request_id, ServiceUnavailable(reason, retry_after_s=retry_after_s))
             case c.SwitchRole():
-                pass  # roles are not planned here
+                self._tasks.start(self._switch(command))
             case c.CopyBlocks(node=node, keys=keys):
                 self._copy(map(pool_key, keys), node)
             case c.ReleaseDecode():
@@ -205,6 +215,17 @@ class ConductorDriver:
             max_tokens=command.max_tokens,
             ttl_s=command.deadline - self.now(),
         )
+
+    async def _switch(self, command: c.SwitchRole) -> None:
+        client = self._client_of(command.instance)
+        if client is None:
+            return  # it has left
+        _log.info("%s is to join again as %s, when it has finished what it has", command.instance, command.role)
+        try:
+            await client.call(ChangeRole(role=command.role), Done, timeout_s=RELEASE_TIMEOUT_S)
+        except MooncakeError as error:
+            _log.warning("%s does not change its role: %s", command.instance, error)
+            self._drive.feed(e.SwitchRefused(command.instance))
 
     async def _release(self, command: c.ReleaseDecode) -> None:
         client = self._client_of(command.decode)

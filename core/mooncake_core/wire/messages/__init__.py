@@ -36,6 +36,8 @@ Message = (
     | membership.Joined
     | membership.Heartbeat
     | membership.Leave
+    | membership.ChangeRole
+    | membership.SwitchRole
     | pool.PutStart
     | pool.PutStarted
     | pool.PutEnd

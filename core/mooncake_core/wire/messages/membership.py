@@ -123,6 +123,19 @@ class Heartbeat(Struct, frozen=True, tag=True, kw_only=True):
     """It finishes what it runs, and is to get no new work."""
 
 
+class ChangeRole(Struct, frozen=True, tag=True, kw_only=True):
+    """The master tells an instance: finish what you have, then join again in this role. Answered at once."""
+
+    role: Literal["prefill", "decode"]
+
+
+class SwitchRole(Struct, frozen=True, tag=True, kw_only=True):
+    """An operator asks the master to have an instance change its role."""
+
+    name: str
+    role: Literal["prefill", "decode"]
+
+
 class Leave(Struct, frozen=True, tag=True, kw_only=True):
     """I go in good order."""
 
