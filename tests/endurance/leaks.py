@@ -9,7 +9,7 @@ WARM_COUNTS: Final = 3
 """By then connections to all peers are open, and their memory is mapped: the most of these counts is what it starts from."""
 SLACK_FILES: Final = 32
 """Connections come and go with peers that restart, a node may be reached by shared memory for the first time late (some ten
-files for each of three), and pools of threads fill up by and by. What leaks with each restart grows beyond that: there are hundreds."""
+files for each of three), and pools of threads fill up by and by. What leaks with each of hundreds of restarts grows beyond."""
 SLACK_THREADS: Final = 16
 SLACK_MAPS: Final = 8
 """Of each node its control page and its segment, mapped when they are first used."""
