@@ -371,6 +371,28 @@ def test_observed_times_correct_the_predictions() -> None:
     assert conductor.check() == []
 
 
+def test_an_instance_that_was_slow_once_is_tried_again() -> None:
+    conductor = make(prefills=2)
+    first = dispatched(conductor, arrival("r0")).prefill
+    conductor.handle(e.PrefillEnded("r0", 0, 20.0), 0)
+    conductor.handle(e.RequestEnded("r0"), 0)
+
+    def expected(name: str) -> float:
+        (decision,) = conductor.decisions(1, "", 0)
+        return next(one.prefill_s for one in decision.candidates if one.prefill == name)
+
+    for number in range(1, 6):
+        assert dispatched(conductor, arrival(f"r{number}")).prefill != first
+        conductor.handle(e.PrefillEnded(f"r{number}", 0, 1.01), 0)
+        conductor.handle(e.RequestEnded(f"r{number}"), 0)
+    slow_s = expected(first)
+    for now in range(201):
+        conductor.handle(e.LoadReported(first, InstanceLoad()), float(now))
+    dispatched(conductor, arrival("r9"))
+    assert expected(first) == pytest.approx(1.01, rel=0.01)
+    assert slow_s > 2.0
+
+
 def test_decisions_say_why() -> None:
     conductor = make(prefills=12, max_decisions=3)
     conductor.handle(e.BlocksStored("n3", KEYS[:5]), 0)

@@ -91,6 +91,7 @@ class Conductor:
             case e.BlocksRemoved(node, keys):
                 self._prefill.index.removed(node, keys)
             case e.LoadReported(name, load):
+                self._prefill.report(name, now)
                 self._decode.report(name, load)
                 return self._plan_roles(now)
             case e.InstanceJoined():

@@ -22,6 +22,8 @@ Floats = npt.NDArray[np.float64]
 WEIGHT: Final = 0.2
 SMALLEST_FACTOR: Final = 0.05
 LARGEST_FACTOR: Final = 20.0
+HALF_LIFE_S: Final = 20.0
+"""Of a correction while an instance has nothing to do: one that was slow once is tried again."""
 
 
 class Correction:
@@ -36,6 +38,10 @@ class Correction:
             return
         ratio = min(max(observed_s / predicted_s, SMALLEST_FACTOR), LARGEST_FACTOR)
         self.factor += WEIGHT * (ratio - self.factor)
+
+    def fade(self, seconds: float) -> None:
+        """Nothing was observed for so long."""
+        self.factor = 1.0 + (self.factor - 1.0) * 0.5 ** (seconds / HALF_LIFE_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,10 @@ class CostModel:
     def observe_prefill(self, prompt_tokens: int, matched_tokens: int, observed_s: float) -> None:
         """A prefill took so long."""
         self._prefill.observe(self._exact.prefill_s(prompt_tokens, matched_tokens), observed_s)
+
+    def fade_prefill(self, seconds: float) -> None:
+        """It has computed no prefill for so long."""
+        self._prefill.fade(seconds)
 
     def observe_step(self, batch: int, context_tokens: int, observed_s: float) -> None:
         """Decode steps take so long now."""

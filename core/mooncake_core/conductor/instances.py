@@ -31,6 +31,14 @@ class PrefillInstance:
         self.cost = CostModel(offer.cost)
         self.draining = False
         self.work: dict[str, Work] = {}
+        self._looked_at: float | None = None
+
+    def report(self, now: float) -> None:
+        """It lives. Where it has nothing to do, what was observed of its speed counts less and less: an instance that was slow
+        once would get nothing by which to show that it is not."""
+        if not self.work and self._looked_at is not None:
+            self.cost.fade_prefill(now - self._looked_at)
+        self._looked_at = now
 
     def finish(self, request_id: str, now: float) -> bool:
         """A request needs nothing here any more, if it did; the one that has waited longest begins."""

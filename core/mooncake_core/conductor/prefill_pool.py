@@ -112,6 +112,12 @@ class PrefillPool:
         if instance.finish(request_id, now) or observed is not None:
             self._refresh(instance)
 
+    def report(self, name: str, now: float) -> None:
+        """An instance has said that it lives, if it is one of these."""
+        if instance := self.instances.get(name):
+            instance.report(now)
+            self._refresh(instance)
+
     def work_s(self, now: float) -> dict[str, float]:
         """Instances that take requests → predicted time until all they have is done."""
         return {
