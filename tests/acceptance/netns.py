@@ -1,4 +1,4 @@
-"""Hosts as network namespaces, each with a link of a given rate to one bridge. Needs root, and `ip` and `tc`."""
+"""Hosts as network namespaces, by scripts/netns-hosts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,20 @@ import os
 import shutil
 import subprocess
 from collections.abc import Generator
+from pathlib import Path
+from typing import NamedTuple
 
-PREFIX = f"mooncake{os.getpid() % 10_000}"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "netns-hosts"
+ENVIRON = {**os.environ, "NETNS_HOSTS": f"mooncake{os.getpid() % 10_000}"}
+
+
+class Host(NamedTuple):
+    """One of them."""
+
+    namespace: str
+    address: str
+    """Its IPv4 one on the first link."""
+    address_6: str
 
 
 def why_not() -> str:
@@ -20,32 +32,30 @@ def why_not() -> str:
 
 
 @contextlib.contextmanager
-def hosts(count: int, *, megabits_per_s: int) -> Generator[list[tuple[str, str]]]:
-    """(namespace, address) of each host; what leaves one, and what arrives, is limited to the rate."""
-    bridge = f"{PREFIX}-bridge"
-    names = [f"{PREFIX}-{number}" for number in range(count)]
-    made: list[str] = []
+def hosts(count: int, *, rate: str = "") -> Generator[list[Host]]:
+    """So many; what leaves one, and what arrives, is limited to the rate."""
+    lines = _do("up", str(count)).splitlines()
     try:
-        for name in (bridge, *names):
-            _run("ip", "netns", "add", name)
-            made.append(name)
-        _run("ip", "-n", bridge, "link", "add", "br0", "type", "bridge")
-        _run("ip", "-n", bridge, "link", "set", "br0", "up")
-        for number, name in enumerate(names):
-            port = f"port{number}"
-            _run("ip", "-n", bridge, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name)
-            _run("ip", "-n", bridge, "link", "set", port, "master", "br0", "up")
-            _run("ip", "-n", name, "addr", "add", f"10.77.0.{number + 1}/24", "dev", "eth0")
-            for link in ("lo", "eth0"):
-                _run("ip", "-n", name, "link", "set", link, "up")
-            for where, device in ((name, "eth0"), (bridge, port)):
-                limit = ["rate", f"{megabits_per_s}mbit", "burst", "1mb", "latency", "50ms"]
-                _run("tc", "-n", where, "qdisc", "add", "dev", device, "root", "tbf", *limit)
-        yield [(name, f"10.77.0.{number + 1}") for number, name in enumerate(names)]
+        if rate:
+            for number in range(count):
+                _do("shape", str(number), "--rate", rate)
+        yield [Host(*line.split()[:3]) for line in lines]
     finally:
-        for name in reversed(made):
-            subprocess.run(["ip", "netns", "del", name], check=False)
+        _do("down")
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True)
+def cut(number: int) -> None:
+    """Nothing leaves the host, and nothing arrives."""
+    _do("cut", str(number))
+
+
+def restore(number: int) -> None:
+    _do("restore", str(number))
+
+
+def shape(number: int, *limits: str) -> None:
+    _do("shape", str(number), *limits)
+
+
+def _do(*command: str) -> str:
+    return subprocess.run([SCRIPT, *command], check=True, env=ENVIRON, stdout=subprocess.PIPE, text=True).stdout

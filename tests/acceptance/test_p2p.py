@@ -64,9 +64,9 @@ def host(namespace: str, address: str, *directory: str) -> Generator[Host]:
 
 def test_several_hosts_take_less_than_one_after_the_other() -> None:
     with ExitStack() as stack:
-        (first, *others) = stack.enter_context(netns.hosts(NUM_PULLERS + 1, megabits_per_s=MEGABITS_PER_S))
-        origin = stack.enter_context(host(*first))
-        pullers = [stack.enter_context(host(*place, origin.first_line)) for place in others]
+        (first, *others) = stack.enter_context(netns.hosts(NUM_PULLERS + 1, rate=f"{MEGABITS_PER_S}mbit"))
+        origin = stack.enter_context(host(first.namespace, first.address))
+        pullers = [stack.enter_context(host(place.namespace, place.address, origin.first_line)) for place in others]
         checksum = origin.ask(f"register {OBJECT_BYTES}")
 
         began = time.monotonic()

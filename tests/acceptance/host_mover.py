@@ -1,0 +1,53 @@
+"""A process on a host of its own: with `target ADDRESS` it offers memory; with `initiator ADDRESS PEER SECONDS` it writes blocks
+of random sizes there and reads them back all the time, and says of each pair what became of it, a line of JSON each."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+
+from mooncake_core.errors import TransferError
+from mooncake_core.transfer import Endpoint
+
+MEMORY_BYTES = 64 << 20
+LARGEST_BYTES = 4 << 20
+TIMEOUT_S = 60.0
+
+
+def main() -> None:
+    role, address, *arguments = sys.argv[1:]
+    with Endpoint(address, host_id=address, insecure=True) as endpoint:
+        if role == "target":
+            endpoint.allocate_memory(MEMORY_BYTES)
+            print(endpoint.name, flush=True)
+            sys.stdin.read()
+        else:
+            peer, seconds = arguments
+            move(endpoint, peer, time.monotonic() + float(seconds))
+
+
+def move(endpoint: Endpoint, name: str, until: float) -> None:
+    """Until that time."""
+    peer = endpoint.open(name)
+    moments = random.Random(1)
+    print(json.dumps({"began": time.monotonic()}), flush=True)
+    while time.monotonic() < until:
+        num_bytes = int(2 ** moments.uniform(0, LARGEST_BYTES.bit_length() - 1))
+        address = peer.first_address + moments.randrange(MEMORY_BYTES - num_bytes)
+        block, back = os.urandom(num_bytes), bytearray(num_bytes)
+        began = time.monotonic()
+        paths, error = [], ""
+        try:
+            paths.append(endpoint.write(peer, block, address, timeout_s=TIMEOUT_S).path)
+            paths.append(endpoint.read(peer, back, address, timeout_s=TIMEOUT_S).path)
+        except (TransferError, TimeoutError) as failure:
+            error = str(failure)
+        done = {"took_s": time.monotonic() - began, "bytes": num_bytes, "paths": paths, "error": error}
+        print(json.dumps({**done, "right": bytes(back) == block}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Two hosts, their link cut, restored and narrowed while blocks move: `scripts/acceptance hosts`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance import netns
+
+pytestmark = [
+    pytest.mark.acceptance,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not() or "it can run"),
+]
+ROOT = Path(__file__).parents[2]
+SECONDS = 16.0
+OUTAGES_S = (0.5, 3.0)
+QUIET_S = 2.0
+"""Before each outage and after the last one, at least."""
+NARROW = "200mbit"
+
+
+@contextmanager
+def process(host: netns.Host, role: str, address: str, *arguments: str) -> Generator[subprocess.Popen[str]]:
+    command = [
+        "ip",
+        "netns",
+        "exec",
+        host.namespace,
+        sys.executable,
+        "-m",
+        "tests.acceptance.host_mover",
+        role,
+        address,
+    ]
+    with subprocess.Popen(
+        [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as started:
+        try:
+            yield started
+        finally:
+            assert started.stdin is not None
+            started.stdin.close()
+            started.wait(30)
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_no_transfer_is_lost_and_no_byte_wrong_while_the_link_fails(family: str) -> None:
+    with ExitStack() as stack:
+        near, far = stack.enter_context(netns.hosts(2))
+        addresses = [host.address if family == "ipv4" else host.address_6 for host in (near, far)]
+        target = stack.enter_context(process(far, "target", addresses[1]))
+        assert target.stdout is not None
+        name = target.stdout.readline().strip()
+        mover = stack.enter_context(process(near, "initiator", addresses[0], name, str(SECONDS)))
+        assert mover.stdout is not None
+        assert "began" in json.loads(mover.stdout.readline())
+        lines = stack.enter_context(ThreadPoolExecutor(1)).submit(
+            list, mover.stdout
+        )  # a full pipe would stop the mover
+        for outage_s in OUTAGES_S:
+            time.sleep(QUIET_S)
+            netns.cut(1)
+            time.sleep(outage_s)
+            netns.restore(1)
+        time.sleep(QUIET_S)
+        netns.shape(1, "--rate", NARROW)
+        done: list[dict[str, Any]] = [json.loads(line) for line in lines.result()]
+    assert [one["error"] for one in done if one["error"]] == []
+    assert all(one["right"] for one in done)
+    assert {path for one in done for path in one["paths"]} == {"tcp"}  # shared memory has not hidden the network
+    assert sum(one["took_s"] > min(OUTAGES_S) / 2 for one in done) >= len(OUTAGES_S), (
+        "nothing was under way when the link was cut"
+    )
+    longest = sorted((one["took_s"] for one in done), reverse=True)[: len(OUTAGES_S)]
+    print(
+        f"\n{family}: {len(done)} blocks written and read back, {sum(one['bytes'] for one in done) / 1e6:.0f} MB each way, none "
+        f"wrong or lost; outages of {' and '.join(f'{s:g}' for s in OUTAGES_S)} s cost the blocks under way "
+        f"{' and '.join(f'{took:.2f}' for took in sorted(longest))} s; then at {NARROW}/s"
+    )
