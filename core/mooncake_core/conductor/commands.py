@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class ReserveDecode:
+
+class ReserveDecode(Struct, frozen=True, gc=False):
     """Ask a decode instance to hold memory; answered with ReservationGranted or ReservationRefused."""
 
     request_id: str
@@ -19,8 +19,7 @@ class ReserveDecode:
     """The request's: nobody needs the memory after it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(Struct, frozen=True, gc=False):
     """The request goes there."""
 
     request_id: str
@@ -31,8 +30,7 @@ class Dispatch:
     expected_tbt_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(Struct, frozen=True, gc=False):
     """Admission says no: HTTP 429; or, where waiting cannot help, 400."""
 
     request_id: str
@@ -45,8 +43,7 @@ class Reject:
     """decode: its prefill has ended, in vain."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unavailable:
+class Unavailable(Struct, frozen=True, gc=False):
     """Nobody can serve this: HTTP 503."""
 
     request_id: str
@@ -54,16 +51,14 @@ class Unavailable:
     retry_after_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseDecode:
+class ReleaseDecode(Struct, frozen=True, gc=False):
     """The memory held for a request is not needed any more. May come for what was released already."""
 
     request_id: str
     decode: str
 
 
-@dataclass(frozen=True, slots=True)
-class CopyBlocks:
+class CopyBlocks(Struct, frozen=True, gc=False):
     """A node is to have these blocks as well, which other nodes have: so what is asked for much spreads by itself (FAST'25,
     section 4.2)."""
 
@@ -71,8 +66,7 @@ class CopyBlocks:
     keys: Sequence[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class SwitchRole:
+class SwitchRole(Struct, frozen=True, gc=False):
     """An instance is to finish what it has, and to join again in this role."""
 
     instance: str

@@ -94,7 +94,8 @@ class DecodePool:
             reason = f"no decode instance serves model {arrival.model}"
             return c.Unavailable(arrival.request_id, reason, RETRY_WITHOUT_INSTANCES_S)
         needed = blocks_for(arrival, model)
-        tbt_s = np.where(table.free_blocks >= needed, table.tbt_with_s(arrival.prompt_tokens), np.inf)
+        tbt_s = table.tbt_with_s(arrival.prompt_tokens)
+        tbt_s[table.free_blocks < needed] = np.inf
         if without:
             tbt_s[named(table.rows, without)] = np.inf
         if arrival.avoid:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceJoined:
+class InstanceJoined(Struct, frozen=True, gc=False):
     """A prefill or decode instance can take requests."""
 
     name: str
@@ -18,61 +18,53 @@ class InstanceJoined:
     offer: InstanceOffer
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceDraining:
+class InstanceDraining(Struct, frozen=True, gc=False):
     """An instance finishes what it has, and takes no more."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class SwitchAsked:
+class SwitchAsked(Struct, frozen=True, gc=False):
     """Somebody wants an instance to change its role, whatever the load."""
 
     name: str
     role: Literal["prefill", "decode"]
 
 
-@dataclass(frozen=True, slots=True)
-class SwitchRefused:
+class SwitchRefused(Struct, frozen=True, gc=False):
     """An instance that was to change its role does not: it takes requests as before."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceLeft:
+class InstanceLeft(Struct, frozen=True, gc=False):
     """An instance is gone, with what ran on it."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class LoadReported:
+class LoadReported(Struct, frozen=True, gc=False):
     """An instance's own word on its load."""
 
     name: str
     load: InstanceLoad
 
 
-@dataclass(frozen=True, slots=True)
-class BlocksStored:
+class BlocksStored(Struct, frozen=True, gc=False):
     """A node has these blocks now."""
 
     node: str
     keys: Sequence[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class BlocksRemoved:
+class BlocksRemoved(Struct, frozen=True, gc=False):
     """A node has these blocks no more."""
 
     node: str
     keys: Sequence[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class RequestArrived:
+class RequestArrived(Struct, frozen=True, gc=False):
     """A request wants to be placed."""
 
     request_id: str
@@ -93,15 +85,13 @@ class RequestArrived:
     """It goes on after an instance was lost: its client has tokens already, and is not turned away for an objective."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReservationGranted:
+class ReservationGranted(Struct, frozen=True, gc=False):
     """The decode instance holds memory for the request."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReservationRefused:
+class ReservationRefused(Struct, frozen=True, gc=False):
     """The decode instance has no room or, if not `full`, cannot be reached."""
 
     request_id: str
@@ -109,8 +99,7 @@ class ReservationRefused:
     full: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillEnded:
+class PrefillEnded(Struct, frozen=True, gc=False):
     """The first token is there."""
 
     request_id: str
@@ -120,8 +109,7 @@ class PrefillEnded:
     """There is nothing to decode."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestEnded:
+class RequestEnded(Struct, frozen=True, gc=False):
     """Nothing of the request runs any more."""
 
     request_id: str
@@ -131,8 +119,7 @@ class RequestEnded:
     """Of the whole answer, where it has come to its end."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True, gc=False):
     """Time has passed."""
 
 

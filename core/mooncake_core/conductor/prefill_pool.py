@@ -99,8 +99,14 @@ class PrefillPool:
     def take_on(self, name: str, request_id: str, work: Work) -> None:
         """A request was placed there."""
         instance = self.instances[name]
+        is_new = request_id not in instance.work
         instance.work[request_id] = work
-        self._refresh(instance)
+        table = self._tables.get(identity(instance.offer.model))
+        if table is not None and name in table.rows:
+            if is_new:
+                table.take_on(instance, work)
+            else:
+                table.refresh(instance)
 
     def ended(self, name: str, request_id: str, now: float, observed: Observed | None = None) -> None:
         """A request needs nothing there any more; its prefill may have taken so long."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mooncake_core.conductor.cost import Floats, Ints, PrefillCosts, StepCosts
-from mooncake_core.conductor.instances import DecodeInstance, PrefillInstance
+from mooncake_core.conductor.instances import DecodeInstance, PrefillInstance, Work
 from mooncake_core.kvcache.prefix_index import PrefixIndex
 
 IDLE: Final = -(2**62)
@@ -38,6 +38,17 @@ class PrefillTable:
         """That any of their work has ever had."""
         for instance in instances:
             self.refresh(instance)
+
+    def take_on(self, instance: PrefillInstance, work: Work) -> None:
+        """It has got more work: the last of all."""
+        row = self.rows[instance.name]
+        self.free_blocks[row] -= work.num_blocks
+        self._total_s[row] += work.predicted_s
+        if work.priority > self._least_urgent[row]:
+            self._least_urgent[row] = work.priority
+            self._highest_priority = max(self._highest_priority, work.priority)
+        if len(instance.work) == 1:
+            self._oldest_s[row], self._oldest_at[row] = work.predicted_s, work.started_at
 
     def refresh(self, instance: PrefillInstance) -> None:
         """Its work has changed, or what is known of its speed."""

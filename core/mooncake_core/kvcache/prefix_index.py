@@ -78,16 +78,18 @@ class PrefixIndex:
     def match(self, keys: Sequence[bytes]) -> Match:
         """In one walk along the keys, as far as anybody has them."""
         ends: list[tuple[int, int]] = []
-        alive = -1
+        alive = before = -1
         length = 0
         for mask in map(self._masks.get, keys):
-            if mask is None:
-                break
-            still = alive & mask
-            if still != alive:
-                if length:
-                    ends.append((length, alive & ~still))
-                alive = still
+            if mask != before:
+                if mask is None:
+                    break
+                still = alive & mask
+                if still != alive:
+                    if length:
+                        ends.append((length, alive & ~still))
+                    alive = still
+                before = mask
             length += 1
         if length and alive:
             ends.append((length, alive))

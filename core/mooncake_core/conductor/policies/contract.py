@@ -70,12 +70,12 @@ class Scores(NamedTuple):
     def of(self, row: int, prefill: str) -> Score:
         """One instance's."""
         return Score(
-            prefill=prefill,
-            local_blocks=int(self.local_blocks[row]),
-            fetched_blocks=int(self.fetched_blocks[row]),
-            queue_s=float(self.queue_s[row]),
-            transfer_s=float(self.transfer_s[row]),
-            prefill_s=float(self.prefill_s[row]),
+            prefill,
+            self.local_blocks.item(row),
+            self.fetched_blocks.item(row),
+            self.queue_s.item(row),
+            self.transfer_s.item(row),
+            self.prefill_s.item(row),
         )
 
 
