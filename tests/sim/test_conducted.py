@@ -192,6 +192,18 @@ def test_a_pipeline_group_has_chunks_of_a_prompt_in_all_its_stages() -> None:
     assert ttft(one) == pytest.approx(0.75)
 
 
+def test_a_pipeline_group_is_expected_to_be_as_fast_as_it_is() -> None:
+    """Eight prompts at once, each of which keeps a group of four busy for a quarter of a second."""
+    run = conducted([job(number, 0.0, 100, 1) for number in range(8)], stages=4, chunk_tokens=10)
+    expected = [one.expected_ttft_s for one in run.jobs]
+    assert expected == pytest.approx([0.25 * (number + 1) for number in range(8)], rel=0.01)
+    for one in run.jobs:
+        assert ttft(one) == pytest.approx(one.expected_ttft_s, abs=0.25), (
+            "the last stages of the first chunk come on top"
+        )
+    assert run.cluster.busy_s()["prefill-0"] == pytest.approx(2.0)
+
+
 def test_runs_are_what_a_request_saw() -> None:
     (one,) = conducted([job(0, 0.0, 100, 30)]).jobs
     assert sum(run.length for run in one.runs) == 29

@@ -184,7 +184,9 @@ class ConductedCluster:
         keys = job.keys if self._settings.replicate else [key for key in job.keys if key not in self.pool]
         self.pool.store(instance.name, keys, now)
         request_id = job.request_id
-        self.tell(e.PrefillEnded(request_id, matched, duration_s, finished=not job.missing_tokens))
+        # A group computes several prompts at once: what one takes from the others is its share.
+        share_s = duration_s / instance.stages
+        self.tell(e.PrefillEnded(request_id, matched, share_s, finished=not job.missing_tokens))
         if self._jobs.get(request_id) is not job:
             return  # it was rejected now
         if not job.missing_tokens:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mooncake_core import registry
-from mooncake_core.conductor.hardware import load_hardware
+from mooncake_core.conductor.hardware import ELEMENT_BYTES, load_hardware
 from mooncake_core.conductor.model_shape import load_model
 from mooncake_core.conductor.roofline import Efficiency, Roofline
 from mooncake_core.config.build import INVALID, Builder
@@ -84,6 +84,7 @@ def describe(config: SimulationConfig, folder: Path) -> Setup:
         num_layers=model.layers,
         block_tokens=block,
         kv_bytes_per_token=model.kv_bytes_per_token,
+        activation_bytes_per_token=model.hidden * ELEMENT_BYTES[model.dtype],
     )
     host = HostShape(
         hbm_blocks=roofline.kv_memory_bytes // shape.block_bytes,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal
 
+import msgspec
+
 from mooncake_core.conductor import events as e
 from mooncake_core.sim.block_cache import BlockCache
 from mooncake_core.sim.decode import DecodeInstance
@@ -40,7 +42,7 @@ class Members:
         self._model = model
         self._host = host
         self._costs = costs
-        self._hint = hint
+        self._hints = {"prefill": _of_group(hint, new_pipeline().stages), "decode": hint}
         self._new_pipeline = new_pipeline
         self._new_cache = new_cache
         self.prefill: dict[str, PrefillInstance] = {}
@@ -69,7 +71,7 @@ class Members:
             self.decode[name] = DecodeInstance(
                 name, cluster.timeline, self._costs, num_blocks=self._host.hbm_blocks, ended=cluster.decoded
             )
-        cluster.tell(e.InstanceJoined(name, role, self._offer(name)))
+        cluster.tell(e.InstanceJoined(name, role, self._offer(name, role)))
 
     def fail(self, name: str, *, with_node: bool) -> None:
         """An instance is gone at once, and what its node had as well where the host is gone."""
@@ -138,7 +140,7 @@ class Members:
         self.fail(name, with_node=False)
         self.join(name, role)
 
-    def _offer(self, name: str) -> InstanceOffer:
+    def _offer(self, name: str, role: Role) -> InstanceOffer:
         model = self._model
         return InstanceOffer(
             model=ModelOffer(
@@ -151,5 +153,15 @@ class Members:
             ),
             num_blocks=self._host.hbm_blocks,
             local_node=name,
-            cost=self._hint,
+            cost=self._hints[role],
         )
+
+
+def _of_group(hint: CostHint, stages: int) -> CostHint:
+    """Prompts follow each other through the stages of a prefill group: each keeps it busy for its part of the time."""
+    return msgspec.structs.replace(
+        hint,
+        prefill_base_s=hint.prefill_base_s / stages,
+        prefill_per_token_s=hint.prefill_per_token_s / stages,
+        prefill_per_token2_s=hint.prefill_per_token2_s / stages,
+    )

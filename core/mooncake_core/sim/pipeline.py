@@ -20,6 +20,11 @@ class Pipeline:
         self._free_at = [0.0] * stages
 
     @property
+    def stages(self) -> int:
+        """Members of the group."""
+        return len(self._free_at)
+
+    @property
     def free_at(self) -> float:
         """When the first stage can take another prompt."""
         return self._free_at[0]
@@ -35,8 +40,9 @@ class Pipeline:
         for chunk_s in self._chunk_times(prompt_tokens, matched_tokens):
             ready = begin
             for stage, free in enumerate(free_at):
+                if stage:
+                    ready += self._hop_s
                 ready = free_at[stage] = max(ready, free) + chunk_s * share
-                ready += self._hop_s
         return free_at[-1]
 
     def clear(self) -> None:

@@ -52,6 +52,11 @@ class PrefillInstance:
         self.busy_s = 0.0
 
     @property
+    def stages(self) -> int:
+        """Members of the group that computes as this instance."""
+        return self._pipeline.stages
+
+    @property
     def num_waiting(self) -> int:
         return len(self._queue)
 
@@ -62,7 +67,7 @@ class PrefillInstance:
     def backlog_s(self) -> float:
         """Until what runs and waits here is computed, if nothing has to be loaded."""
         waiting_s = sum(self._pipeline.duration_s(job.context_tokens, job.matched_tokens) for _, _, job in self._queue)
-        return max(0.0, self._pipeline.free_at - self._timeline.now) + waiting_s
+        return max(0.0, self._pipeline.free_at - self._timeline.now) + waiting_s / self._pipeline.stages
 
     def queued_tokens(self) -> int:
         """Of the prompts that wait."""
@@ -125,5 +130,5 @@ class PrefillInstance:
         if job.attempt != attempt or job not in self._running:
             return
         duration_s = self._running.pop(job)
-        self.busy_s += duration_s
+        self.busy_s += duration_s / self._pipeline.stages
         self._ended(self, job, duration_s)

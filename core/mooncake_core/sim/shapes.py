@@ -25,6 +25,8 @@ class ModelShape:
     num_layers: int
     block_tokens: int
     kv_bytes_per_token: int
+    activation_bytes_per_token: int = 0
+    """What goes from one member of a prefill group to the next."""
 
     @property
     def block_bytes(self) -> int:

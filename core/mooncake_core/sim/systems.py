@@ -58,6 +58,7 @@ def _conducted(setup: Setup, system: SystemSettings, simulation: Simulation) -> 
     config, costs, host = setup.config, setup.costs, setup.host
     engine = config.engine
     new_policy = registry.load("eviction", engine.eviction)
+    hop_s = engine.chunk_tokens * setup.model.activation_bytes_per_token / host.nic_bytes_per_s
     tiers = [("dram", host.dram_blocks), *([("ssd", host.ssd_blocks)] if host.ssd_blocks else [])]
     cluster = ConductedCluster(
         simulation.timeline,
@@ -77,7 +78,7 @@ def _conducted(setup: Setup, system: SystemSettings, simulation: Simulation) -> 
             host=host,
             costs=costs,
             hint=setup.hint,
-            new_pipeline=lambda: Pipeline(costs, stages=system.stages, chunk_tokens=engine.chunk_tokens),
+            new_pipeline=lambda: Pipeline(costs, stages=system.stages, chunk_tokens=engine.chunk_tokens, hop_s=hop_s),
             new_cache=lambda: BlockCache(tiers, new_policy),
         ),
         ended=simulation.ended,
