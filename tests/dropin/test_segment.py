@@ -140,7 +140,7 @@ def test_an_open_segment_wants_a_key(monkeypatch: pytest.MonkeyPatch, caplog: py
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"protocol": "rdma"}, "no transport called 'rdma' is installed"),
+        ({"protocol": "rdma"}, "transport rdma is not available"),
         ({"protocol": "carrier-pigeon"}, "expected one of tcp, shm, rdma"),
         ({"master_server_address": "etcd://1.2.3.4"}, "expected host:port"),
         ({"enable_ssd_offload": True, "global_segment_size": MIB}, "give ssd_offload_path"),

@@ -145,9 +145,9 @@ def unpack_slot(data: memoryview | bytes) -> Slot | None:
     return Slot(SlotState(state), allocation_id, offset, size_bytes, checksum)
 
 
-def is_committed(data: bytes | bytearray, allocation_id: int) -> bool:
-    """Whether a slot says that an object is there."""
-    magic, state, found_id, *_ = _SLOT.unpack_from(data)
+def is_committed(data: bytes | bytearray, allocation_id: int, start: int = 0) -> bool:
+    """Whether the slot that begins at `start` says that an object is there."""
+    magic, state, found_id, *_ = _SLOT.unpack_from(data, start)
     return bool(magic == _SLOT_MAGIC and (state, found_id) == (SlotState.COMMITTED, allocation_id))
 
 

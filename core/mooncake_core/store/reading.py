@@ -45,7 +45,7 @@ class _Object:
     read_bytes: int = 0
     replica: int = 0
     named: bool = False
-    """This replica's header was seen to be the object's."""
+    """This replica's header, or slot, was seen to be the object's."""
 
 
 @dataclass(slots=True)
@@ -53,8 +53,11 @@ class _NodeRead:
     """What is read from one node at once."""
 
     indexes: list[int] = field(default_factory=list)
-    headers: dict[int, bytearray] = field(default_factory=dict)
-    slots: dict[int, bytearray] = field(default_factory=dict)
+    unnamed: list[int] = field(default_factory=list)
+    """Those of them of which it was not seen yet that this replica is the object's."""
+    headers: list[bytearray] = field(default_factory=list)
+    """Of the unnamed ones, in order; or else their slots, one after the other."""
+    slots: bytearray = field(default_factory=bytearray)
     ends: Ends = field(default_factory=Ends)
 
 
@@ -226,8 +229,11 @@ class Reading:
             read = reads.setdefault(placement.node, _NodeRead())
             read.indexes.append(index)
             if not item.named:
-                header = read.headers[index] = bytearray(item.found.header_bytes)
-                read.ends.add(placement.offset, [memoryview(header)], item.found.header_bytes)
+                read.unnamed.append(index)
+                if not self._watch:
+                    header = bytearray(item.found.header_bytes)
+                    read.headers.append(header)
+                    read.ends.add(placement.offset, [memoryview(header)], item.found.header_bytes)
             data = placement.offset + item.found.header_bytes
             for start, pieces in cuts[index]:
                 read.ends.add(data + start, pieces, total_bytes(pieces))
@@ -237,10 +243,15 @@ class Reading:
         return reads
 
     def _add_slots(self, read: _NodeRead) -> None:
-        for index in read.headers:
+        """As one piece: objects that were put together mostly have slots side by side."""
+        if not read.unnamed:
+            return
+        read.slots = bytearray(SLOT_BYTES * len(read.unnamed))
+        pieces = [memoryview(read.slots)]
+        for index in read.unnamed:
             item = self._objects[index]
-            slot = read.slots[index] = bytearray(SLOT_BYTES)
-            read.ends.add(item.found.placements[item.replica].slot * SLOT_BYTES, [memoryview(slot)], SLOT_BYTES)
+            read.ends.add(item.found.placements[item.replica].slot * SLOT_BYTES, pieces, SLOT_BYTES)
+            pieces = []
 
     def _note(self, read: _NodeRead, transfer: Transfer) -> list[int]:
         """What one transfer brought from a node; the objects that it could not bring."""
@@ -251,15 +262,18 @@ class Reading:
         if checksums.wanted(self._checksum, transfer.path):
             for index in read.indexes:
                 self._objects[index].must_agree = True
-        return [index for index, header in read.headers.items() if not self._name(index, header, read.slots.get(index))]
+        return [
+            index for number, index in enumerate(read.unnamed) if not self._name(number, self._objects[index], read)
+        ]
 
-    def _name(self, index: int, header: bytearray, slot: bytearray | None) -> bool:
-        """Whether the space holds the object still; stale space holds another one."""
-        item = self._objects[index]
+    def _name(self, number: int, item: _Object, read: _NodeRead) -> bool:
+        """Whether the space holds the object still, of which the header or slot is that number in `read`; stale space holds
+        another one. A slot says the same as a header, and that it was not removed."""
         found = item.found
-        item.named = names(header, found.allocation_id, found.key) and (
-            slot is None or is_committed(slot, found.allocation_id)
-        )
+        if self._watch:
+            item.named = is_committed(read.slots, found.allocation_id, SLOT_BYTES * number)
+        else:
+            item.named = names(read.headers[number], found.allocation_id, found.key)
         if not item.named:
             _log.warning("%s is not where it was said to be", found.key)
         return item.named
