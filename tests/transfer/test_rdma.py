@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from mooncake_core.errors import DeadlineExceeded, PathFailed, PluginUnavailable, StaleSegment
+from mooncake_core.testing.cluster import wait_for
 from mooncake_core.testing.transport_contract import Ends, TransportContract
 from mooncake_core.transfer.contract import Kind, Range
-from mooncake_core.transfer.engine import TransferEngine
+from mooncake_core.transfer.engine import TransferEngine, TransferRequest
+from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_rdma.paths import RdmaPath
 from mooncake_rdma.ports import read_ports, usable_ports
@@ -30,7 +34,8 @@ REGION_BYTES = 32 << 20
 TARGET = f"""
 import sys, time
 import msgspec
-from mooncake_core.transfer.engine import TransferEngine
+from mooncake_core.transfer.engine import TransferEngine, TransferRequest
+from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.transfer.shared_memory import SharedMemory
 engine = TransferEngine(owner='target', host_id='there', incarnation=2, transports=['rdma'])
 memory = SharedMemory('target', {REGION_BYTES})
@@ -176,3 +181,48 @@ def test_in_order_the_last_range_lands_last(ends: Ends) -> None:
         assert time.monotonic() < deadline
     assert ends.memory[:900_000] == b"a" * 900_000
     assert ends.collect(1) == {operation.operation_id: None}
+
+
+TWO_DEVICES = len(usable_ports(read_ports())) > 1
+
+
+def _sent_packets(device: str) -> int:
+    return int(Path(f"/sys/class/infiniband/{device}/ports/1/hw_counters/sent_pkts").read_text())
+
+
+@pytest.mark.acceptance
+@pytest.mark.skipif(not TWO_DEVICES, reason="needs two devices: RDMA_GUEST_DEVICES=2 scripts/rdma-guest")
+def test_a_batch_goes_over_two_devices_and_completes_on_one_when_the_other_goes_down(target: Target) -> None:
+    engine = TransferEngine(owner="here", host_id="here", incarnation=1, transports=["rdma"], timeout_s=60)
+    memory = SharedMemory("here", REGION_BYTES)
+    engine.register_memory(memory.view)
+    memory.view[:] = os.urandom(REGION_BYTES)
+    part_bytes = 1 << 20
+    requests = [
+        TransferRequest(
+            Kind.WRITE, (memory.view[start : start + part_bytes],), target.segment, (Range(start, part_bytes),)
+        )
+        for start in range(0, REGION_BYTES, part_bytes)
+    ]
+    before = _sent_packets("rxe1")
+    requests *= 6  # so many that the link goes down in the middle of them
+    batch = engine.allocate_batch(len(requests))
+    engine.submit(batch, requests)
+    wait_for(lambda: _sent_packets("rxe1") > before + 1000)
+    subprocess.run(["ip", "link", "set", "dummy1", "down"], check=True)
+    went_down = time.monotonic()
+    carried = {device: _sent_packets(device) for device in ("rxe0", "rxe1")}
+    assert engine.wait(batch, 60)
+    took_s = time.monotonic() - went_down
+    after = {device: _sent_packets(device) - packets for device, packets in carried.items()}
+    subprocess.run(["ip", "link", "set", "dummy1", "up"], check=True)
+    errors = {error for _, error in engine.status(batch)}
+    print(f"the batch ended {took_s:.2f} s after the link went down, with packets sent {after}")
+    assert errors == {None}
+    assert all(packets > 1000 for packets in carried.values()), carried
+    assert after["rxe0"] > 1000, "the link went down when all had been moved"
+    sink = memoryview(bytearray(REGION_BYTES))
+    assert [moved.error for moved in engine.move(Kind.READ, target.segment, [([sink], 0)])] == [None]
+    assert sink == memory.view
+    engine.close()
+    memory.close()

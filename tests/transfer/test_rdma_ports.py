@@ -10,7 +10,7 @@ import pytest
 
 from mooncake_core.errors import ConfigError, PluginUnavailable
 from mooncake_core.testing.sysfs import rdma_port, write_tree
-from mooncake_rdma.ports import Fabric, Port, read_ports, usable_ports
+from mooncake_rdma.ports import Fabric, Port, is_active, read_ports, usable_ports
 from mooncake_rdma.pyverbs_location import find_pyverbs, make_pyverbs_importable
 
 NONE = "0000:0000:0000:0000:0000:0000:0000:0000"
@@ -42,9 +42,12 @@ def test_roce_v2_over_ipv4_is_preferred_then_ipv6_then_link_local(tmp_path: Path
         (1, Fabric.ROCE_V2_LINK_LOCAL),
     ]
     assert port.gids[0].address == ipaddress.IPv6Address("::ffff:192.0.2.1")
-    assert (port.rate_gbps, port.numa_node, port.is_active, str(port)) == (100, 1, True, "mlx5_0/1")
+    assert (port.rate_gbps, port.numa_node, port.state, str(port)) == (100, 1, "ACTIVE", "mlx5_0/1")
     assert port.gid(Fabric.ROCE_V2_IPV6) == port.gids[1]
     assert port.gid(Fabric.INFINIBAND) is None
+    assert is_active(port, tmp_path)
+    write_tree(tmp_path, {"class/infiniband/mlx5_0/ports/1/state": "1: DOWN"})
+    assert not is_active(port, tmp_path)
 
 
 def test_infiniband_has_the_gid_of_its_port(tmp_path: Path) -> None:

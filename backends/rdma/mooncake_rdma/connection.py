@@ -6,7 +6,8 @@ import contextlib
 import errno
 import socket
 import threading
-from collections import deque
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
@@ -60,7 +61,6 @@ class Work:
 
 @dataclass(slots=True)
 class _Flight:
-    number: int
     work: Work
     message: Message[Registered]
     slot: Slot | None
@@ -92,8 +92,10 @@ class Connection:
         self._works: dict[int, Work] = {}
         """All that has not ended, by operation."""
         self._unposted: deque[Work] = deque()
-        self._flights: deque[_Flight] = deque()
+        self._flights: OrderedDict[int, _Flight] = OrderedDict()
+        """By the number of the work request; they end in this order."""
         self._unsignalled = 0
+        self._moved_at_s = time.monotonic()
         self._staging = Staging(device)
         self._pair: QueuePair | None = None
         self._socket: socket.socket | None = None
@@ -121,6 +123,11 @@ class Connection:
     def data_connection(self) -> socket.socket | None:
         """Once it is connected."""
         return self._socket
+
+    def stands_still_since(self, moment_s: float) -> bool:
+        """Whether something is under way, and nothing has begun or ended since then."""
+        with self._lock:
+            return bool(self._flights) and self._moved_at_s <= moment_s
 
     def submit(self, works: Sequence[Work]) -> bool:
         """Takes works over; False where it is broken. They are posted here, as far as there is room. `broken` may be set
@@ -164,23 +171,24 @@ class Connection:
     def succeeded(self, number: int) -> list[Work]:
         """A work request completed, and so did those before it; the works that have ended with them."""
         with self._lock:
+            self._moved_at_s = time.monotonic()
             ended = self._completed(number)
             if not self._broken:
                 self._post()
             return ended
 
-    def failed(self, ended: Ended) -> tuple[list[Work], Work | None, TransferError]:
+    def failed(self, ended: Ended) -> tuple[list[Work], Work, TransferError]:
         """A work request failed: the works that have ended before, the one that is to blame, and why."""
         with self._lock:
             done = self._completed(ended.number - 1)
-            to_blame = self._flights[0].work if self._flights and self._flights[0].number == ended.number else None
+            to_blame = self._flights[ended.number].work
             state = self._pair.state if self._pair else "closed"
         return done, to_blame, self.failure(f"{ended.status}, the queue pair is in {state}", _errno_of(ended.status))
 
     def holds(self, number: int) -> bool:
         """Whether a work request is under way here."""
         with self._lock:
-            return bool(self._flights) and self._flights[0].number <= number <= self._flights[-1].number
+            return number in self._flights
 
     def hear(self) -> bool:
         """There is something on the data connection; whether that still stands."""
@@ -313,7 +321,9 @@ class Connection:
         if must_tell:
             self._unsignalled = 0
         number = next(self._numbers)
-        self._flights.append(_Flight(number, work, message, slot))
+        if not self._flights:
+            self._moved_at_s = time.monotonic()
+        self._flights[number] = _Flight(work, message, slot)
         work.in_flight += 1
         return WorkRequest(
             number=number,
@@ -343,8 +353,8 @@ class Connection:
 
     def _completed(self, number: int) -> list[Work]:
         ended = []
-        while self._flights and self._flights[0].number <= number:
-            flight = self._flights.popleft()
+        while self._flights and next(iter(self._flights)) <= number:
+            _, flight = self._flights.popitem(last=False)
             work, slot = flight.work, flight.slot
             if slot is not None:
                 if work.operation.kind is Kind.READ:

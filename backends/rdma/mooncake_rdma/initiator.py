@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 FIRST_BACK_OFF_S: Final = 1.0
 LAST_BACK_OFF_S: Final = 60.0
 PAUSE_S: Final = 0.1
+WATCH_S: Final = 0.5
+STALL_S: Final = 5.0
+"""Messages are short: on a rail that is well, some end all the time."""
 LONGEST_WAIT_S: Final = 86_400.0
 """epoll takes so much, and not much more."""
 MOST_WITHDRAWN: Final = 1 << 14
@@ -44,7 +47,7 @@ class _Track:
 
     connection: Connection | None = None
     set_aside_until_s: float = 0.0
-    back_off_s: float = FIRST_BACK_OFF_S
+    back_off_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -87,6 +90,7 @@ class Initiator:
         """Broken, and others have taken their place; to be ended."""
         self._closing = False
         self._earliest_s = math.inf
+        self._watch_at_s = 0.0
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._wake_fd, select.EPOLLIN)
@@ -120,7 +124,7 @@ class Initiator:
                 work.messages = deque(self._messages(work))
             if not connection.submit(share):
                 self._retire(connection)
-                self.start(share)
+                self._fail_over(share, connection, connection.broken or self._closed)
                 continue
             if connection.broken:
                 self._wake()
@@ -224,8 +228,7 @@ class Initiator:
                 time.sleep(PAUSE_S)
 
     def _turn(self) -> None:
-        patience_s = 0.0 if self._undrained else max(0.0, min(self._earliest_s - time.monotonic(), LONGEST_WAIT_S))
-        for descriptor, _ in self._epoll.poll(patience_s):
+        for descriptor, _ in self._epoll.poll(self._patience_s()):
             if descriptor == self._wake_fd:
                 os.eventfd_read(self._wake_fd)
                 continue
@@ -241,8 +244,42 @@ class Initiator:
         for connection in self._all():
             if connection.broken:
                 self._end(connection, None, connection.broken)
-        if self._earliest_s <= time.monotonic():
+        now = time.monotonic()
+        if self._earliest_s <= now:
             self._expire()
+        if self._watch_at_s <= now:
+            self._watch(now)
+
+    def _patience_s(self) -> float:
+        """How long nothing but events has to be looked at."""
+        if self._undrained:
+            return 0.0
+        with self._lock:
+            next_s = min(self._earliest_s, self._watch_at_s if self._connections() else math.inf)
+        return max(0.0, min(next_s - time.monotonic(), LONGEST_WAIT_S))
+
+    def _watch(self, now: float) -> None:
+        """Sets rails aside that stand still: a link that goes down is not an error of its queue pairs, by every device."""
+        self._watch_at_s = now + WATCH_S
+        for connection in self._all():
+            if not connection.pending_bytes:
+                continue
+            device = self._devices[connection.rail.ours]
+            if not device.is_active:
+                self._end(connection, None, connection.failure("the link is down", errno.ENETDOWN))
+            elif connection.stands_still_since(now - STALL_S) and self._has_others(connection):
+                self._end(connection, None, connection.failure(f"nothing moved for {STALL_S:g} s", errno.ETIMEDOUT))
+
+    def _has_others(self, connection: Connection) -> bool:
+        """Whether there are other rails to its peer, which are not set aside."""
+        now = time.monotonic()
+        with self._lock:
+            for peer in self._peers.values():
+                track = peer.tracks.get(connection.rail)
+                if track is not None and track.connection is connection:
+                    others = [other for other in peer.tracks.values() if other is not track]
+                    return any(other.set_aside_until_s <= now for other in others)
+        return False
 
     def _hear_device(self, device: Device) -> None:
         """Some of what has completed: deadlines must be looked at between."""
@@ -250,7 +287,11 @@ class Initiator:
         if not found:
             self._undrained.discard(device)
             return
-        by_number = {connection.queue_pair: connection for connection in self._all()}
+        by_number = {
+            connection.queue_pair: connection
+            for connection in self._all()
+            if self._devices[connection.rail.ours] is device  # each device counts its own
+        }
         for ended in found:
             connection = by_number.get(ended.queue_pair)
             if connection is None or not connection.holds(ended.number):
@@ -275,15 +316,26 @@ class Initiator:
         before; else it is set aside."""
         self._forget(connection, set_aside=to_blame is None)
         stale = StaleSegment(f"{connection.peer} has withdrawn the segment, or was started anew")
-        again: list[Work] = []
-        for work in connection.end():
-            if isinstance(reason, StaleSegment) or (to_blame is not None and work.path.export == to_blame.path.export):
+        left = connection.end()
+        if to_blame is None:
+            if not self._closing:
+                _log.warning("set aside: %s", reason)
+            self._fail_over(left, connection, reason)
+            return
+        for work in left:
+            if work.path.export == to_blame.path.export:
                 self._complete(Completion(work.operation.operation_id, stale))
-                continue
-            if to_blame is None:
-                work.tried.add(connection.rail)
-            again.append(work)
-        self._again(again, reason)
+        self._again([work for work in left if work.path.export != to_blame.path.export], reason)
+
+    def _fail_over(self, works: Iterable[Work], connection: Connection, reason: TransferError) -> None:
+        """Works of a connection that is broken, on other rails."""
+        if isinstance(reason, StaleSegment):
+            for work in works:
+                self._complete(Completion(work.operation.operation_id, reason))
+            return
+        for work in works:
+            work.tried.add(connection.rail)
+        self._again(works, reason)
 
     def _again(self, works: Iterable[Work], reason: TransferError) -> None:
         """Works whose connection ended, on another one; or the reason, where there is none."""
@@ -310,36 +362,41 @@ class Initiator:
             for work in given_up:
                 self._complete(Completion(work.operation.operation_id, _late(work)))
             if must_end:  # only so it is sure that the memory of what is late is not touched any more
-                missed = connection.failure("it was set aside: a transfer missed its deadline", errno.ETIMEDOUT)
-                self._end(connection, None, missed)
+                missed = connection.failure("a transfer missed its deadline", errno.ETIMEDOUT)
+                self._forget(connection)
+                self._again(connection.end(), missed)
             elif (deadline_s := connection.earliest_deadline_s()) is not None:
                 self._note_deadline(deadline_s)
 
     def _forget(self, connection: Connection, *, set_aside: bool = False) -> None:
+        """Nothing is heard for it any more, and others may take its place."""
         with self._lock:
             sock = connection.data_connection
             if sock is not None and self._by_descriptor.get(sock.fileno()) is connection:
                 del self._by_descriptor[sock.fileno()]
                 self._epoll.unregister(sock)
+            self._detach(connection, set_aside=set_aside)
             self._retired.discard(connection)
-            for peer in self._peers.values():
-                track = peer.tracks.get(connection.rail)
-                if track is None or track.connection is not connection:
-                    continue
-                track.connection = None
-                if set_aside:
-                    track.set_aside_until_s = time.monotonic() + track.back_off_s
-                    track.back_off_s = min(2 * track.back_off_s, LAST_BACK_OFF_S)
 
     def _retire(self, connection: Connection) -> None:
-        """It is broken: another one takes its place, and the thread ends it."""
+        """It is broken: others take its place, and the thread ends it."""
         with self._lock:
-            for peer in self._peers.values():
-                track = peer.tracks.get(connection.rail)
-                if track is not None and track.connection is connection:
-                    track.connection = None
-                    self._retired.add(connection)
+            if self._detach(connection, set_aside=True):
+                self._retired.add(connection)
             self._wake()
+
+    def _detach(self, connection: Connection, *, set_aside: bool) -> bool:
+        """Whether it was that of its rail until now. Locked."""
+        for peer in self._peers.values():
+            track = peer.tracks.get(connection.rail)
+            if track is None or track.connection is not connection:
+                continue
+            track.connection = None
+            if set_aside:
+                track.back_off_s = min(max(2 * track.back_off_s, FIRST_BACK_OFF_S), LAST_BACK_OFF_S)
+                track.set_aside_until_s = time.monotonic() + track.back_off_s
+            return True
+        return False
 
     def _forget_idle_peers(self) -> None:
         """Those that have no connection: nothing else would ever do it for a process that has ended."""
@@ -348,7 +405,8 @@ class Initiator:
                 del self._peers[key]
 
     def _connections(self) -> list[Connection]:
-        return [track.connection for peer in self._peers.values() for track in peer.tracks.values() if track.connection]
+        tracks = [track for peer in self._peers.values() for track in peer.tracks.values()]
+        return [*(track.connection for track in tracks if track.connection is not None), *self._retired]
 
     def _all(self) -> list[Connection]:
         with self._lock:

@@ -15,6 +15,7 @@ from mooncake_core.errors import ConfigError, PluginUnavailable
 SYSFS: Final = Path("/sys")
 MOST_GIDS: Final = 256
 """Of a port's table that are looked at: some devices have thousands of entries, nearly all of them empty."""
+ACTIVE: Final = "ACTIVE"
 _NO_GID: Final = ipaddress.IPv6Address(0)
 
 
@@ -52,11 +53,6 @@ class Port:
     """-1 where the kernel does not say."""
     gids: tuple[Gid, ...]
     """Those that can be used, the preferred first."""
-
-    @property
-    def is_active(self) -> bool:
-        """Whether its link is up."""
-        return self.state == "ACTIVE"
 
     def gid(self, fabric: Fabric) -> Gid | None:
         """The first one of a fabric."""
@@ -96,7 +92,7 @@ def usable_ports(ports: Sequence[Port], devices: Collection[str] = ()) -> list[P
             name="rdma",
         )
     wanted = [port for port in ports if not devices or port.device in devices]
-    usable = [port for port in wanted if port.is_active and port.gids]
+    usable = [port for port in wanted if port.state == ACTIVE and port.gids]
     if not usable:
         found = "; ".join(f"{port} is {port.state} with {len(port.gids)} usable GIDs" for port in wanted)
         raise PluginUnavailable(
@@ -108,6 +104,11 @@ def usable_ports(ports: Sequence[Port], devices: Collection[str] = ()) -> list[P
     return usable
 
 
+def is_active(port: Port, sysfs: Path = SYSFS) -> bool:
+    """Whether its link is up now."""
+    return _state(sysfs / f"class/infiniband/{port.device}/ports/{port.number}") == ACTIVE
+
+
 def _port(device: Path, number: int) -> Port:
     folder = device / "ports" / str(number)
     infiniband = _text(folder / "link_layer") == "InfiniBand"
@@ -115,11 +116,15 @@ def _port(device: Path, number: int) -> Port:
     return Port(
         device=device.name,
         number=number,
-        state=_text(folder / "state").partition(": ")[2],
+        state=_state(folder),
         rate_gbps=_leading_number(_text(folder / "rate")),
         numa_node=int(_leading_number(_text(device / "device/numa_node"), default=-1)),
         gids=tuple(sorted(gids, key=lambda gid: (_PREFERRED.index(gid.fabric), gid.table_index))),
     )
+
+
+def _state(folder: Path) -> str:
+    return _text(folder / "state").partition(": ")[2]
 
 
 def _infiniband_gids(folder: Path) -> list[Gid]:

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import lru_cache
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
 
@@ -33,7 +33,9 @@ from mooncake_rdma.messages import Limits, Message, Segment, messages, targets
 from mooncake_rdma.paths import RdmaPath, address_of_port, hulls
 from mooncake_rdma.ports import read_ports, usable_ports
 from mooncake_rdma.target import Target
-from mooncake_rdma.verbs import Device, MemoryRegion
+
+if TYPE_CHECKING:
+    from mooncake_rdma.verbs import Device, MemoryRegion
 
 DEVICES_VARIABLE: Final = "MOONCAKE_RDMA_DEVICES"
 """Names of the devices to use, with commas; all where it is not set."""
@@ -61,7 +63,6 @@ class RdmaTransport(Transport):
     capabilities: ClassVar[Capabilities] = Capabilities(in_order=True)
 
     def __init__(self, settings: TransportSettings) -> None:
-        named = [name for name in os.environ.get(DEVICES_VARIABLE, "").split(",") if name]
         self._settings = settings
         self._lock = threading.Lock()
         self._handles = itertools.count(1)
@@ -72,10 +73,9 @@ class RdmaTransport(Transport):
         self._exports: dict[int, list[MemoryRegion]] = {}
         self._closed = False
         with ExitStack() as made:
-            self._devices: list[Device] = []
-            for port in usable_ports(read_ports(), named):
-                self._devices.append(Device(port))
-                made.callback(self._devices[-1].close)
+            self._devices = self.open_devices()
+            for device in self._devices:
+                made.callback(device.close)
             self._ports = [address_of_port(device.port) for device in self._devices]
             self._limits = Limits(min(device.most_segments for device in self._devices))
             self._target = Target(settings, self._devices)
@@ -89,6 +89,26 @@ class RdmaTransport(Transport):
             messages=self._messages,
             complete=self._completions.add,
         )
+
+    def open_devices(self) -> list[Device]:
+        """Those to use.
+
+        Raises:
+            PluginUnavailable: there is none, or pyverbs is missing; says what to do.
+            PathFailed: one cannot be opened.
+        """
+        named = [name for name in os.environ.get(DEVICES_VARIABLE, "").split(",") if name]
+        ports = usable_ports(read_ports(), named)
+        from mooncake_rdma.verbs import Device  # looks for pyverbs
+
+        with ExitStack() as made:
+            devices: list[Device] = []
+            for port in ports:
+                device = Device(port)
+                made.callback(device.close)
+                devices.append(device)
+            made.pop_all()
+        return devices
 
     def register(self, memory: memoryview, descriptor: int | None = None) -> int:
         handle = next(self._handles)
@@ -236,6 +256,10 @@ def _refusal(operation: Operation, path: RdmaPath) -> TransferError | TimeoutErr
     return None
 
 
+# Made here, once: two threads that make the first one of a type at the same time can end the process.
+_decoder: Final = msgspec.msgpack.Decoder(RdmaPath)
+
+
 @lru_cache
 def _decode(path: bytes) -> RdmaPath:
-    return msgspec.msgpack.decode(path, type=RdmaPath)
+    return _decoder.decode(path)

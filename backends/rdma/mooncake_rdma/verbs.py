@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from mooncake_core.errors import PathFailed, TransferError
 from mooncake_core.units import format_size
-from mooncake_rdma.ports import Fabric, Port
+from mooncake_rdma.ports import Fabric, Port, is_active
 from mooncake_rdma.pyverbs_location import make_pyverbs_importable
 from mooncake_rdma.requests import INLINE_BYTES, Ended, PortHandle, WorkRequest
 
@@ -91,6 +91,11 @@ class Device:
         self._mtu = int(attributes.active_mtu)
         self._completions = CQ(self._context, min(COMPLETIONS, limits.max_cqe), None, self._channel, 0)
         self._completions.req_notify()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the link is up now."""
+        return is_active(self.port)
 
     def fileno(self) -> int:
         """A descriptor that is readable when `wait_is_over` is to be called."""

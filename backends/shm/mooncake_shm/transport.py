@@ -271,9 +271,13 @@ class ShmTransport(Transport):
         return PathFailed(f"the transport of {self._owner} was closed")
 
 
+# Made here, once: two threads that make the first one of a type at the same time can end the process.
+_decoder: Final = msgspec.msgpack.Decoder(ShmPath)
+
+
 @lru_cache
 def _decode(path: bytes) -> ShmPath:
-    return msgspec.msgpack.decode(path, type=ShmPath)
+    return _decoder.decode(path)
 
 
 @lru_cache

@@ -181,6 +181,10 @@ def _late(operation: Operation) -> Completion:
     return Completion(operation.operation_id, DeadlineExceeded("posted after its deadline"))
 
 
+# Made here, once: two threads that make the first one of a type at the same time can end the process.
+_decoder: Final = msgspec.msgpack.Decoder(TcpPath)
+
+
 @lru_cache
 def _decode(path: bytes) -> TcpPath:
-    return msgspec.msgpack.decode(path, type=TcpPath)
+    return _decoder.decode(path)

@@ -25,7 +25,7 @@ STOP_S = 5.0
 class Cluster:
     """`mooncake start --role all`, in a run directory of its own."""
 
-    def __init__(self, config: Path, folder: Path, *settings: str) -> None:
+    def __init__(self, config: Path, folder: Path, *settings: str, ready_s: float = READY_S) -> None:
         self.folder = folder
         self.environ = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
         self.log_path = folder / "cluster.log"
@@ -34,7 +34,7 @@ class Cluster:
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environ)
         try:
-            self.state = self._wait_until_ready()
+            self.state = self._wait_until_ready(ready_s)
         except BaseException:
             self.process.terminate()
             self.process.wait()
@@ -112,15 +112,15 @@ class Cluster:
         names = [path.name for path in root.iterdir()] if root.is_dir() else []
         return [state for name in names for state in RunDirectory(name, root).states()]
 
-    def _wait_until_ready(self) -> StartState:
-        deadline = time.monotonic() + READY_S
+    def _wait_until_ready(self, ready_s: float) -> StartState:
+        deadline = time.monotonic() + ready_s
         while time.monotonic() < deadline:
             assert self.process.poll() is None, f"the cluster ended:\n{self.log}"
             for state in self._states():
                 if state.ready:
                     return state
             time.sleep(0.05)
-        raise AssertionError(f"not ready within {READY_S:g}s:\n{self.log}")
+        raise AssertionError(f"not ready within {ready_s:g}s:\n{self.log}")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:

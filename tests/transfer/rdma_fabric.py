@@ -1,0 +1,194 @@
+"""Devices of no hardware, as the rdma transport uses them: queue pairs whose work requests are copies in memory, made by a thread
+for each. They fail when they are told to."""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import itertools
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mooncake_core.transfer.contract import TransportSettings
+from mooncake_rdma.ports import ACTIVE, Fabric, Gid, Port
+from mooncake_rdma.requests import Ended, PortHandle, WorkRequest
+from mooncake_rdma.transport import RdmaTransport
+
+FABRIC = Fabric.ROCE_V2_IPV4
+
+
+@dataclass(slots=True)
+class Region:
+    """Registered memory."""
+
+    address: int
+    num_bytes: int
+    writable: bool
+    local_key: int = 0
+    remote_key: int = 0
+    is_open: bool = True
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while somebody copies."""
+
+    def close(self) -> None:
+        with self.lock:
+            self.is_open = False
+
+    def allows(self, address: int, num_bytes: int, *, write: bool) -> bool:
+        inside = self.address <= address and address + num_bytes <= self.address + self.num_bytes
+        return self.is_open and inside and (self.writable or not write)
+
+
+class Network:
+    """What the devices of all processes have in common. Here these are objects of one process."""
+
+    def __init__(self) -> None:
+        self.regions: dict[int, Region] = {}
+        self.keys = itertools.count(0x100)
+        self.moving = threading.Event()
+        """Unset, work requests wait."""
+        self.moving.set()
+        self.down: set[str] = set()
+        """Devices whose link is down: what is asked of them stands still."""
+        self.stuck: set[str] = set()
+        """As that, but the link looks well."""
+        self.failing: set[str] = set()
+        """Devices whose work requests fail as if nobody answered."""
+        self.num_requests: dict[str, int] = {}
+        """That each device has carried out."""
+
+
+class Device:
+    """One port."""
+
+    most_segments = 4
+    send_depth = 32
+
+    def __init__(self, network: Network, name: str, place: int) -> None:
+        self.network = network
+        self.name = name
+        address = ipaddress.IPv6Address(f"::ffff:10.0.{place}.1")
+        self.port = Port(name, 1, ACTIVE, 100.0, 0, (Gid(0, address, FABRIC),))
+        self._numbers = itertools.count(17)
+        self._lock = threading.Lock()
+        self._ended: list[Ended] = []
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    @property
+    def is_active(self) -> bool:
+        return self.name not in self.network.down
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def wait_is_over(self) -> None:
+        os.eventfd_read(self._fd)
+
+    def completed(self, most: int = 4) -> list[Ended]:
+        with self._lock:
+            found, self._ended = self._ended[:most], self._ended[most:]
+            return found
+
+    def tell(self, ended: Ended) -> None:
+        with self._lock:
+            self._ended.append(ended)
+            os.eventfd_write(self._fd, 1)
+
+    def register(self, address: int, num_bytes: int, *, is_remote: bool = False, writable: bool = False) -> Region:
+        region = Region(address, num_bytes, writable)
+        region.local_key = region.remote_key = next(self.network.keys)
+        self.network.regions[region.remote_key] = region
+        return region
+
+    def queue_pair(self, fabric: Fabric) -> QueuePair:
+        return QueuePair(self, next(self._numbers))
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class QueuePair:
+    """Carries out what is posted, in order, until something fails."""
+
+    def __init__(self, device: Device, number: int) -> None:
+        self._device = device
+        self.number = number
+        self.handle = PortHandle(number, 0, 0, 5, b"", 16)
+        self.state = "RTS"
+        self._requests: queue.SimpleQueue[WorkRequest | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def connect(self, other: PortHandle) -> None:
+        pass
+
+    def post(self, requests: Sequence[WorkRequest]) -> None:
+        assert len(requests) <= self._device.send_depth
+        assert all(len(request.segments) <= self._device.most_segments for request in requests)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="fabric", daemon=True)
+            self._thread.start()
+        for request in requests:
+            self._requests.put(request)
+
+    def close(self) -> None:
+        self._closed = True
+        if self._thread is not None:
+            self._requests.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (request := self._requests.get()) is not None:
+            status = "WR_FLUSH_ERR" if self.state == "ERR" else self._carried_out(request)
+            if self._closed:
+                return
+            if status != "SUCCESS":
+                self.state = "ERR"
+            if status != "SUCCESS" or request.is_signalled:
+                self._device.tell(Ended(request.number, self.number, status))
+
+    def _carried_out(self, request: WorkRequest) -> str:
+        network, name = self._device.network, self._device.name
+        while not (network.moving.wait(0.01) and name not in network.down | network.stuck):
+            if self._closed:
+                return "WR_FLUSH_ERR"
+            time.sleep(0.001)
+        if name in network.failing:
+            return "RETRY_EXC_ERR"
+        region = network.regions.get(request.remote_key)
+        if region is None:
+            return "REM_ACCESS_ERR"
+        num_bytes = sum(length for _, length, _ in request.segments)
+        with region.lock:
+            if not region.allows(request.remote_address, num_bytes, write=not request.is_read):
+                return "REM_ACCESS_ERR"
+            self._copy(request)
+        network.num_requests[name] = network.num_requests.get(name, 0) + 1
+        return "SUCCESS"
+
+    def _copy(self, request: WorkRequest) -> None:
+        there = request.remote_address
+        for here, length, key in request.segments:
+            known = self._device.network.regions.get(key)
+            assert request.is_inline or (known is not None and known.allows(here, length, write=False))
+            target, source = (here, there) if request.is_read else (there, here)
+            ctypes.memmove(target, source, length)
+            there += length
+
+
+def transport_on(network: Network, names: Sequence[str] = ("nic0", "nic1")) -> type[RdmaTransport]:
+    """The transport, with devices of this network."""
+
+    class FabricTransport(RdmaTransport):
+        def open_devices(self) -> list[Any]:
+            return [Device(network, name, place) for place, name in enumerate(names)]
+
+        def __init__(self, settings: TransportSettings) -> None:
+            super().__init__(settings)
+
+    return FabricTransport

@@ -1,0 +1,152 @@
+"""The rdma transport over devices of no hardware: the contract, and what it does when rails fail."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from mooncake_core.errors import DeadlineExceeded, PathFailed, StaleSegment
+from mooncake_core.testing.cluster import wait_for
+from mooncake_core.testing.transport_contract import Ends, TransportContract
+from mooncake_core.transfer.contract import Kind, Operation
+from mooncake_rdma import initiator
+from mooncake_rdma.paths import RdmaPath
+from tests.transfer.rdma_fabric import Network, transport_on
+
+PART_BYTES = 4096
+
+
+class TestRdmaWithoutHardware(TransportContract):
+    transport = transport_on(Network())
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network()
+
+
+@pytest.fixture
+def ends(network: Network) -> Iterator[Ends]:
+    ends = Ends(transport_on(network))
+    yield ends
+    ends.close()
+
+
+def _writes(ends: Ends, path: bytes, count: int = 16, timeout_s: float = 20.0) -> tuple[list[Operation], bytes]:
+    source = os.urandom(count * PART_BYTES)
+    pieces = [memoryview(source)[start : start + PART_BYTES] for start in range(0, len(source), PART_BYTES)]
+    return [
+        ends.operation(Kind.WRITE, path, [piece], number * PART_BYTES, timeout_s) for number, piece in enumerate(pieces)
+    ], source
+
+
+def test_both_rails_carry(ends: Ends, network: Network) -> None:
+    operations, source = _writes(ends, ends.export(writable=True))
+    assert set(ends.complete(operations).values()) == {None}
+    assert ends.memory[: len(source)] == source
+    assert network.num_requests == {"nic0": 8, "nic1": 8}
+
+
+@pytest.mark.parametrize("fault", ["down", "failing"])
+def test_a_batch_completes_on_the_other_rail(ends: Ends, network: Network, fault: str) -> None:
+    operations, source = _writes(ends, ends.export(writable=True))
+    network.moving.clear()
+    ends.initiator.post(operations)
+    getattr(network, fault).add("nic1")
+    network.moving.set()
+    assert set(ends.collect(len(operations)).values()) == {None}
+    assert ends.memory[: len(source)] == source
+    assert network.num_requests == {"nic0": 16}
+
+
+def test_a_rail_that_stands_still_is_set_aside_though_its_link_is_up(
+    ends: Ends, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(initiator, "STALL_S", 0.05)
+    monkeypatch.setattr(initiator, "WATCH_S", 0.02)
+    network.stuck.add("nic1")
+    operations, source = _writes(ends, ends.export(writable=True))
+    assert set(ends.complete(operations).values()) == {None}
+    assert ends.memory[: len(source)] == source
+
+
+def test_a_rail_that_failed_is_left_alone_for_a_while_then_used_again(
+    ends: Ends, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(initiator, "FIRST_BACK_OFF_S", 0.2)
+    path = ends.export(writable=True)
+    network.failing.add("nic1")
+    assert set(ends.complete(_writes(ends, path)[0]).values()) == {None}
+    network.failing.clear()
+    assert set(ends.complete(_writes(ends, path)[0]).values()) == {None}
+    assert "nic1" not in network.num_requests
+
+    def is_used_again() -> bool:
+        assert set(ends.complete(_writes(ends, path)[0]).values()) == {None}
+        return "nic1" in network.num_requests
+
+    wait_for(is_used_again)
+
+
+def test_when_all_rails_fail_the_error_says_who_how_and_errno(ends: Ends, network: Network) -> None:
+    network.failing |= {"nic0", "nic1"}
+    operations, _ = _writes(ends, ends.export(writable=True))
+    for error in ends.complete(operations).values():
+        assert isinstance(error, PathFailed)
+        assert error.detail["errno"] > 0
+        assert "127.0.0.1:" in str(error)
+        assert "RETRY_EXC_ERR, the queue pair is in ERR" in str(error)
+
+
+def test_what_is_late_is_left_alone_and_the_others_go_on(ends: Ends, network: Network) -> None:
+    path = ends.export(writable=True)
+    assert set(ends.complete(_writes(ends, path)[0]).values()) == {None}
+    network.moving.clear()
+    late, _ = _writes(ends, path, timeout_s=0.1)
+    others, source = _writes(ends, path)
+    ends.initiator.post([*late, *others])
+    errors = ends.collect(len(late))
+    assert errors.keys() == {operation.operation_id for operation in late}
+    assert all(isinstance(error, DeadlineExceeded) for error in errors.values())
+    network.moving.set()
+    assert set(ends.collect(len(others)).values()) == {None}
+    assert ends.memory[: len(source)] == source
+
+
+def test_a_stale_key_fails_alone(ends: Ends) -> None:
+    good = ends.export(writable=True)
+    known = msgspec.msgpack.decode(good, type=RdmaPath)
+    bad = msgspec.msgpack.encode(msgspec.structs.replace(known, export=99, keys=[[7], [7]]))
+    operations, source = _writes(ends, good)
+    stale, _ = _writes(ends, bad, count=4)
+    errors = ends.complete([*operations[:8], *stale, *operations[8:]])
+    assert {errors[operation.operation_id] for operation in operations} == {None}
+    assert all(isinstance(errors[operation.operation_id], StaleSegment) for operation in stale)
+    assert ends.memory[: len(source)] == source
+
+
+def test_initiators_hear_of_a_withdrawal_before_they_run_into_it(ends: Ends, network: Network) -> None:
+    gone, kept = ends.export(writable=True), ends.export(writable=True)
+    assert set(ends.complete(_writes(ends, kept)[0]).values()) == {None}
+    ends.target.withdraw(gone)
+    peers = ends.initiator._initiator._peers.values()  # type: ignore[attr-defined]
+    wait_for(lambda: all(peer.withdrawn for peer in peers))
+    before = dict(network.num_requests)
+    assert isinstance(ends.transfer(Kind.WRITE, gone, [memoryview(b"x")], 0), StaleSegment)
+    assert network.num_requests == before
+
+
+def test_threads_post_while_rails_fail(ends: Ends, network: Network) -> None:
+    path = ends.export(writable=True)
+    groups = [_writes(ends, path, count=40)[0] for _ in range(4)]
+    threads = [threading.Thread(target=ends.initiator.post, args=(group,)) for group in groups]
+    for thread in threads:
+        thread.start()
+    network.failing.add("nic0")
+    for thread in threads:
+        thread.join()
+    assert set(ends.collect(160).values()) == {None}
