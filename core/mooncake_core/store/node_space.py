@@ -16,6 +16,7 @@ from msgspec import Struct
 from mooncake_core.store.allocator import Allocator, coalesced
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.eviction_order import EvictionOrder
+from mooncake_core.store.node_chores import NodeChores
 from mooncake_core.wire.messages.membership import SegmentOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.messages.pool import SlotClearing
@@ -43,8 +44,18 @@ class NodeState(enum.Enum):
 class NodeSpace:
     """One node in one incarnation."""
 
-    def __init__(self, name: str, incarnation: int, offer: SegmentOffer, eviction: Eviction) -> None:
+    def __init__(
+        self,
+        name: str,
+        incarnation: int,
+        offer: SegmentOffer,
+        eviction: Eviction,
+        chores: NodeChores | None = None,
+    ) -> None:
+        """`chores` is told what the node has to be asked; it is common to all nodes."""
         self.name = name
+        self._chores = NodeChores() if chores is None else chores
+        self._chores.unwritable[self] = None
         self.incarnation = incarnation
         self.offer = offer
         self.host = offer.read.host_id
@@ -131,10 +142,16 @@ class NodeSpace:
         """Free share of the segment."""
         return self._allocator.free_bytes / self.offer.capacity_bytes
 
+    def begin_fence(self, round_: int) -> None:
+        """From now on nobody is told where to write, until the fence of this round is done."""
+        self.round = round_
+        self._chores.unwritable[self] = None
+
     def fenced(self, write: SegmentDescriptor) -> None:
         """The fence asked for is done: no writer of before can touch the segment any more."""
         self.write = write
         self._fenced_round = self.round
+        self._note_writable()
         unfenced, self._unfenced = self._unfenced, []
         for extent in unfenced:
             self._clear(extent)
@@ -153,6 +170,9 @@ class NodeSpace:
         self._reported = []
         self._free_slots.reverse()
         self.state = NodeState.READY
+        self._note_writable()
+        if self._unsent:  # of what was gone when it was reported
+            self._chores.ask(self)
 
     def adopt(self, extent: Extent) -> bool:
         """Takes an object of the report over; False where it makes no sense."""
@@ -192,6 +212,8 @@ class NodeSpace:
         """Its object is gone; the space may be used again after `not_before`."""
         self._leave(extent)
         if not_before > now:
+            if not self._quarantine or not_before < self._quarantine[0][0]:
+                self._chores.wait(self, not_before)
             heapq.heappush(self._quarantine, (not_before, extent))
             self._mark(extent)
         else:
@@ -208,12 +230,15 @@ class NodeSpace:
             self._clear(extent)
         else:
             self._unfenced.append(extent)
+            self._chores.ask(self)
             self._mark(extent)
 
     def due(self, now: float) -> None:
         """Moves what has been quarantined long enough on to clearing."""
         while self._quarantine and self._quarantine[0][0] <= now:
             self._clear(heapq.heappop(self._quarantine)[1])
+        if self._quarantine:
+            self._chores.wait(self, self._quarantine[0][0])
 
     def next_deadline(self) -> float | None:
         """When the first quarantine ends."""
@@ -228,6 +253,7 @@ class NodeSpace:
         """The node did not confirm in time: it is asked again for all."""
         self._unsent = [_clearing(extent) for extent in self.clearing.values()]
         self._unsent += [_clearing(extent, only_mark=True) for extent in self._marking.values()]
+        self._chores.ask(self)
 
     def cleared(self, slots: Iterable[SlotClearing]) -> None:
         """The node has marked these, or cleared them: then their space is free."""
@@ -241,6 +267,8 @@ class NodeSpace:
                 self._clearing_bytes -= extent.length
                 self._allocator.free(extent.offset, extent.length)
                 self._free_slots.append(extent.slot)
+        if not self.unconfirmed:
+            self._chores.unconfirmed.pop(self, None)
 
     def check(self, owner_of: Callable[[int], bool]) -> list[str]:
         """What does not add up."""
@@ -274,14 +302,23 @@ class NodeSpace:
         del self.taken[extent.slot]
         self._clearing_bytes += extent.length
 
+    def _note_writable(self) -> None:
+        if self.writable:
+            self._chores.unwritable.pop(self, None)
+
     def _mark(self, extent: Extent) -> None:
         self._marking[extent.slot] = extent
-        self._unsent.append(_clearing(extent, only_mark=True))
+        self._send(_clearing(extent, only_mark=True))
 
     def _clear(self, extent: Extent) -> None:
         self._marking.pop(extent.slot, None)
         self.clearing[extent.slot] = extent
-        self._unsent.append(_clearing(extent))
+        self._send(_clearing(extent))
+
+    def _send(self, clearing: SlotClearing) -> None:
+        self._unsent.append(clearing)
+        self._chores.unconfirmed[self] = None
+        self._chores.ask(self)
 
 
 def _clearing(extent: Extent, *, only_mark: bool = False) -> SlotClearing:

@@ -11,6 +11,7 @@ import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.replicas import Replicas
@@ -93,16 +94,27 @@ class Placing:
 
     def __init__(self, nodes: Mapping[str, NodeSpace], strategy: Strategy, preferred: Sequence[str]) -> None:
         """`preferred`: names of nodes, which may have gone."""
-        self._nodes = {name: node for name, node in nodes.items() if node.accepts}
+        self._nodes = nodes
+        self._strategy = strategy
         self._preferred = list(preferred)
-        self._order = strategy(
-            list(self._nodes.values()), next((nodes[name].host for name in preferred if name in nodes), "")
-        )
-        self._num_hosts = len({node.host for node in self._nodes.values()})
+        self._near = next((nodes[name].host for name in preferred if name in nodes), "")
         self._too_long: int | None = None
         """No node has room for anything of this length: space is only taken while a put is placed."""
         self.wanting: dict[str, int] = {}
         """Node → bytes that it would have taken, were it not full."""
+
+    @cached_property
+    def _accepting(self) -> list[NodeSpace]:
+        """Looked for when preferred nodes have no room: there may be many."""
+        return [node for node in self._nodes.values() if node.accepts]
+
+    @cached_property
+    def _order(self) -> Order:
+        return self._strategy(self._accepting, self._near)
+
+    @cached_property
+    def _num_hosts(self) -> int:
+        return len({node.host for node in self._accepting})
 
     def prefer(self, names: Iterable[str]) -> None:
         """For the objects to come, after those that are preferred already."""
@@ -115,7 +127,7 @@ class Placing:
         if self._too_long is not None and length >= self._too_long:
             return replicas
         hosts: set[str] = set()
-        walk = self._order.walk()
+        walk = self._walk()
         for node in self._spread(walk, hosts, also_preferred):
             extent = node.allocate(length, allocation_id) if node.name not in replicas else None
             if extent is not None:
@@ -131,7 +143,7 @@ class Placing:
     def note_refused(self, length: int, num_replicas: int) -> None:
         """An object found no room: adds to what nodes want."""
         noted: set[str] = set()
-        walk = self._order.walk()
+        walk = self._walk()
         for node in self._spread(walk, set()):
             if len(noted) == num_replicas:
                 break
@@ -141,12 +153,15 @@ class Placing:
                 noted.add(node.name)
         walk.close()
 
+    def _walk(self) -> Generator[NodeSpace, None, None]:
+        yield from self._order.walk()
+
     def _spread(
         self, walk: Iterator[NodeSpace], hosts: set[str], also_preferred: Sequence[str] = ()
     ) -> Iterator[NodeSpace]:
         """The preferred nodes, then those of hosts that are not in `hosts`, then the others."""
         for name in itertools.chain(self._preferred, also_preferred):
-            if name in self._nodes:
+            if name in self._nodes and self._nodes[name].accepts:
                 yield self._nodes[name]
         later = []
         for node in walk:

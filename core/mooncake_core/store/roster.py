@@ -20,6 +20,7 @@ from mooncake_core.store.events import (
 from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.layout import extent_bytes
+from mooncake_core.store.node_chores import NodeChores
 from mooncake_core.store.node_space import Extent, NodeSpace, NodeState
 from mooncake_core.store.objects import PoolObject
 from mooncake_core.store.removals import Removals
@@ -55,6 +56,7 @@ class Roster:
         self._eviction = eviction
         self._outdate = outdate
         self._rounds = itertools.count(1)
+        self._chores = NodeChores()
         self._away: set[str] = set()
         self._clear_again_at: float | None = None
 
@@ -85,28 +87,30 @@ class Roster:
     def retry(self, now: float) -> list[Command]:
         """Asks nodes again that did not answer in time."""
         commands: list[Command] = []
-        for node in self._nodes.values():
-            if node.writable or node.retry_at > now:
+        for node in self._chores.unwritable:
+            if node.retry_at > now:
                 continue
             node.retry_at = now + NODE_RETRY_S
             commands.append(_fence(node) if node.fencing else _ask_report(node))
         if self._clear_again_at is not None and self._clear_again_at <= now:
             self._clear_again_at = None
-            for node in self._nodes.values():
+            for node in self._chores.unconfirmed:
                 node.resend()
         return commands
 
     def requests(self, now: float) -> list[Command]:
         """What nodes are to be asked because of what has happened: to shut writers out, to clear slots."""
         commands: list[Command] = []
-        for node in self._nodes.values():
-            node.due(now)
+        for node in self._chores.take_due(now):
+            if self._nodes.get(node.name) is node:
+                node.due(now)
+        for node in self._chores.take_to_ask():
             if node.needs_fence:
                 commands.append(self._begin_fence(node, now))
-            slots = node.unsent() if node.ready else []
+            slots = node.unsent() if node.ready else []  # else when it is
             if slots:
                 commands.append(ClearNodeSlots(node.name, node.incarnation, slots))
-        if not any(node.unconfirmed for node in self._nodes.values()):
+        if not self._chores.unconfirmed:
             self._clear_again_at = None
         elif self._clear_again_at is None:
             self._clear_again_at = now + NODE_RETRY_S
@@ -114,11 +118,10 @@ class Roster:
 
     def deadlines(self) -> Iterator[float]:
         """When time itself is the next event."""
-        for node in self._nodes.values():
-            if (deadline := node.next_deadline()) is not None:
-                yield deadline
-            if not node.writable:
-                yield node.retry_at
+        if (deadline := self._chores.next_quarantine()) is not None:
+            yield deadline
+        for node in self._chores.unwritable:
+            yield node.retry_at
         if self._clear_again_at is not None:
             yield self._clear_again_at
 
@@ -128,12 +131,12 @@ class Roster:
         if event.name in self._nodes:
             self._left(event.name)
         self._away.discard(event.name)
-        node = NodeSpace(event.name, event.incarnation, event.offer, self._eviction())
+        node = NodeSpace(event.name, event.incarnation, event.offer, self._eviction(), self._chores)
         self._nodes[event.name] = node
         return [self._begin_fence(node, now)]
 
     def _begin_fence(self, node: NodeSpace, now: float) -> Command:
-        node.round = next(self._rounds)
+        node.begin_fence(next(self._rounds))
         node.retry_at = now + NODE_RETRY_S
         return _fence(node)
 
@@ -199,7 +202,7 @@ class Roster:
 
     def _left(self, name: str) -> None:
         self._index.drop_node(name)
-        del self._nodes[name]
+        self._chores.forget(self._nodes.pop(name))
         self._away.add(name)
 
     def _node(self, name: str, incarnation: int) -> NodeSpace | None:
