@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mooncake_cli import console
-from mooncake_cli.commands import inspect_cache, inspect_decisions, inspect_requests, inspect_trace
+from mooncake_cli.commands import inspect_cache, inspect_decisions, inspect_requests, inspect_topology, inspect_trace
 from mooncake_cli.options import ask, cluster_options, json_option
 
 if TYPE_CHECKING:
     from mooncake_core.wire.messages.tasks import DrainStatus
 
 
-@click.group("inspect", help="Look into the cache, the nodes, requests, the scheduler's decisions, and traces.")
+@click.group(
+    "inspect",
+    help="Look into the cache, nodes, requests, the scheduler's decisions, this machine's NICs, traces.",
+)
 def command() -> None:
     """The group."""
 
@@ -22,6 +25,7 @@ def command() -> None:
 command.add_command(inspect_cache.command)
 command.add_command(inspect_decisions.command)
 command.add_command(inspect_requests.command)
+command.add_command(inspect_topology.command)
 command.add_command(inspect_trace.command)
 
 

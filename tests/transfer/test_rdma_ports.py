@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from mooncake_core.config.schema import ClusterConfig, TransferConfig
+from mooncake_core.doctor import Finding, State, Subject
 from mooncake_core.errors import ConfigError, PluginUnavailable
 from mooncake_core.testing.sysfs import rdma_port, write_tree
+from mooncake_rdma import doctor
 from mooncake_rdma.ports import Fabric, Port, is_active, read_ports, usable_ports
 from mooncake_rdma.pyverbs_location import find_pyverbs, make_pyverbs_importable
 
@@ -112,3 +115,24 @@ def test_without_pyverbs_it_says_what_to_install(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(PluginUnavailable, match="pyverbs was not found.*apt-get install python3-pyverbs"):
         make_pyverbs_importable([tmp_path])
+
+
+def _examined(root: Path, *transports: str) -> list[Finding]:
+    config = ClusterConfig(transfer=TransferConfig(transports=list(transports))) if transports else None
+    return list(doctor.check(Subject(config, root)))
+
+
+def test_doctor_says_what_keeps_rdma_from_working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "make_pyverbs_importable", lambda: None)
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda _: (8 << 20, 8 << 20))
+    (skipped,) = _examined(tmp_path)
+    assert skipped.state is State.SKIP
+    missing, *_ = _examined(tmp_path, "rdma", "tcp")
+    assert missing.state is State.FAIL
+    assert "rdma link add" in missing.fix
+    write_tree(tmp_path / "sys", rdma_port("a", CONNECTX) | rdma_port("b", CONNECTX, state="1: DOWN"))
+    found = _examined(tmp_path)
+    assert [one.state for one in found] == [State.OK, State.WARN, State.OK, State.WARN]
+    assert "a/1 is ACTIVE at 100 Gbit/s, GID ::ffff:c000:201 (roce-v2-ipv4)" in found[0].found
+    assert "may pin 8MiB" in found[-1].found
+    assert _examined(tmp_path, "rdma")[-1].state is State.FAIL

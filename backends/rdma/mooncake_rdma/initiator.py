@@ -318,7 +318,7 @@ class Initiator:
         stale = StaleSegment(f"{connection.peer} has withdrawn the segment, or was started anew")
         left = connection.end()
         if to_blame is None:
-            if not self._closing:
+            if left and not self._closing:
                 _log.warning("set aside: %s", reason)
             self._fail_over(left, connection, reason)
             return

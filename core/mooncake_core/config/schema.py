@@ -237,6 +237,13 @@ class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     """How many decisions are kept for `mooncake inspect decisions`."""
 
 
+class LocationConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    preferred: list[str]
+    """NICs that carry what lies there."""
+    secondary: list[str] = field(default_factory=list)
+    """NICs that carry it when those have failed."""
+
+
 class TransferConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     transports: list[str] = field(default_factory=lambda: ["shm", "tcp"])
     """Transport plugins, the preferred first; each transfer takes the first one that both ends share."""
@@ -246,6 +253,8 @@ class TransferConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Connections per peer."""
     timeout: Duration = 30.0
     """A transfer that has not ended after so long fails."""
+    topology: dict[str, LocationConfig] = field(default_factory=dict)
+    """Location of memory (as cpu:0, cuda:3) to its NICs; what is not named is read from sysfs (`mooncake inspect topology`)."""
 
 
 class AuthConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

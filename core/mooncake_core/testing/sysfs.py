@@ -31,3 +31,30 @@ def rdma_port(
         files[f"{port}/gids/{index}"] = address
         files[f"{port}/gid_attrs/types/{index}"] = kind
     return files
+
+
+def pci_device(root: Path, path: str, *, numa_node: int, vendor: str = "0x15b3", kind: str = "0x020000") -> Path:
+    """A device of the PCI bus below `root`, at a path as pci0000:00/0000:00:01.0/0000:01:00.0; returned as sysfs has it."""
+    folder = root / "devices" / path
+    write_tree(folder, {"vendor": vendor, "class": kind, "numa_node": str(numa_node)})
+    _link(root / "bus/pci/devices" / folder.name, folder)
+    return folder
+
+
+def in_class(root: Path, kind: str, name: str, device: Path | None) -> None:
+    """A device of a class, as `infiniband` or `net`; one of software has no `device`."""
+    if device is None:
+        (root / "class" / kind / name).mkdir(parents=True)
+    else:
+        _link(root / "class" / kind / name / "device", device)
+
+
+def numa_nodes(root: Path, count: int) -> None:
+    """So many."""
+    for number in range(count):
+        (root / f"devices/system/node/node{number}").mkdir(parents=True)
+
+
+def _link(link: Path, target: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target)

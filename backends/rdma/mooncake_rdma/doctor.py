@@ -1,0 +1,49 @@
+"""Whether this machine can move bytes by RDMA: pyverbs, devices, GIDs, and memory that may be pinned."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+
+from mooncake_core.doctor import Finding, Subject, fail, ok, skip, warn
+from mooncake_core.errors import MooncakeError
+from mooncake_core.units import format_size
+from mooncake_rdma.ports import ACTIVE, read_ports, usable_ports
+from mooncake_rdma.pyverbs_location import make_pyverbs_importable
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    ports = read_ports(subject.root / "sys")
+    is_wanted = subject.config is not None and "rdma" in subject.config.transfer.transports
+    if not ports and not is_wanted:
+        yield skip("this machine has no RDMA device, and no configuration that asks for one was given")
+        return
+    bad = fail if is_wanted else warn
+    try:
+        for port in usable_ports(ports):
+            yield ok(
+                f"{port} is {port.state} at {port.rate_gbps:g} Gbit/s, GID {port.gids[0].address} ({port.gids[0].fabric})"
+            )
+    except MooncakeError as error:
+        yield _of(error, bad)
+    for port in ports:
+        if port.state != ACTIVE:
+            yield warn(f"{port} is {port.state}", "bring the link up: it carries nothing")
+    try:
+        make_pyverbs_importable()
+        yield ok("pyverbs loads")
+    except MooncakeError as error:
+        yield _of(error, bad)
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY:
+        yield ok("a process may pin any amount of memory")
+    else:
+        yield bad(
+            f"a process may pin {format_size(limit)}; a node pins its segment, and once more for each export",
+            "ulimit -l unlimited; LimitMEMLOCK=infinity in a systemd unit; --ulimit memlock=-1 for a container",
+        )
+
+
+def _of(error: MooncakeError, bad: Callable[[str, str], Finding]) -> Finding:
+    found, _, fix = error.message.partition("; ")
+    return bad(found, fix)
