@@ -14,17 +14,20 @@ from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.store.checksums import ON_LOOP_BYTES
 from mooncake_core.store.node import Node
 from mooncake_core.store.roster import NODE_RETRY_S
-from mooncake_core.transfer.contract import Kind
+from mooncake_core.transfer.contract import Kind, Transport
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.pool import Fence, NewObject, PutStart, PutStarted
 from mooncake_core.wire.server import Call
 from tests.store.held_transport import held_transport
 from tests.store.world import SIZE, world
+from tests.transfer.rdma_fabric import Network, transport_on
 
 
-@pytest.mark.parametrize("transports", [["tcp"], ["shm"], ["shm", "tcp"]])
-async def test_what_was_put_comes_back(transports: list[str]) -> None:
+@pytest.mark.parametrize(
+    "transports", [["tcp"], ["shm"], ["shm", "tcp"], [transport_on(Network())]], ids=["tcp", "shm", "both", "rdma"]
+)
+async def test_what_was_put_comes_back(transports: list[str | type[Transport]]) -> None:
     async with world("a", transports=transports) as w:
         keys = [f"k{number}" for number in range(20)]
         codes, values = await w.put(*keys)
