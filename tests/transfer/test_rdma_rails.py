@@ -12,7 +12,10 @@ import pytest
 from mooncake_core.errors import DeadlineExceeded, PathFailed, StaleSegment
 from mooncake_core.testing.cluster import wait_for
 from mooncake_core.testing.transport_contract import Ends, TransportContract
-from mooncake_core.transfer.contract import Kind, Operation
+from mooncake_core.transfer.addresses import address_of
+from mooncake_core.transfer.contract import Kind, Operation, TransportSettings
+from mooncake_core.transfer.shared_memory import SharedMemory
+from mooncake_core.transfer.topology import Priority, location_of
 from mooncake_rdma import initiator
 from mooncake_rdma.paths import RdmaPath
 from tests.transfer.rdma_fabric import Network, transport_on
@@ -72,6 +75,36 @@ def test_a_rail_that_stands_still_is_set_aside_though_its_link_is_up(
     operations, source = _writes(ends, ends.export(writable=True))
     assert set(ends.complete(operations).values()) == {None}
     assert ends.memory[: len(source)] == source
+
+
+def test_nics_near_the_memory_carry_it_while_they_can(network: Network) -> None:
+    memory = SharedMemory("near", 16 * PART_BYTES)
+    location = location_of(address_of(memory.view))
+    settings = TransportSettings(
+        owner="near",
+        host_id="h",
+        incarnation=7,
+        topology={location: Priority(["nic1"], ["nic0"])},
+    )
+    ends = Ends(transport_on(network))
+    ends.initiator.close()
+    ends.initiator = transport_on(network)(settings)
+    ends.initiator.register(memory.view)
+    path = ends.export(writable=True)
+
+    def write() -> list[Operation]:
+        return [
+            ends.operation(Kind.WRITE, path, [memory.view[start : start + PART_BYTES]], start)
+            for start in range(0, 16 * PART_BYTES, PART_BYTES)
+        ]
+
+    assert set(ends.complete(write()).values()) == {None}
+    assert network.num_requests == {"nic1": 16}
+    network.failing.add("nic1")
+    assert set(ends.complete(write()).values()) == {None}
+    assert network.num_requests == {"nic0": 16, "nic1": 16}
+    ends.close()
+    memory.close()
 
 
 def test_a_rail_that_failed_is_left_alone_for_a_while_then_used_again(

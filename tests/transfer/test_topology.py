@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from mooncake_cli.main import run
 from mooncake_core.testing.sysfs import in_class, numa_nodes, pci_device
 from mooncake_core.transfer import topology
-from mooncake_core.transfer.topology import Priority, matrix, read_inventory
+from mooncake_core.transfer.addresses import address_of
+from mooncake_core.transfer.shared_memory import SharedMemory
+from mooncake_core.transfer.topology import Priority, location_of, matrix, read_inventory
 
 GPU = {"vendor": "0x10de", "kind": "0x030200"}
 
@@ -72,6 +75,14 @@ def test_software_devices_are_near_everything(tmp_path: Path) -> None:
 
 def test_a_machine_with_nothing(tmp_path: Path) -> None:
     assert matrix(read_inventory(tmp_path)) == {"cpu:0": Priority([], [])}
+
+
+def test_memory_has_a_location() -> None:
+    memory = SharedMemory("here", 4096)
+    memory.view[0] = 1
+    assert re.fullmatch(r"cpu:\d+", location_of(address_of(memory.view)))
+    assert location_of(0) == "cpu:0"
+    memory.close()
 
 
 def test_the_command_prints_it_and_the_configuration_overrides(

@@ -54,6 +54,8 @@ class Work:
     path: RdmaPath
     messages: deque[Message[Registered]] = field(default_factory=deque)
     """Not posted yet."""
+    near: frozenset[int] = frozenset()
+    """Places of the devices that its memory is near to; empty: all are as good."""
     in_flight: int = 0
     tried: set[Rail] = field(default_factory=set)
     """That failed with it."""

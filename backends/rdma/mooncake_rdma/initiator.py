@@ -153,7 +153,8 @@ class Initiator:
             self._wake_fd = -1
 
     def _choose(self, work: Work, loads: dict[Connection, int]) -> Connection:
-        """The connection that has least to do for its rate, of the rails that have not failed lately. Locked.
+        """The connection that has least to do for its rate, of the rails that have not failed lately: those
+        of the NICs near the memory, while there is one. Locked.
 
         Raises:
             TransferError: there is none; says why.
@@ -178,7 +179,8 @@ class Initiator:
             )
         now = time.monotonic()
         good = [rail for rail in left if peer.tracks[rail].set_aside_until_s <= now]
-        connections = [self._connection(peer, rail, path) for rail in good or left]
+        near = [rail for rail in good if rail.ours in work.near]
+        connections = [self._connection(peer, rail, path) for rail in near or good or left]
         return min(connections, key=lambda one: loads.get(one, one.pending_bytes) / self._rate(one.rail, path))
 
     def _rate(self, rail: Rail, path: RdmaPath) -> float:

@@ -27,6 +27,7 @@ from mooncake_core.transfer.contract import (
     TransportSettings,
 )
 from mooncake_core.transfer.exports import check_ranges, first_outside, merged
+from mooncake_core.transfer.topology import location_of, matrix, read_inventory
 from mooncake_rdma.connection import Registered, Work
 from mooncake_rdma.initiator import Initiator
 from mooncake_rdma.messages import Limits, Message, Segment, messages, targets
@@ -44,12 +45,13 @@ DEVICES_VARIABLE: Final = "MOONCAKE_RDMA_DEVICES"
 class _Region:
     """Registered memory: pinned once for each device."""
 
-    __slots__ = ("address", "exports", "num_bytes", "pinned")
+    __slots__ = ("address", "exports", "near", "num_bytes", "pinned")
 
-    def __init__(self, address: int, num_bytes: int, pinned: Sequence[MemoryRegion]) -> None:
+    def __init__(self, address: int, num_bytes: int, pinned: Sequence[MemoryRegion], near: frozenset[int]) -> None:
         self.address = address
         self.num_bytes = num_bytes
         self.pinned = pinned
+        self.near = near
         self.exports: set[int] = set()
 
     def local_key(self, place: int) -> int:
@@ -72,6 +74,7 @@ class RdmaTransport(Transport):
         """Regions in the order of their addresses; never changed, only replaced."""
         self._exports: dict[int, list[MemoryRegion]] = {}
         self._closed = False
+        self._matrix = matrix(read_inventory(), settings.topology)
         with ExitStack() as made:
             self._devices = self.open_devices()
             for device in self._devices:
@@ -114,7 +117,7 @@ class RdmaTransport(Transport):
         handle = next(self._handles)
         address = address_of(memory)
         pinned = self._pin([(address, memory.nbytes)])
-        region = _Region(address, memory.nbytes, [only for (only,) in pinned])
+        region = _Region(address, memory.nbytes, [only for (only,) in pinned], self._near(address))
         with self._lock:
             self._regions[handle] = region
             self._index_regions()
@@ -171,7 +174,7 @@ class RdmaTransport(Transport):
             if error is not None:
                 self._completions.add(Completion(operation.operation_id, error))
             elif self._closed or operation.length:
-                works.append(Work(operation, path))
+                works.append(Work(operation, path, near=self._near_operation(operation)))
             else:
                 self._completions.add(Completion(operation.operation_id))
         self._initiator.start(works)
@@ -233,6 +236,18 @@ class RdmaTransport(Transport):
         pieces = [self._segment(piece) for piece in operation.pieces if piece.nbytes]
         there = targets(operation.ranges, path.hull_starts, path.hull_ends)
         return messages(pieces, there, self._limits, in_order=operation.in_order)
+
+    def _near(self, address: int) -> frozenset[int]:
+        """Places of the devices that memory there prefers."""
+        priority = self._matrix.get(location_of(address))
+        preferred = priority.preferred if priority else []
+        return frozenset(place for place, device in enumerate(self._devices) if device.port.device in preferred)
+
+    def _near_operation(self, operation: Operation) -> frozenset[int]:
+        if len(self._devices) == 1:
+            return frozenset()
+        region = self._segment(operation.pieces[0]).region
+        return region.near if isinstance(region, _Region) else frozenset()
 
     def _segment(self, piece: memoryview) -> Segment[Registered]:
         address = address_of(piece)

@@ -77,6 +77,7 @@ class RoleContext:
     def transfer_engine(self, host: str, data_port: int) -> TransferEngine:
         """A Transfer Engine as the configuration wants it, listening on host:data_port."""
         from mooncake_core.transfer.engine import TransferEngine
+        from mooncake_core.transfer.topology import Priority
 
         transfer = self.config.transfer
         return TransferEngine(
@@ -89,6 +90,9 @@ class RoleContext:
             secret=self.key.secret if self.key else None,
             connections_per_peer=transfer.connections,
             timeout_s=transfer.timeout,
+            topology={
+                location: Priority(nics.preferred, nics.secondary) for location, nics in transfer.topology.items()
+            },
         )
 
     async def serve(

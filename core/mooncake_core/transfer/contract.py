@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from msgspec import Struct
 
 from mooncake_core.errors import TransferError
+from mooncake_core.transfer.topology import Priority
 
 
 class Kind(enum.IntEnum):
@@ -53,6 +54,8 @@ class TransportSettings:
     secret: bytes | None = None
     """Shared by the cluster; None means no authentication (loopback)."""
     connections_per_peer: int = 1
+    topology: Mapping[str, Priority] = field(default_factory=dict)
+    """What configuration says of NICs by location of memory, instead of what sysfs shows."""
     deliver: Callable[[Completion], None] | None = None
     """Where given, takes a completion in the thread that found it, instead of `poll`: a transport with threads of its own
     saves the way over another one. To be called without a lock that `post` takes."""

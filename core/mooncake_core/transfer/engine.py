@@ -10,7 +10,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Final
@@ -30,6 +30,7 @@ from mooncake_core.transfer.contract import (
 )
 from mooncake_core.transfer.local import LocalTransport
 from mooncake_core.transfer.slices import cut, total_bytes
+from mooncake_core.transfer.topology import Priority
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
 PAUSE_S: Final = 0.1
@@ -80,6 +81,7 @@ class TransferEngine:
         secret: bytes | None = None,
         connections_per_peer: int = 2,
         timeout_s: float = 30.0,
+        topology: Mapping[str, Priority] | None = None,
     ) -> None:
         self._operation_ids = itertools.count(1)
         self._slices: dict[int, _Slice] = {}
@@ -92,6 +94,7 @@ class TransferEngine:
             listen_port=listen_port,
             secret=secret,
             connections_per_peer=connections_per_peer,
+            topology=topology or {},
             deliver=self._complete,
         )
         self._settings = settings

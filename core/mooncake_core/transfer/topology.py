@@ -3,6 +3,8 @@ memory location → preferred and secondary NICs, which configuration can overri
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,6 +29,11 @@ class Priority(Struct, frozen=True):
     preferred: list[str]
     secondary: list[str]
 
+
+GET_MEMPOLICY: Final = 239 if platform.machine() == "x86_64" else 236
+NODE_OF_ADDRESS: Final = 3
+"""MPOL_F_NODE | MPOL_F_ADDR"""
+_libc = ctypes.CDLL(None, use_errno=True)
 
 Matrix = dict[str, Priority]
 """By location: `cpu:NODE` for memory of a NUMA node, `cuda:NUMBER` for that of a GPU."""
@@ -79,6 +86,14 @@ def distance(one: Device, other: Device) -> int:
     if NUMA_UNKNOWN in (one.numa_node, other.numa_node) or one.numa_node == other.numa_node:
         return OTHER_BRIDGE
     return FAR
+
+
+def location_of(address: int) -> str:
+    """Of memory that the CPU reads: `cpu:NODE`; node 0 where the kernel does not tell."""
+    node = ctypes.c_int(0)
+    if _libc.syscall(GET_MEMPOLICY, ctypes.byref(node), None, 0, ctypes.c_void_p(address), NODE_OF_ADDRESS):
+        return "cpu:0"
+    return f"cpu:{node.value}"
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> list[str]:
