@@ -33,31 +33,41 @@ from mooncake_core.wire.messages.pool import (
 )
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
+NODE = "a"
+"""The one that is written to."""
+NODE_COUNTS = (1, 100, 1000)
 COUNTS = (10_000, 100_000, 1_000_000)
 BATCH = 64
 QUESTIONS = 1000
 MOST_APART = 1.3
 MOST_APART_OF_PROBES = 3.0
 """A probe does little more than to look one key up, in a table that does not fit into the processor's caches any more."""
+MOST_APART_BY_NODES = 2.0
+"""More nodes are more memory, too."""
 SEGMENT = SegmentDescriptor(owner="a", host_id="h", incarnation=1, length_bytes=1, paths={"tcp": b"x"})
+
+
+def offer(num_slots: int) -> SegmentOffer:
+    return SegmentOffer(
+        capacity_bytes=num_slots * 1024, data_offset=0, num_slots=num_slots, slot_bytes=64, read=SEGMENT, write=SEGMENT
+    )
 
 
 @dataclass
 class Master:
-    """A pool and its only node, which answers at once; messages are decoded and encoded as they are on the wire."""
+    """A pool and its nodes, which answer at once; messages are decoded and encoded as they are on the wire."""
 
     num_objects: int
+    num_nodes: int = 1
     longest_s: float = 0.0
     pool: Pool = field(init=False)
 
     def __post_init__(self) -> None:
         ids = itertools.count(1 << 50)
         self.pool = Pool(PoolSettings(), term=1, next_id=lambda: next(ids), eviction=LRU)
-        slots = self.num_objects + self.num_objects // 8
-        offer = SegmentOffer(
-            capacity_bytes=slots * 1024, data_offset=0, num_slots=slots, slot_bytes=64, read=SEGMENT, write=SEGMENT
-        )
-        self.feed(p.NodeJoined("a", 1, offer))
+        self.feed(p.NodeJoined(NODE, 1, offer(self.num_objects + self.num_objects // 8)))
+        for number in range(1, self.num_nodes):
+            self.feed(p.NodeJoined(f"node-{number}", 1, offer(1000)))
 
     def ask(self, message: Message) -> Message:
         begun = time.process_time()
@@ -93,10 +103,10 @@ def put(master: Master, batch: int) -> None:
     objects = [
         NewObject(key=key, size_bytes=900, parent=parent) for key, parent in zip(keys, ["", *keys[:-1]], strict=True)
     ]
-    started = master.ask(PutStart(objects=objects))
+    started = master.ask(PutStart(objects=objects, preferred_node=NODE))
     assert isinstance(started, PutStarted)
-    commits = [Commit(allocation_id=g.allocation_id, checksum=g.allocation_id, nodes=["a"]) for g in started.grants]
-    master.ask(PutEnd(term=1, commits=commits, settled=["a"]))
+    commits = [Commit(allocation_id=g.allocation_id, checksum=g.allocation_id, nodes=[NODE]) for g in started.grants]
+    master.ask(PutEnd(term=1, commits=commits, settled=[NODE]))
 
 
 def cpu_s_per_key(do: Callable[[int], object], batches: list[int]) -> float:
@@ -119,6 +129,30 @@ def measure(num_objects: int) -> dict[str, float]:
     costs["exists"] = cpu_s_per_key(lambda batch: master.ask(Exists(keys=keys_of(batch))), some)
     costs["longest"] = master.longest_s
     return costs
+
+
+def measure_nodes(num_nodes: int) -> dict[str, float]:
+    """Costs of single objects with so many nodes."""
+    master = Master(2 * QUESTIONS * BATCH, num_nodes)
+    batches = list(range(QUESTIONS))
+    costs = {"put": cpu_s_per_key(lambda batch: put(master, batch), batches)}
+    for name, question in (("get", Get), ("exists", Exists)):
+        costs[name] = BATCH * cpu_s_per_key(
+            lambda batch, kind=question: master.ask(kind(keys=keys_of(batch)[:1])), batches
+        )  # type: ignore[misc]
+    return costs
+
+
+def test_costs_do_not_depend_on_how_many_nodes_there_are() -> None:
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
+        costs = fresh.map(measure_nodes, NODE_COUNTS, chunksize=1)
+    for count, cost in zip(NODE_COUNTS, costs, strict=True):
+        print(
+            f"\n{count:,} nodes: {1e6 * cost['put']:.1f} us of CPU time per put in batches of {BATCH}, "
+            f"{1e6 * cost['get']:.1f} per single get, {1e6 * cost['exists']:.1f} per single probe"
+        )
+    for name in costs[0]:
+        assert max(cost[name] for cost in costs) <= MOST_APART_BY_NODES * min(cost[name] for cost in costs), name
 
 
 def test_costs_do_not_depend_on_how_many_objects_there_are() -> None:
