@@ -183,3 +183,25 @@ def test_threads_post_while_rails_fail(ends: Ends, network: Network) -> None:
     for thread in threads:
         thread.join()
     assert set(ends.collect(160).values()) == {None}
+
+
+def test_idle_connections_make_room_for_others(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initiator, "MOST_CONNECTIONS", 2)
+    ends = Ends(transport_on(network, ["nic0"]))
+    targets = [ends.make(f"target-{number}", 10 + number) for number in range(4)]
+    memory = SharedMemory("targets", 4 * PART_BYTES)
+    paths = []
+    for number, target in enumerate(targets):
+        part = memory.view[number * PART_BYTES : (number + 1) * PART_BYTES]
+        paths.append(target.export(target.register(part), writable=True))
+    for _ in range(3):
+        for number, path in enumerate(paths):
+            assert path is not None
+            content = os.urandom(PART_BYTES)
+            assert ends.transfer(Kind.WRITE, path, [memoryview(content)], 0) is None
+            assert memory.view[number * PART_BYTES : (number + 1) * PART_BYTES] == content
+    wait_for(lambda: len(ends.initiator._initiator._all()) <= 2)  # type: ignore[attr-defined]
+    for target in targets:
+        target.close()
+    ends.close()
+    memory.close()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from mooncake_core.errors import DeadlineExceeded, PathFailed, StaleSegment, TransferError
 from mooncake_core.transfer.contract import Completion
+from mooncake_core.transfer.sieve import Sieve
 from mooncake_rdma.connection import Connection, Registered, Work
 from mooncake_rdma.messages import Message
 from mooncake_rdma.paths import PortAddress, Rail, RdmaPath, rails
@@ -34,6 +35,9 @@ STALL_S: Final = 5.0
 LONGEST_WAIT_S: Final = 86_400.0
 """epoll takes so much, and not much more."""
 MOST_WITHDRAWN: Final = 1 << 14
+
+MOST_CONNECTIONS: Final = 1024
+"""NICs keep the state of so many queue pairs close at hand. More are opened only where all are in use."""
 
 PeerKey = tuple[str, int, int]
 """Host, port and incarnation of a target."""
@@ -82,12 +86,14 @@ class Initiator:
         self._messages = messages
         self._complete = complete
         self._closed = PathFailed(f"the transport of {owner} was closed", path="rdma", errno=errno.ESHUTDOWN)
+        self._made_room = PathFailed("it was closed to make room for others", path="rdma", errno=errno.ECONNABORTED)
         self._lock = threading.RLock()
         self._peers: dict[PeerKey, _Peer] = {}
         self._numbers = itertools.count(1)
         self._openers: set[threading.Thread] = set()
         self._retired: set[Connection] = set()
         """Broken, and others have taken their place; to be ended."""
+        self._sieve: Sieve[Connection] = Sieve()
         self._closing = False
         self._earliest_s = math.inf
         self._watch_at_s = 0.0
@@ -115,6 +121,7 @@ class Initiator:
                 except TransferError as reason:
                     refused.append((work, reason))
                     continue
+                self._sieve.touch(chosen)
                 loads[chosen] = loads.get(chosen, chosen.pending_bytes) + work.operation.length + 1
                 shares.setdefault(chosen, []).append(work)
         for work, error in refused:
@@ -123,6 +130,9 @@ class Initiator:
             for work in share:
                 work.messages = deque(self._messages(work))
             if not connection.submit(share):
+                if connection.broken is self._made_room:
+                    self.start(share)
+                    continue
                 self._retire(connection)
                 self._fail_over(share, connection, connection.broken or self._closed)
                 continue
@@ -189,6 +199,7 @@ class Initiator:
     def _connection(self, peer: _Peer, rail: Rail, path: RdmaPath) -> Connection:
         track = peer.tracks[rail]
         if track.connection is None:
+            self._make_room()
             track.connection = Connection(
                 self._devices[rail.ours],
                 rail,
@@ -208,7 +219,19 @@ class Initiator:
                     f"{path.host}:{path.port} over rdma: {error}", path="rdma", errno=errno.EAGAIN
                 ) from error
             self._openers.add(opener)
+            self._sieve.add(track.connection)
         return track.connection
+
+    def _make_room(self) -> None:
+        """For one more. Locked."""
+        if len(self._sieve) < MOST_CONNECTIONS:
+            return
+        idle = self._sieve.evict(lambda connection: not connection.pending_bytes)
+        if idle is not None:
+            idle.doom(self._made_room)
+            self._detach(idle, set_aside=False)
+            self._retired.add(idle)
+            self._wake()
 
     def _open(self, connection: Connection) -> None:
         connection.open()
@@ -379,12 +402,14 @@ class Initiator:
                 self._epoll.unregister(sock)
             self._detach(connection, set_aside=set_aside)
             self._retired.discard(connection)
+            self._sieve.remove(connection)
 
     def _retire(self, connection: Connection) -> None:
         """It is broken: others take its place, and the thread ends it."""
         with self._lock:
             if self._detach(connection, set_aside=True):
                 self._retired.add(connection)
+                self._sieve.remove(connection)
             self._wake()
 
     def _detach(self, connection: Connection, *, set_aside: bool) -> bool:
