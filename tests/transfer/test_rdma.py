@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import signal
@@ -24,12 +25,13 @@ from mooncake_core.transfer.engine import TransferEngine, TransferRequest
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_rdma.paths import RdmaPath
-from mooncake_rdma.ports import read_ports, usable_ports
+from mooncake_rdma.ports import Fabric, read_ports, usable_ports
 from tests.transfer.random_transfers import RandomTransfers
 
 try:
     usable_ports(read_ports())
     from mooncake_rdma.transport import RdmaTransport
+    from mooncake_rdma.verbs import Device
 except PluginUnavailable as error:
     pytest.skip(f"{error}; scripts/rdma-guest runs a command where there is one", allow_module_level=True)
 
@@ -184,6 +186,20 @@ def test_in_order_the_last_range_lands_last(ends: Ends) -> None:
         assert time.monotonic() < deadline
     assert ends.memory[:900_000] == b"a" * 900_000
     assert ends.collect(1) == {operation.operation_id: None}
+
+
+def test_ports_meet_over_ipv6_too() -> None:
+    class OverIPv6(RdmaTransport):
+        def open_devices(self) -> list[Device]:
+            (port, *_) = usable_ports(read_ports(), ["rxe0"])
+            gid = port.gid(Fabric.ROCE_V2_IPV6)
+            assert gid is not None
+            return [Device(dataclasses.replace(port, gids=(gid,)))]
+
+    ends = Ends(OverIPv6)
+    assert ends.transfer(Kind.WRITE, ends.export(writable=True), [memoryview(b"hello" * 1000)], 0) is None
+    assert ends.memory[:5000] == b"hello" * 1000
+    ends.close()
 
 
 TWO_DEVICES = len(usable_ports(read_ports())) > 1

@@ -275,6 +275,6 @@ def _refusal(operation: Operation, path: RdmaPath) -> TransferError | TimeoutErr
 _decoder: Final = msgspec.msgpack.Decoder(RdmaPath)
 
 
-@lru_cache
+@lru_cache(maxsize=1024)
 def _decode(path: bytes) -> RdmaPath:
     return _decoder.decode(path)
