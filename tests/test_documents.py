@@ -32,3 +32,9 @@ def test_commands_exist(path: Path) -> None:
 def test_the_readme_names_every_command() -> None:
     text = (ROOT / "README.md").read_text()
     assert [name for name in COMMANDS if f"mooncake {name}" not in text] == []
+
+
+def test_the_readme_names_every_area_of_acceptance() -> None:
+    text = (ROOT / "README.md").read_text()
+    areas = [path.stem.removeprefix("test_") for path in (ROOT / "tests" / "acceptance").glob("test_*.py")]
+    assert [area for area in areas if f"| `{area}` |" not in text] == []
