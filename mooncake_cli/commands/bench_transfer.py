@@ -32,7 +32,8 @@ Examples:
   mooncake bench transfer --against upstream/bin/python --sizes 64KiB --batch 64
 
 Beside each figure stands what the machine does without the engine, measured alternately in the same run: a raw
-blocking socket per connection for transports of a network, memcpy for those of one host. Regions are larger than the
+blocking socket per connection for transports of a network, memcpy for those of one host, ib_write_bw and ib_read_bw for
+rdma within one host. Regions are larger than the
 last level cache. Bytes are checked before the clock runs. Exit code 1 if --at-least is missed.
 
 --target offers memory until Ctrl-C: whoever reaches its host can read and write that memory, and nothing else. --against

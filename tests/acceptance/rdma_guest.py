@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-from mooncake_core.bench.movers import EngineMover, Load, measure
+from mooncake_core.bench.movers import EngineMover, Load, PerftestMover, measure
 from mooncake_core.bench.statistics import median_ratio
 from mooncake_core.bench.transfer import target_process
 from mooncake_core.testing.cluster import Cluster
@@ -19,12 +16,9 @@ from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.units import format_size
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PERFTEST = {Kind.READ: "ib_read_bw", Kind.WRITE: "ib_write_bw"}
 DEVICE = "rxe0"
 PAIRS = 10
 REGION_BYTES = 64 << 20
-MEASURED_BYTES = 32 << 20
-"""By the programs of perftest in one run."""
 SECONDS = 0.5
 READY_S = 900.0
 
@@ -42,7 +36,10 @@ def bandwidth(sizes: list[int]) -> list[dict[str, object]]:
                 batch = max(2, (8 << 20) // size)
                 mover = EngineMover(load, memory.view, 2, engine=engine, segment=target.segment, batch=batch)
                 measure(mover, 0.0)
-                pairs = [(measure(mover, SECONDS).bytes_per_s, perftest_bytes_per_s(kind, size)) for _ in range(PAIRS)]
+                base = PerftestMover(load, memory.view, 1)
+                pairs = [
+                    (measure(mover, SECONDS).bytes_per_s, measure(base, SECONDS).bytes_per_s) for _ in range(PAIRS)
+                ]
                 ratio = median_ratio(pairs)
                 assert ratio is not None
                 ours, theirs = (sorted(side)[PAIRS // 2] for side in zip(*pairs, strict=True))
@@ -50,7 +47,7 @@ def bandwidth(sizes: list[int]) -> list[dict[str, object]]:
                     "direction": kind.name.lower(),
                     "size": format_size(size),
                     "mb_per_s": round(ours / 1e6, 1),
-                    PERFTEST[kind]: round(theirs / 1e6, 1),
+                    PerftestMover.PROGRAMS[kind]: round(theirs / 1e6, 1),
                     "ratio": round(ratio.median, 3),
                     "interval": [round(ratio.low, 3), round(ratio.high, 3)],
                 }
@@ -58,23 +55,6 @@ def bandwidth(sizes: list[int]) -> list[dict[str, object]]:
                 rows.append(row)
     engine.close()
     return rows
-
-
-def perftest_bytes_per_s(kind: Kind, size: int) -> float:
-    """What the program that comes with rdma-core's tools reaches between two processes, over the same device."""
-    count = max(5, MEASURED_BYTES // size)
-    command = [PERFTEST[kind], "-d", DEVICE, "-x", "1", "-F", "-s", str(size), "-n", str(count)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        for _ in range(100):  # until it listens
-            client = subprocess.run([*command, "127.0.0.1"], capture_output=True, text=True, check=False)
-            found = re.search(rf"^\s*{size}\s+\d+\s+[\d.]+\s+([\d.]+)", client.stdout, re.MULTILINE)
-            if client.returncode == 0 and found:
-                server.wait()
-                return float(found[1]) * (1 << 20)
-            assert server.poll() is None, f"{' '.join(command)} ended with {server.returncode}: {client.stderr}"
-            time.sleep(0.05)
-        server.kill()
-    raise AssertionError(f"{' '.join(command)} does not answer: {client.stdout}{client.stderr}")
 
 
 def cluster(folder: Path, prompt: list[int], count: int) -> dict[str, object]:

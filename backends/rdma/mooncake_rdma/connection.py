@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import socket
 import threading
 import time
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S: Final = 5.0
 UNSIGNALLED: Final = 16
 """So many work requests may follow each other without a completion of their own."""
+
+_log = logging.getLogger(__name__)
 
 
 class Registered(Protocol):
@@ -157,6 +160,9 @@ class Connection:
                 self.doom(error)
             else:
                 self.doom(self.failure(error.message, error.detail.get("errno", errno.EIO)))
+        except Exception as error:  # whatever it is, nobody may be left waiting
+            _log.exception("the connection to %s failed", self.peer)
+            self.doom(self.failure(repr(error), errno.EIO))
         with self._lock:
             self._opening = False
             if self._ended:

@@ -62,7 +62,7 @@ class RdmaTransport(Transport):
     """Reads and writes by the NICs of both ends; no code of the peer runs meanwhile."""
 
     name: ClassVar[str] = "rdma"
-    capabilities: ClassVar[Capabilities] = Capabilities(in_order=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(is_rdma=True, in_order=True)
 
     def __init__(self, settings: TransportSettings) -> None:
         self._settings = settings

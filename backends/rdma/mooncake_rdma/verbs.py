@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import itertools
+import logging
 import os
 import resource
 import secrets
@@ -43,6 +44,7 @@ TIMEOUT_EXPONENT: Final = 14
 within a second or a few, by device."""
 RETRIES: Final = 7
 _CREATING = threading.Lock()
+_log = logging.getLogger(__name__)
 
 
 class MemoryRegion:
@@ -57,7 +59,7 @@ class MemoryRegion:
 
     def close(self) -> None:
         """When it returns, the device does not touch the memory through these keys any more. Idempotent."""
-        self._region.close()
+        _close(self._region)
 
 
 class Device:
@@ -176,7 +178,7 @@ class Device:
     def close(self) -> None:
         """Its queue pairs and memory regions are closed first. Idempotent."""
         for part in (self._completions, self._channel, self._domain, self._context):
-            part.close()
+            _close(part)
 
 
 class QueuePair:
@@ -248,7 +250,7 @@ class QueuePair:
 
     def close(self) -> None:
         """When it returns, the device touches no memory for it any more. Idempotent."""
-        self._pair.close()
+        _close(self._pair)
 
     def _route(self, other: PortHandle) -> Any:
         port = self._device.port
@@ -269,6 +271,14 @@ class QueuePair:
         made = SendWR(request.number, num_sge=len(segments), sg=segments, opcode=opcode, send_flags=flags)
         made.set_wr_rdma(request.remote_key, request.remote_address)
         return made
+
+
+def _close(part: Any) -> None:
+    """A device that was pulled out refuses to give back what it had; it touches no memory any more either."""
+    try:
+        part.close()
+    except PyverbsRDMAError as error:
+        _log.warning("an RDMA device did not give back a %s: %s", type(part).__name__, _reason(error))
 
 
 def _event_descriptors() -> set[int]:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import re
+import shutil
 import socket
 import struct
+import subprocess
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 import xxhash
 from msgspec import Struct
 
+from mooncake_core.errors import TransferError
 from mooncake_core.transfer.contract import Kind, Range
 from mooncake_core.transfer.engine import TransferEngine, first_error
 from mooncake_core.transfer.peer import TOGETHER_BYTES
@@ -27,6 +31,10 @@ RAW_REQUEST: Final = struct.Struct("<BQQ")
 """Of the raw socket baseline: kind, offset, length."""
 RAW_DONE: Final = b"\1"
 RAW_BUFFER_BYTES: Final = 128 << 10
+PERFTEST_BYTES: Final = 64 << 20
+"""In one run of perftest; more where blocks are large."""
+FEWEST_MESSAGES: Final = 8
+PERFTEST_PATIENCE_S: Final = 30.0
 
 
 class Load(Struct, frozen=True, kw_only=True):
@@ -69,6 +77,10 @@ class Mover(ABC):
     @abstractmethod
     def step(self, thread: int) -> int:
         """Moves some blocks in the calling thread; how many bytes these were."""
+
+    def timed(self, seconds: float) -> Measured:
+        """Steps in all threads, once at least, until the time is over. Raises whatever a step raised."""
+        return _steps(self, seconds)
 
     def _next_block(self, thread: int) -> tuple[int, memoryview]:
         offset = next(self._offsets[thread])
@@ -167,11 +179,59 @@ class CopyMover(Mover):
         return block.nbytes
 
 
-def measure(mover: Mover, seconds: float) -> Measured:
-    """Steps in all threads, once at least, until the time is over; the clock runs until the last thread has ended.
+class PerftestMover(Mover):
+    """The baseline of RDMA: what the programs of perftest reach between two processes of this host, over its first device.
+    They have a clock of their own, which does not count how long they take to start."""
 
-    Raises: whatever a step raised.
-    """
+    PROGRAMS: ClassVar[dict[Kind, str]] = {Kind.READ: "ib_read_bw", Kind.WRITE: "ib_write_bw"}
+
+    @classmethod
+    def is_available(cls) -> bool:
+        """Whether they are installed."""
+        return all(shutil.which(program) for program in cls.PROGRAMS.values())
+
+    def step(self, thread: int) -> int:
+        raise NotImplementedError("perftest is timed as a whole")
+
+    def timed(self, seconds: float) -> Measured:
+        count = max(FEWEST_MESSAGES, PERFTEST_BYTES // self.load.block_bytes)
+        program = self.PROGRAMS[self.load.kind]
+        command = [program, "-F", "-s", str(self.load.block_bytes), "-n", str(count), "-p", str(_free_port())]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+            try:
+                rate = self._ask(command, server)
+            finally:
+                server.kill()
+        moved_bytes = count * self.load.block_bytes
+        return Measured(moved_bytes=moved_bytes, duration_s=moved_bytes / rate, latencies_s=[])
+
+    def _ask(self, command: list[str], server: subprocess.Popen[bytes]) -> float:
+        """Bytes per second, as the client says when it has run; tried until the server listens."""
+        row = re.compile(rf"^\s*{self.load.block_bytes}\s+\d+\s+[\d.]+\s+([\d.]+)", re.MULTILINE)
+        deadline_s = time.monotonic() + PERFTEST_PATIENCE_S
+        while True:
+            client = subprocess.run([*command, "127.0.0.1"], capture_output=True, text=True, check=False)
+            found = row.search(client.stdout)
+            if client.returncode == 0 and found:
+                return float(found[1]) * (1 << 20)
+            if server.poll() is not None or time.monotonic() > deadline_s:
+                raise TransferError(f"{command[0]} failed: {(client.stderr or client.stdout).strip()}")
+            time.sleep(0.05)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def measure(mover: Mover, seconds: float) -> Measured:
+    """One timed run. Raises whatever a step raised."""
+    return mover.timed(seconds)
+
+
+def _steps(mover: Mover, seconds: float) -> Measured:
+    """The clock runs until the last thread has ended."""
     barrier = threading.Barrier(mover.threads + 1)
     stop = threading.Event()
     # Not Thread.join: interrupted once, it returns at once ever after, while the thread still runs.

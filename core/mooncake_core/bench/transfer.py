@@ -21,7 +21,16 @@ from msgspec import Struct, field
 
 from mooncake_core import registry
 from mooncake_core.address import HostPort
-from mooncake_core.bench.movers import CopyMover, EngineMover, Load, Measured, Mover, SocketMover, measure
+from mooncake_core.bench.movers import (
+    CopyMover,
+    EngineMover,
+    Load,
+    Measured,
+    Mover,
+    PerftestMover,
+    SocketMover,
+    measure,
+)
 from mooncake_core.bench.statistics import Estimate, Quantiles, median_ratio, quantiles
 from mooncake_core.bench.transfer_target import HOST, Boot, Ready, ask
 from mooncake_core.errors import PluginUnavailable, PluginUnknown, TransferError, UsageError
@@ -79,7 +88,7 @@ class Cell(Struct, frozen=True, kw_only=True):
     """A block's share of the median latency."""
     bytes_per_s: float
     baseline: str
-    """socket or memcpy; it sums its blocks where the engine's are summed."""
+    """socket, memcpy or perftest; but for the last it sums its blocks where the engine's are summed."""
     baseline_latency_s: Quantiles | None
     """Of as many blocks for socket, of one for memcpy."""
     baseline_bytes_per_s: float
@@ -113,9 +122,13 @@ class _Setting:
     """For the copying baseline, and the far end of `local`."""
     raw: HostPort | None
     """Of the raw socket baseline; None where copying is the baseline."""
+    perftest: bool
+    """Whether that of RDMA takes the place of the socket."""
 
     @property
     def baseline(self) -> str:
+        if self.perftest:
+            return "perftest"
         return "memcpy" if self.raw is None else "socket"
 
 
@@ -203,7 +216,8 @@ class TransferRun:
                 if transport.capabilities.same_host_only or target is None
                 else HostPort(self._far_host, target.raw_port)
             )
-            setting = _Setting(name, engine, segment, memory.view, other.view, raw)
+            perftest = transport.capabilities.is_rdma and self._far is None and PerftestMover.is_available()
+            setting = _Setting(name, engine, segment, memory.view, other.view, raw, perftest)
             _check_bytes(engine, segment, memory.view, name)
             for kind in self._kinds:
                 for block_bytes in self._settings.sizes:
@@ -246,6 +260,8 @@ class TransferRun:
         )
 
     def _baseline_mover(self, setting: _Setting, load: Load, stack: ExitStack) -> Mover:
+        if setting.perftest:
+            return PerftestMover(load, setting.memory, self._settings.threads)
         if setting.raw is None:
             return CopyMover(load, setting.memory, self._settings.threads, other=setting.other)
         connections, batch = self._settings.connections, self._settings.batch

@@ -35,6 +35,8 @@ class Capabilities:
     """Peers on other hosts cannot be reached."""
     same_process_only: bool = False
     """Only memory of the process itself can be reached."""
+    is_rdma: bool = False
+    """NICs move the bytes: what perftest reaches is the limit, not a socket."""
     in_order: bool = False
     """The bytes of one operation land in the order of its ranges: who finds the last one written finds all written, also after
     the initiator has died midway."""
