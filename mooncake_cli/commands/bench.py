@@ -6,6 +6,7 @@ import click
 
 from mooncake_cli.commands import (
     bench_calibrate,
+    bench_pairs,
     bench_scheduler,
     bench_serve,
     bench_store,
@@ -20,6 +21,7 @@ def command() -> None:
 
 
 command.add_command(bench_calibrate.command)
+command.add_command(bench_pairs.command)
 command.add_command(bench_scheduler.command)
 command.add_command(bench_serve.command)
 command.add_command(bench_store.command)

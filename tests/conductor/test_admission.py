@@ -6,13 +6,13 @@ import pytest
 
 from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
-from mooncake_core.conductor.admission import AdmitAll, Baseline, Early, LearnedLengths, Predictive
+from mooncake_core.conductor.admission import AdmitAll, Baseline, Early, Headroom, LearnedLengths, Predictive
 from mooncake_core.conductor.admission.contract import Admission
 from mooncake_core.conductor.conductor import Conductor
 from mooncake_core.conductor.output_lengths import ENOUGH, KEPT, OutputLengths
 from tests.conductor.test_conductor import arrival, dispatched, make
 
-ALL = [Baseline, Early, Predictive, LearnedLengths]
+ALL = [Baseline, Early, Predictive, LearnedLengths, Headroom]
 
 
 def placed(conductor: Conductor, request_id: str, now: float, tokens: int = 101) -> c.Dispatch:
@@ -200,3 +200,39 @@ def test_old_lengths_are_forgotten() -> None:
     for _ in range(KEPT // 2):
         lengths.observe("a", 1000)
     assert lengths.go_on("a", 0, 100) == 1.0
+
+
+def test_headroom_counts_what_is_still_being_prefilled() -> None:
+    conductor = make(admission=Headroom, tbt_slo_s=0.025, headroom=0.0, shed_weight=0.0, prefills=9)
+    for name in ("a", "b"):
+        placed(conductor, name, 0)
+    reject = refused(conductor, 0)
+    assert (reject.cause, reject.stage) == ("tbt", "arrival")
+    assert "30ms exceeds the objective of 25ms" in reject.reason
+
+
+def test_headroom_keeps_a_share_of_the_time_free() -> None:
+    conductor = make(admission=Headroom, tbt_slo_s=0.0204, headroom=0.03)
+    placed(conductor, "a", 0)
+    assert "20.6ms exceeds the objective of 20.4ms" in refused(conductor, 0).reason
+
+
+def test_where_little_room_is_left_a_sequence_counts_more() -> None:
+    """The third adds 10 ms, where 20 of 45 are taken: that counts as 10 x 4 x 20/45 more."""
+    conductor = make(admission=Headroom, tbt_slo_s=0.045, headroom=0.0, shed_weight=4.0)
+    for name in ("a", "b"):
+        placed(conductor, name, 0)
+    assert refused(conductor, 0).reason == (
+        "10ms more between tokens where 20ms are used count as 47.8ms, over the objective of 45ms: cheaper requests go first"
+    )
+
+
+def test_behind_a_queue_the_costly_are_turned_away_and_the_cheap_are_not() -> None:
+    conductor = make(admission=Headroom, ttft_slo_s=4.0, shed_weight=4.0, prefills=1, decodes=9)
+    placed(conductor, "a", 0, tokens=201)  # on an idle instance nothing is too costly
+    reject = refused(conductor, 1.0, tokens=201)
+    assert reject.reason == (
+        "2.01s of prefill behind a queue of 1.01s count as 5.05s, over the objective of 4s: cheaper requests go first"
+    )
+    assert (reject.cause, reject.retry_after_s) == ("ttft", pytest.approx(0.505))
+    placed(conductor, "b", 1.0, tokens=101)

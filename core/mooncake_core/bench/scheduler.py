@@ -202,6 +202,8 @@ def _conductor(policy: str, admission: str, seed: int) -> Conductor:
             ttft_slo_s=1e6,
             tbt_slo_s=1e6,
             decode_time_s=None,
+            headroom=0.03,
+            shed_weight=4.0,
             plan_roles=False,
             seed=seed,
         )

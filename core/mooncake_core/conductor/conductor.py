@@ -188,7 +188,7 @@ class Conductor:
         decode = self._decode.choose(arrival, model, frozenset(without))
         if arrival.resumed or not isinstance(decode, DecodeChoice):
             return decode
-        asking = Asking(arrival.prompt_tokens, arrival.max_tokens, score.ttft_s)
+        asking = Asking(arrival.prompt_tokens, arrival.max_tokens, score.ttft_s, score.ttft_s - score.queue_s)
         refusal = self._admission.at_arrival(asking, decode.instance, now)
         if refusal is None:
             return decode

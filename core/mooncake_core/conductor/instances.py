@@ -124,6 +124,10 @@ class DecodeInstance:
         """Predicted time between tokens if all that is assigned ran here, and one more sequence of such a length."""
         return self.cost.step_s(len(self.assigned) + 1, self.prompt_tokens + context_tokens)
 
+    def tbt_before(self) -> float:
+        """The same without that sequence."""
+        return self.cost.step_s(len(self.assigned), self.prompt_tokens)
+
     def report(self, load: InstanceLoad) -> None:
         """The instance's own word on how long its steps take."""
         if load.running_requests and load.step_s:

@@ -30,7 +30,8 @@ class Request:
 
     def asking(self) -> Asking:
         """As admission sees it."""
-        return Asking(self.arrival.prompt_tokens, self.arrival.max_tokens, self.score.ttft_s)
+        own_s = self.score.ttft_s - self.score.queue_s
+        return Asking(self.arrival.prompt_tokens, self.arrival.max_tokens, self.score.ttft_s, own_s)
 
 
 class Requests:

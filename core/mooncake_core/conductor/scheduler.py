@@ -26,6 +26,8 @@ class SchedulerOptions:
     ttft_slo_s: float | None
     tbt_slo_s: float | None
     decode_time_s: float | None
+    headroom: float
+    shed_weight: float
     plan_roles: bool
     """Where there are both objectives."""
     seed: int
@@ -39,7 +41,11 @@ def make_conductor(options: SchedulerOptions) -> Conductor:
     """
     policy = registry.load("policy", options.policy)(PolicySettings(balancing_threshold=options.balancing_threshold))
     settings = AdmissionSettings(
-        ttft_slo_s=options.ttft_slo_s, tbt_slo_s=options.tbt_slo_s, decode_time_s=options.decode_time_s
+        ttft_slo_s=options.ttft_slo_s,
+        tbt_slo_s=options.tbt_slo_s,
+        decode_time_s=options.decode_time_s,
+        headroom=options.headroom,
+        shed_weight=options.shed_weight,
     )
     admission = registry.load("admission", options.admission)(settings)
     balance = None

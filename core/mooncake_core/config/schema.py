@@ -221,13 +221,18 @@ class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     admission: str = "predictive"
     """Admission plugin, which turns requests away for an objective. none: nobody; baseline: decoding is looked at when a prefill
     has ended; early: and at arrival, as it is then; predictive: and as it will be when the prefill ends, if all decode for the
-    same time; learned-lengths: the same, by the lengths of answers that were seen."""
+    same time; learned-lengths: the same, by the lengths of answers that were seen; headroom: all that is assigned counts, with
+    something kept free, and who costs most is turned away first."""
     ttft_slo: Duration | None = None
     """Objective: expected time to first token; null: none."""
     tbt_slo: Duration | None = None
     """Objective: expected time between tokens; null: none."""
     decode_time: Duration | None = None
     """How long admission predictive takes each request to decode; null: the mean of those that have ended."""
+    headroom: Annotated[float, Meta(ge=0, le=1)] = 0.03
+    """Admission headroom keeps such a share of the time between tokens free."""
+    shed_weight: Annotated[float, Meta(ge=0)] = 4.0
+    """Admission headroom: how much more a request counts where the objective is used up than on an idle instance."""
     plan_roles: bool = False
     """Where one pool has too much to do for a while and the other little, by both objectives, an instance finishes what it has
     and joins in the other role; a pool that has lost all its instances gets one."""

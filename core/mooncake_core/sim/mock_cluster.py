@@ -70,6 +70,8 @@ def _config(cluster: ClusterConfig, engine: EngineConfig) -> SimulationConfig:
                 replicate=scheduler.replicate,
                 admission=scheduler.admission,
                 decode_time=scheduler.decode_time,
+                headroom=scheduler.headroom,
+                shed_weight=scheduler.shed_weight,
                 plan_roles=scheduler.plan_roles,
             )
         ],

@@ -77,6 +77,10 @@ class SystemSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Admission plugin, which turns requests away for the objectives in `slo`."""
     decode_time: Duration | None = None
     """How long admission predictive takes each request to decode; null: the mean of those that have ended."""
+    headroom: Annotated[float, Meta(ge=0, le=1)] = 0.03
+    """Admission headroom keeps such a share of the time between tokens free."""
+    shed_weight: Annotated[float, Meta(ge=0)] = 4.0
+    """Admission headroom: how much more a request counts where the objective is used up than on an idle instance."""
     plan_roles: bool = False
     """The Conductor has instances change their roles where one pool has too much to do and the other little."""
     replicate: bool = True

@@ -102,6 +102,8 @@ def _conductor(config: SimulationConfig, system: SystemSettings) -> Conductor:
             ttft_slo_s=config.slo.ttft,
             tbt_slo_s=config.slo.tbt,
             decode_time_s=system.decode_time,
+            headroom=system.headroom,
+            shed_weight=system.shed_weight,
             plan_roles=system.plan_roles,
             seed=config.seed,
         )

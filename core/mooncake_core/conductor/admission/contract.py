@@ -20,6 +20,10 @@ class AdmissionSettings:
     tbt_slo_s: float | None = None
     decode_time_s: float | None = None
     """How long each request is assumed to decode; None: the mean of those that have ended."""
+    headroom: float = 0.03
+    """Share of the time between tokens that is kept free."""
+    shed_weight: float = 4.0
+    """How much more a request counts where the objective is used up than on an idle instance."""
 
 
 class Asking(NamedTuple):
@@ -29,6 +33,8 @@ class Asking(NamedTuple):
     max_tokens: int
     ttft_s: float
     """Predicted."""
+    own_s: float = 0.0
+    """The part of it that its prefill instance spends on this request; the rest is waiting for others."""
 
 
 @dataclass(frozen=True, slots=True)

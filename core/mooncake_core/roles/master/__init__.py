@@ -102,6 +102,8 @@ def _conductor(config: ClusterConfig) -> Conductor:
             ttft_slo_s=scheduler.ttft_slo,
             tbt_slo_s=scheduler.tbt_slo,
             decode_time_s=scheduler.decode_time,
+            headroom=scheduler.headroom,
+            shed_weight=scheduler.shed_weight,
             plan_roles=scheduler.plan_roles,
             seed=scheduler.seed,
             max_decisions=scheduler.decisions,

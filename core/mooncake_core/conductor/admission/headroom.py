@@ -1,0 +1,55 @@
+"""Admission with headroom: not in the paper, and better than its prediction where either pool has too much to do.
+
+All that is assigned to a decode instance counts, whether it decodes or is still being prefilled, and nothing is taken to have
+ended before it has: what is admitted may then run at the objective to its end, and a little is kept free for what cannot be
+foreseen, such as the wait for the first step. Who costs most is turned away first, so that more requests are served by the same
+instances: behind a queue a prefill counts with more than its time, the longer the queue the more, and so does what a sequence
+adds to the steps of a decode instance, the less room is left there. An idle instance takes all that it can serve in time.
+"""
+
+from __future__ import annotations
+
+from mooncake_core.conductor.admission.contract import Asking, Refusal
+from mooncake_core.conductor.admission.objectives import SHORTEST_RETRY_S, Objectives
+from mooncake_core.conductor.instances import DecodeInstance
+from mooncake_core.units import format_duration
+
+
+class Headroom(Objectives):
+    """Everything that is assigned counts, and cheap requests go first."""
+
+    def at_arrival(self, request: Asking, decode: DecodeInstance, now: float) -> Refusal | None:
+        refusal = super().at_arrival(request, decode, now)
+        return refusal or self._long_prefill(request) or self._large_context(request, decode)
+
+    def expect_tbt_s(self, request: Asking, decode: DecodeInstance, now: float) -> float | None:
+        return decode.tbt_with(request.prompt_tokens) * (1 + self.settings.headroom)
+
+    def _long_prefill(self, request: Asking) -> Refusal | None:
+        slo_s = self.settings.ttft_slo_s
+        if slo_s is None:
+            return None
+        queue_s = request.ttft_s - request.own_s
+        counted_s = request.ttft_s + request.own_s * self.settings.shed_weight * queue_s / slo_s
+        if counted_s <= slo_s:
+            return None
+        what = f"{format_duration(request.own_s)} of prefill behind a queue of {format_duration(queue_s)}"
+        return Refusal("ttft", _cheaper_first(what, counted_s, slo_s), max(SHORTEST_RETRY_S, queue_s / 2))
+
+    def _large_context(self, request: Asking, decode: DecodeInstance) -> Refusal | None:
+        slo_s, empty_s = self.settings.tbt_slo_s, decode.cost.step_s(0, 0)
+        if slo_s is None or slo_s <= empty_s:
+            return None
+        before_s, with_it_s = decode.tbt_before(), decode.tbt_with(request.prompt_tokens)
+        used = (before_s - empty_s) / (slo_s - empty_s)
+        counted_s = with_it_s + (with_it_s - before_s) * self.settings.shed_weight * used
+        counted_s *= 1 + self.settings.headroom
+        if counted_s <= slo_s:
+            return None
+        what = f"{format_duration(with_it_s - before_s)} more between tokens where {format_duration(before_s)} are used"
+        return Refusal("tbt", _cheaper_first(what, counted_s, slo_s), SHORTEST_RETRY_S)
+
+
+def _cheaper_first(what: str, counted_s: float, slo_s: float) -> str:
+    counted, slo = format_duration(counted_s), format_duration(slo_s)
+    return f"{what} count as {counted}, over the objective of {slo}: cheaper requests go first"
