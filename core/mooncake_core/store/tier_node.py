@@ -54,7 +54,18 @@ class Arrival:
 class TierNode:
     """One node in one incarnation. One report, one demotion and one removal are under way at a time."""
 
-    def __init__(self, name: str, incarnation: int, kinds: Sequence[str], *, write_through: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        incarnation: int,
+        kinds: Sequence[str],
+        *,
+        write_through: bool,
+        stirred: dict[TierNode, None] | None = None,
+    ) -> None:
+        """`stirred` is common to all: it enters itself there when it may have something to ask."""
+        self._stirred: dict[TierNode, None] = {} if stirred is None else stirred
+        self._stirred[self] = None
         self.name = name
         self.incarnation = incarnation
         self.kinds = kinds
@@ -74,15 +85,18 @@ class TierNode:
     def copy(self, copy: Copy) -> None:
         """Its turn comes."""
         self._copies.append(copy)
+        self._stirred[self] = None
 
     def forget(self, name: TierKey) -> None:
         """The tiers are to drop it; asked for until confirmed."""
         self._forget[name] = None
+        self._stirred[self] = None
 
     def bring(self, arrival: Arrival) -> None:
         """Asked for until answered: only then its space can be used for something else."""
         self._arrivals[arrival.entry.allocation_id] = arrival
         self._unasked[arrival.entry.allocation_id] = None
+        self._stirred[self] = None
 
     def arrivals(self) -> list[Arrival]:
         return list(self._arrivals.values())
@@ -93,6 +107,7 @@ class TierNode:
 
     def copied(self) -> list[Copy]:
         """The node has answered, or it will not."""
+        self._stirred[self] = None
         copies, self._copying = self._copying, []
         return copies
 
@@ -104,8 +119,10 @@ class TierNode:
     def reported(self, next_cursor: str | None) -> None:
         self._reporting = False
         self._cursor = next_cursor
+        self._stirred[self] = None
 
     def forgot(self, names: Sequence[TieredName]) -> None:
+        self._stirred[self] = None
         self._forgetting = False
         for name in names:
             self._forget.pop(TierKey(name.key, name.allocation_id), None)
@@ -113,6 +130,7 @@ class TierNode:
     def unanswered(self, asked: TierCommand, now: float) -> None:
         """It is asked again after a while; but for copies, whose space is needed."""
         self._again_at = now + AGAIN_S
+        self._stirred[self] = None
         match asked:
             case AskTierReport():
                 self._reporting = False
@@ -124,6 +142,11 @@ class TierNode:
                 }
             case DemoteObjects():
                 pass
+
+    @property
+    def waits(self) -> bool:
+        """Whether it will have something to ask when time has passed, though nothing else happens."""
+        return bool(self._copies) or self._again_at is not None
 
     def deadlines(self) -> Iterator[float]:
         """When time itself is the next event."""

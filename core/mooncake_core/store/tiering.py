@@ -64,6 +64,8 @@ class Tiering:
         self._outdate = outdate
         self._counters = counters
         self._tiers: dict[str, TierNode] = {}
+        self._stirred: dict[TierNode, None] = {}
+        """Those that may have something to ask, or wait for a time: a question need not look at the others."""
         self._removals = removals
         self._promotions = Promotions(promote_timeout_s)
         self._promote_timeout_s = promote_timeout_s
@@ -75,12 +77,16 @@ class Tiering:
         for name, tier in list(self._tiers.items()):
             node = self._nodes.get(name)
             if node is None or node.incarnation != tier.incarnation:
-                del self._tiers[name]
+                self._stirred.pop(self._tiers.pop(name), None)
                 self._promotions.node_left(name)
         for name, node in self._nodes.items():
             if node.offer.tiers and name not in self._tiers:
                 self._tiers[name] = TierNode(
-                    name, node.incarnation, node.offer.tiers, write_through=node.offer.write_through
+                    name,
+                    node.incarnation,
+                    node.offer.tiers,
+                    write_through=node.offer.write_through,
+                    stirred=self._stirred,
                 )
 
     @property
@@ -177,13 +183,17 @@ class Tiering:
 
     def requests(self, now: float) -> list[TierCommand]:
         """What nodes are to be asked because of what has happened."""
-        for tier in self._tiers.values():
+        for tier in list(self._stirred):
             for copy in tier.overdue(now):
                 self._leave(tier, copy, now)
         self._place(now)
-        return [
-            request for tier in self._tiers.values() if self._nodes[tier.name].ready for request in tier.requests(now)
-        ]
+        commands: list[TierCommand] = []
+        for tier in list(self._stirred):
+            if self._nodes[tier.name].ready:
+                commands += tier.requests(now)
+                if not tier.waits:
+                    del self._stirred[tier]
+        return commands
 
     def answerable(self, now: float) -> list[tuple[int, Get, float]]:
         """(token, question, how long it has waited) of the gets that have waited long enough."""
@@ -191,7 +201,7 @@ class Tiering:
 
     def deadlines(self) -> Iterator[float]:
         """When time itself is the next event."""
-        for tier in self._tiers.values():
+        for tier in self._stirred:
             yield from tier.deadlines()
         if (held_until := self._promotions.next_deadline()) is not None:
             yield held_until
