@@ -22,7 +22,8 @@ Example:
   mooncake bench pairs conversation_trace.jsonl --config configs/sim/report-overload.yaml
 
 Algorithm 1 with predictive rejection, and with admission headroom, get nine trials each on the beginning of the trace at twice
-its speed. The best of each then serve the rest of it, and generated loads, at speeds 1 to 4. Beside that all pairs of policies and admissions, on the rest of the trace at twice its speed.
+its speed. The best of each then serve the rest of it, and generated loads, at speeds 1 to 4. Beside that all pairs of policies
+and admissions, on the rest of the trace at twice its speed.
 """
 
 
