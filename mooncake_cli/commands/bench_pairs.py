@@ -19,7 +19,7 @@ HELP = """Compare policies and admissions with the paper's, at equal budgets for
 
 \b
 Example:
-  mooncake bench pairs conversation_trace.jsonl --config configs/sim/report-overload.yaml
+  mooncake bench pairs conversation_trace.jsonl --config configs/sim/pairs.yaml --system four
 
 Algorithm 1 with predictive rejection, and with admission headroom, get nine trials each on the beginning of the trace at twice
 its speed. The best of each then serve the rest of it, and generated loads, at speeds 1 to 4. Beside that all pairs of policies
