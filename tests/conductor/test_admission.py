@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
 from mooncake_core.conductor.admission import AdmitAll, Baseline, Early, Headroom, LearnedLengths, Predictive
-from mooncake_core.conductor.admission.contract import Admission
+from mooncake_core.conductor.admission.contract import Admission, AdmissionSettings, Asking
 from mooncake_core.conductor.conductor import Conductor
+from mooncake_core.conductor.instances import Assigned, DecodeInstance
 from mooncake_core.conductor.output_lengths import ENOUGH, KEPT, OutputLengths
-from tests.conductor.test_conductor import arrival, dispatched, make
+from mooncake_core.wire.messages.membership import CostHint
+from tests.conductor.test_conductor import arrival, dispatched, make, offer
 
 ALL = [Baseline, Early, Predictive, LearnedLengths, Headroom]
 
@@ -217,22 +220,36 @@ def test_headroom_keeps_a_share_of_the_time_free() -> None:
     assert "20.6ms exceeds the objective of 20.4ms" in refused(conductor, 0).reason
 
 
-def test_where_little_room_is_left_a_sequence_counts_more() -> None:
-    """The third adds 10 ms, where 20 of 45 are taken: that counts as 10 x 4 x 20/45 more."""
-    conductor = make(admission=Headroom, tbt_slo_s=0.045, headroom=0.0, shed_weight=4.0)
-    for name in ("a", "b"):
-        placed(conductor, name, 0)
-    assert refused(conductor, 0).reason == (
-        "10ms more between tokens where 20ms are used count as 47.8ms, over the objective of 45ms: cheaper requests go first"
-    )
-
-
 def test_behind_a_queue_the_costly_are_turned_away_and_the_cheap_are_not() -> None:
-    conductor = make(admission=Headroom, ttft_slo_s=4.0, shed_weight=4.0, prefills=1, decodes=9)
-    placed(conductor, "a", 0, tokens=201)  # on an idle instance nothing is too costly
-    reject = refused(conductor, 1.0, tokens=201)
+    """The third takes 0.67 s more than the mean of 1.34 s, behind a third of the objective: that counts as 20 x 0.67 / 3 more."""
+    conductor = make(admission=Headroom, ttft_slo_s=6.0, shed_weight=20.0, prefills=1, decodes=9)
+    for name in ("a", "b"):
+        placed(conductor, name, 0, tokens=101)
+    reject = refused(conductor, 0, tokens=201)
     assert reject.reason == (
-        "2.01s of prefill behind a queue of 1.01s count as 5.05s, over the objective of 4s: cheaper requests go first"
+        "2.01s of prefill behind a queue of 2.02s count as 8.52s, over the objective of 6s: cheaper requests go first"
     )
-    assert (reject.cause, reject.retry_after_s) == ("ttft", pytest.approx(0.505))
-    placed(conductor, "b", 1.0, tokens=101)
+    assert (reject.cause, reject.retry_after_s) == ("ttft", pytest.approx(1.01))
+    placed(conductor, "c", 0, tokens=101)
+
+
+def test_where_all_cost_the_same_none_is_turned_away_for_its_cost() -> None:
+    conductor = make(admission=Headroom, ttft_slo_s=6.0, shed_weight=1e6, prefills=1, decodes=9)
+    for name in "abcde":
+        placed(conductor, name, 0, tokens=101)
+    assert "6.06s exceeds the objective of 6s" in refused(conductor, 0).reason
+
+
+def test_where_little_room_is_left_a_large_context_counts_more() -> None:
+    """Steps take 10 us per token of context. The last one adds 10 ms, 5 more than the mean; half of 20 ms is taken."""
+    cost = CostHint(step_base_s=0.0, step_per_sequence_s=0.0, step_per_context_token_s=1e-5)
+    decode = DecodeInstance("d", msgspec.structs.replace(offer(), cost=cost))
+    admission = Headroom(AdmissionSettings(tbt_slo_s=0.0205, headroom=0.0, shed_weight=4.0))
+    assert admission.at_arrival(Asking(0, 9, 0.1), decode, 0) is None
+    decode.assign("a", Assigned(1, 1000, 9, "", 0.0))
+    refusal = admission.at_arrival(Asking(1000, 9, 0.1), decode, 0)
+    assert refusal is not None
+    assert refusal.reason == (
+        "10ms more between tokens where 10ms are used count as 29.8ms, over the objective of 20.5ms: cheaper requests go first"
+    )
+    assert admission.at_arrival(Asking(400, 9, 0.1), decode, 0) is None
