@@ -36,6 +36,16 @@ def test_its_engines_take_what_their_options_say(tmp_path: Path) -> None:
     assert row["tbt_mean_s"] == pytest.approx(1.0, abs=0.01)
 
 
+def test_a_calibrated_cost_is_what_the_scheduler_expects_and_not_what_it_takes(tmp_path: Path) -> None:
+    options = "cost: {prefill_per_token: 20ms}, options: {cost: {prefill_base_s: 0, prefill_per_token_s: 0.01, "
+    instance = f"[{{engine: {{kind: mock, {options}prefill_per_token2_s: 0}}}}}}}}]"
+    setup = load_simulation(write(tmp_path, f"prefill: {instance}\ndecode: {instance}\n"))
+    jobs = iter([Job(number=0, arrived_at=0.0, prompt_tokens=150, output_tokens=3, keys=[])])
+    row = simulate(setup, setup.config.systems[0], jobs).records.rows()[0]
+    assert row["expected_ttft_s"] == pytest.approx(3.0)
+    assert row["ttft_s"] == pytest.approx(1.5)
+
+
 def test_limits_of_the_scheduler_are_its_objectives(tmp_path: Path) -> None:
     mock = "[{engine: {kind: mock}}]"
     text = f"prefill: {mock}\ndecode: {mock}\nscheduler: {{ttft_slo: 3s, policy: least-loaded}}\n"
