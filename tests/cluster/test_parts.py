@@ -112,7 +112,7 @@ def test_what_a_detached_start_waits_for_is_said(tmp_path: Path) -> None:
 def test_a_start_that_fails_says_why_once_and_soon(tmp_path: Path, setting: str, reason: str) -> None:
     began = time.monotonic()
     result = start(tmp_path, "--role", "all", "--set", setting)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 40  # and does not wait for what cannot come
     assert result.returncode == 2
     assert result.stderr.count(reason) == 1, result.stderr
     assert "killed" not in result.stderr
