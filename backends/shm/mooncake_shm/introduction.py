@@ -46,6 +46,11 @@ class Gone(Struct, frozen=True, array_like=True, tag=True):
     region: int
 
 
+# Made here: threads that use a type for the first time at once, through msgspec's functions, have ended a process.
+_WANT: Final = msgspec.msgpack.Decoder(Want)
+_ANSWER: Final = msgspec.msgpack.Decoder(Have | Gone)
+
+
 def check_user(connection: socket.socket) -> None:
     """Shared memory trusts the user, nobody else.
 
@@ -72,10 +77,10 @@ def receive_news(connection: socket.socket) -> tuple[Have | Gone, list[int]]:
     data, descriptors, _, _ = socket.recv_fds(connection, LARGEST_BYTES, 2)
     if not data:
         raise ConnectionResetError(errno.ECONNRESET, "the peer closed the connection")
-    return msgspec.msgpack.decode(data, type=Have | Gone), list(descriptors)
+    return _ANSWER.decode(data), list(descriptors)
 
 
 def receive_want(connection: socket.socket) -> Want | None:
     """The next wish; None at the end."""
     data = connection.recv(LARGEST_BYTES)
-    return msgspec.msgpack.decode(data, type=Want) if data else None
+    return _WANT.decode(data) if data else None
