@@ -78,6 +78,13 @@ def test_hosts_are_this_machine_another_or_nowhere(host: str, state: State) -> N
     assert [finding.state for finding in found if finding.found.startswith("master.port")] == [state]
 
 
+def test_a_name_that_nobody_has_is_complained_about_by_one_check() -> None:
+    nowhere = "999.1.1.1"
+    members = {"store": [StoreConfig(host=nowhere)], "prefill": [InstanceConfig(host=nowhere)]}
+    wrong = {name for name, found in examine(Subject(config(**members))) if found.state is State.FAIL}
+    assert wrong == {"ports"}
+
+
 @pytest.mark.parametrize(
     ("mounts", "tier", "state"),
     [

@@ -31,10 +31,18 @@ def is_here(host: str) -> bool:
     return True
 
 
+def _is_surely_here(host: str) -> bool:
+    """As `is_here`; a name that cannot be resolved is for the check of ports to complain about, once."""
+    try:
+        return is_here(host)
+    except OSError:
+        return False
+
+
 def nodes_here(config: ClusterConfig) -> Iterator[tuple[str, int, NodeConfig]]:
     """Setting, number, and section of the nodes that are for this machine."""
     for number, store in enumerate(config.store):
-        if is_here(store.host):
+        if _is_surely_here(store.host):
             yield f"store[{number}]", store.count, store
     for setting, instance in instances_here(config):
         if instance.local_node:
@@ -45,7 +53,7 @@ def instances_here(config: ClusterConfig) -> Iterator[tuple[str, InstanceConfig]
     """Setting and section of the instances that are for this machine."""
     for role, instances in (("prefill", config.prefill), ("decode", config.decode)):
         for number, instance in enumerate(instances):
-            if is_here(instance.host):
+            if _is_surely_here(instance.host):
                 yield f"{role}[{number}]", instance
 
 
