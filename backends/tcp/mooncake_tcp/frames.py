@@ -28,7 +28,6 @@ RESPONSE: Final = struct.Struct("<B7xQQd32x")  # status, operation id, payload l
 MAX_VECTORS: Final = 512
 
 CALL_BYTES: Final = 1 << 20
-LARGEST_HEADER_BYTES: Final = 4096
 SOCKET_BUFFER_BYTES: Final = 128 << 10
 
 
@@ -74,24 +73,27 @@ def tune(sock: socket.socket) -> None:
 
 def send_all(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None:
     """Sends all buffers in order, without copying them together: what is short with one call, what is long with several,
-    because the other end receives while this one is between calls."""
+    because the other end receives while this one is between calls. What is long starts a call of its own: behind a header
+    the kernel copies it more slowly."""
     together: list[bytes | memoryview] = []
     num_bytes = 0
     for buffer in buffers:
         length = len(buffer)
-        if num_bytes + length > LARGEST_HEADER_BYTES + CALL_BYTES or len(together) == MAX_VECTORS:
-            # What leaves with headers is as long as what leaves alone, or a payload of whole calls would end in a tiny one.
-            first_bytes = max(0, CALL_BYTES - max(0, num_bytes - LARGEST_HEADER_BYTES))
-            view = memoryview(buffer)
-            _send_together(sock, [*together, view[:first_bytes]])
-            for start in range(first_bytes, length, CALL_BYTES):
-                sock.sendall(view[start : start + CALL_BYTES])
+        if together and (num_bytes + length > CALL_BYTES or len(together) == MAX_VECTORS):
+            _send_together(sock, together)
             together, num_bytes = [], 0
+        if length >= CALL_BYTES:
+            _send_long(sock, memoryview(buffer))
         else:
             together.append(buffer)
             num_bytes += length
     if together:
         _send_together(sock, together)
+
+
+def _send_long(sock: socket.socket, view: memoryview) -> None:
+    for start in range(0, view.nbytes, CALL_BYTES):
+        sock.sendall(view[start : start + CALL_BYTES])
 
 
 def _send_together(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None:
