@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import select
 import socket
 import threading
 import time
@@ -52,6 +53,7 @@ class Exchange:
         self._header = memoryview(bytearray(RESPONSE.size))
         self._changed = threading.Lock()
         self._socket: socket.socket | None = None
+        self._poller = select.poll()
         self._broken: TransferError | None = None
         self._deadline_s = math.inf
         self._writing = False
@@ -72,13 +74,7 @@ class Exchange:
             return False
         if self._socket is None:
             return True
-        try:
-            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False  # ended, or bytes that nobody asked for
+        return not self._poller.poll(0)  # ended, or bytes that nobody asked for
 
     def carry_out(self, pairs: Sequence[Pair]) -> list[Completion | None]:
         """Returns when all operations have ended; one completion each, in order; None for what is to be asked again."""
@@ -131,6 +127,7 @@ class Exchange:
             is_new = sock is None
             if sock is None:
                 sock = self._socket = socket.socket(family_of(self._address[0]), socket.SOCK_STREAM)
+                self._poller.register(sock, select.POLLIN)
         self._note_deadline(deadline_s)
         if is_new:
             connect(sock, self._address, self._secret, self._clock)
