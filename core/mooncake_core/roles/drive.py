@@ -53,12 +53,15 @@ class Drive(Generic[E_, C_]):
 
     def _arm(self) -> None:
         deadline = self._decider.next_deadline()
-        if deadline is not None:
-            deadline = max(deadline, self.now() + SHORTEST_WAIT_S)
-            if self._timer and self._timer.when() <= deadline:
-                return  # wakes early enough; it then arms itself for the later deadline
-        self.close()
-        if deadline is not None:
+        if deadline is None:
+            self.close()
+            return
+        timer = self._timer
+        if timer is not None and timer.when() <= deadline:
+            return  # wakes early enough; it then arms itself for the later deadline
+        deadline = max(deadline, self.now() + SHORTEST_WAIT_S)
+        if timer is None or timer.when() > deadline:
+            self.close()
             self._timer = self._loop.call_at(deadline, self._wake)
 
     def _wake(self) -> None:

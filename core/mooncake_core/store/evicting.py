@@ -96,11 +96,13 @@ class Evicting:
 
     def notices(self) -> list[EvictionStalled | EvictionGoesOn]:
         """What people should hear since the last call."""
-        for name in list(self._stalled):
+        for name in list(self._stalled) if self._stalled else ():
             if name not in self._nodes:
                 self._stalled.remove(name)
             elif self._has_room(self._nodes[name]):
                 self._unstall(name)
+        if not self._notices:
+            return []
         notices, self._notices = self._notices, []
         return notices
 

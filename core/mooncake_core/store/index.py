@@ -227,10 +227,14 @@ class ObjectIndex:
         """All in DRAM that is evicted when this object is: itself, or its group, the latest first."""
         return self._in_dram(entry.group) if entry.group else [entry]
 
-    def take_changes(self) -> Changes:
-        """What changed since the last call."""
-        self._held_groups.clear()
-        changes, self._changes = self._changes, Changes()
+    def take_changes(self) -> Changes | None:
+        """What changed since the last call; None if nothing did."""
+        if self._held_groups:
+            self._held_groups.clear()
+        changes = self._changes
+        if not (changes.stored or changes.removed):
+            return None
+        self._changes = Changes()
         return changes
 
     def check(self, arriving: Set[int] = frozenset()) -> list[str]:

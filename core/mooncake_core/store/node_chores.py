@@ -40,12 +40,14 @@ class NodeChores:
 
     def take_to_ask(self) -> list[NodeSpace]:
         """Those to be asked since the last call."""
+        if not self._to_ask:  # mostly
+            return []
         taken, self._to_ask = self._to_ask, {}
         return list(taken)
 
     def take_due(self, now: float) -> list[NodeSpace]:
         """Those of which a quarantine has ended."""
-        due = []
+        due: list[NodeSpace] = []
         while self._quarantines and self._quarantines[0][0] <= now:
             due.append(heapq.heappop(self._quarantines)[-1])
         return due

@@ -97,7 +97,7 @@ class Placing:
         self._nodes = nodes
         self._strategy = strategy
         self._preferred = list(preferred)
-        self._near = next((nodes[name].host for name in preferred if name in nodes), "")
+        self._near = next((nodes[name].host for name in preferred if name in nodes), "") if preferred else ""
         self._too_long: int | None = None
         """No node has room for anything of this length: space is only taken while a put is placed."""
         self.wanting: dict[str, int] = {}

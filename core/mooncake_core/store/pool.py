@@ -146,9 +146,10 @@ class Pool:
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Takes notice of an event; says what is to be done."""
+        commands: list[Command]
         match event:
             case Asked(token, message):
-                commands: list[Command] = list(self._asked(token, message, now))
+                commands = self._asked(token, message, now)
             case Tick():
                 commands = [*self._sweeps.go_on(now), *self._roster.retry(now)]
                 self._evicting.go_on(now)
@@ -176,11 +177,19 @@ class Pool:
         """When time itself is the next event."""
         if not self._sweeps.idle:
             return 0.0
-        writer = self._grants.next_deadline()
-        nodes = min(self._roster.deadlines(), default=None)
-        tiers = min(self._tiering.deadlines(), default=None) if self._tiering.is_needed else None
-        deadlines = (writer, nodes, tiers, self._evicting.next_deadline(), self._operations.next_deadline())
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        deadlines = [
+            deadline
+            for deadline in (
+                self._grants.next_deadline(),
+                self._evicting.next_deadline(),
+                self._operations.next_deadline(),
+                *self._roster.deadlines(),
+            )
+            if deadline is not None
+        ]
+        if self._tiering.is_needed:
+            deadlines += self._tiering.deadlines()
+        return min(deadlines) if deadlines else None
 
     @property
     def longest_lease_s(self) -> float:
@@ -244,12 +253,12 @@ class Pool:
         """The integrity check: what does not add up. Empty when every byte and slot is accounted for exactly once."""
         return self._index.check(self._tiering.arriving())
 
-    def _asked(self, token: int, message: Question, now: float) -> Sequence[Command]:
+    def _asked(self, token: int, message: Question, now: float) -> list[Command]:
         """The answer; or none yet, for what is done in slices, and for a get of objects that have to be brought from a tier."""
         try:
             if isinstance(message, RemoveAll | RemoveMatching):
                 self._begin_sweep(token, message)
-                return self._sweeps.go_on(now)
+                return [*self._sweeps.go_on(now)]
             if isinstance(message, Get) and message.lease and self._tiering.is_needed:
                 keys = self._keys(message.tenant, message.keys)
                 if self._tiering.hold(token, message, keys, now):
@@ -355,6 +364,8 @@ class Pool:
 
     def _changes(self) -> list[Command]:
         changes = self._index.take_changes()
+        if changes is None:
+            return []
         removed: list[Command] = [BlocksRemoved(name, keys) for name, keys in changes.removed.items()]
         stored: list[Command] = [BlocksStored(name, list(keys)) for name, keys in changes.stored.items()]
         return [*removed, *stored]

@@ -116,14 +116,10 @@ class Roster:
             self._clear_again_at = now + NODE_RETRY_S
         return commands
 
-    def deadlines(self) -> Iterator[float]:
+    def deadlines(self) -> list[float | None]:
         """When time itself is the next event."""
-        if (deadline := self._chores.next_quarantine()) is not None:
-            yield deadline
-        for node in self._chores.unwritable:
-            yield node.retry_at
-        if self._clear_again_at is not None:
-            yield self._clear_again_at
+        retries = [node.retry_at for node in self._chores.unwritable] if self._chores.unwritable else ()
+        return [self._chores.next_quarantine(), self._clear_again_at, *retries]
 
     def _joined(self, event: NodeJoined, now: float) -> list[Command]:
         if self._node(event.name, event.incarnation) is not None:

@@ -124,6 +124,8 @@ class Cutter:
         Raises:
             ProtocolError: whoever sends this speaks something else.
         """
+        if not self._parts and (envelope := _single(data)) is not None:  # mostly
+            return [envelope]
         if self._parts or len(data) < self.wanted_bytes:
             self._parts.append(data)
             self._num_bytes += len(data)
@@ -149,6 +151,17 @@ class Cutter:
             raise ProtocolError(f"expected an envelope of at most {MAX_MESSAGE_BYTES} bytes, got something else")
         end: int = start + _PREFIX.size + head_bytes + body_bytes
         return end
+
+
+def _single(data: bytes) -> Envelope | None:
+    """The envelope that `data` is; None where it is anything else."""
+    if len(data) < _PREFIX.size:
+        return None
+    kind, number, head_bytes, body_bytes = _PREFIX.unpack_from(data)
+    body = _PREFIX.size + head_bytes
+    if kind not in _KINDS or body + body_bytes != len(data):
+        return None
+    return Envelope(_KINDS[kind], number, data[_PREFIX.size : body], data[body:])
 
 
 _encoder = msgspec.msgpack.Encoder()

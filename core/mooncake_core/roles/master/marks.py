@@ -6,7 +6,7 @@ See docs/decisions/0029-leases-are-remembered.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from mooncake_core.errors import MooncakeError
 from mooncake_core.roles.tasks import Tasks
@@ -27,7 +27,7 @@ class Marks:
         """A question is being handled: what is marked from now on is marked because of it. What its asker has only written,
         and gives up, nobody has read."""
         self._of_this_turn.clear()
-        self._own = set()
+        self._own.clear()
         if isinstance(message, PutEnd):
             self._own = {*message.revoked, *(commit.allocation_id for commit in message.commits)}
 
@@ -38,17 +38,18 @@ class Marks:
             self._under_way.add(order)
             order.add_done_callback(self._under_way.discard)
 
+    def must_precede(self, message: Message | MooncakeError) -> bool:
+        """Whether something was removed that has to be marked before this answer."""
+        return bool(self._under_way) and bool(self._waited_for(message))
+
     def after(self, message: Message | MooncakeError, answer: Callable[[], None], longest_s: float) -> None:
-        """Answers at once, or, when something was removed, after it is marked; no later than leases on it end."""
-        waits_for: set[asyncio.Task[None]] = set()
+        """Answers when that is marked; no later than leases on it end."""
+        self._tasks.start(_answer_after(set(self._waited_for(message)), answer, longest_s))
+
+    def _waited_for(self, message: Message | MooncakeError) -> Set[asyncio.Task[None]]:
         if isinstance(message, PutEnded | Removed):
-            waits_for = self._of_this_turn
-        elif isinstance(message, RemovedAll):  # the last of several turns
-            waits_for = self._under_way
-        if waits_for:
-            self._tasks.start(_answer_after(set(waits_for), answer, longest_s))
-        else:
-            answer()
+            return self._of_this_turn
+        return self._under_way if isinstance(message, RemovedAll) else frozenset()  # the last of several turns
 
 
 async def _answer_after(orders: set[asyncio.Task[None]], answer: Callable[[], None], longest_s: float) -> None:

@@ -57,6 +57,10 @@ class PoolDriver:
         self._drive: Drive[p.Event, p.Command] = Drive(pool, execute=self._execute, tick=p.Tick)
         self._tokens = itertools.count()
         self._orders = itertools.count(1)
+        self._asking: int | None = None
+        """Whose question is being handled."""
+        self._said: Message | MooncakeError | None = None
+        """The answer to that, where it comes at once."""
         self._asked: dict[int, asyncio.Future[Message]] = {}
         self._tasks = Tasks()
         self._marks = Marks(self._tasks)
@@ -87,25 +91,29 @@ class PoolDriver:
         await self._tasks.close()
 
     def _ask(self, message: Any, call: Call) -> Message | Coroutine[Any, Any, Message]:
-        token = next(self._tokens)
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._asked[token] = answer
+        token = self._asking = next(self._tokens)
         self._marks.begin_turn(message)
         try:
             self._drive.feed(p.Asked(token, message))
-        except BaseException:
-            del self._asked[token]
-            raise
-        if answer.done():
-            del self._asked[token]
-            return answer.result()
+        finally:
+            self._asking = None
+            said, self._said = self._said, None
+        if isinstance(said, MooncakeError):
+            raise said
+        if said is not None:
+            return said
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._asked[token] = answer
         answer.add_done_callback(lambda _: self._asked.pop(token))  # also when whoever asked has gone
         return _wait(answer)
 
     def _execute(self, command: p.Command) -> None:
         match command:
             case p.Answer(token=token, message=message):
-                self._marks.after(message, lambda: self._answer(token, message), self.pool.longest_lease_s)
+                if self._marks.must_precede(message):
+                    self._marks.after(message, lambda: self._answer(token, message), self.pool.longest_lease_s)
+                else:
+                    self._answer(token, message)
             case p.BlocksStored() | p.BlocksRemoved():
                 self._on_change(command)
             case p.FenceNode():
@@ -125,6 +133,9 @@ class PoolDriver:
                 self._tasks.start(self._ask_tier(command))
 
     def _answer(self, token: int, message: Message | MooncakeError) -> None:
+        if token == self._asking:
+            self._said = message
+            return
         answer = self._asked.get(token)
         if answer is None or answer.done():
             return  # whoever asked has gone
