@@ -10,8 +10,7 @@ import heapq
 import itertools
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.replicas import Replicas
@@ -98,23 +97,13 @@ class Placing:
         self._strategy = strategy
         self._preferred = list(preferred)
         self._near = next((nodes[name].host for name in preferred if name in nodes), "") if preferred else ""
+        self._order: Order | None = None
+        self._num_hosts = 0
+        """Of the nodes in that order."""
         self._too_long: int | None = None
         """No node has room for anything of this length: space is only taken while a put is placed."""
         self.wanting: dict[str, int] = {}
         """Node → bytes that it would have taken, were it not full."""
-
-    @cached_property
-    def _accepting(self) -> list[NodeSpace]:
-        """Looked for when preferred nodes have no room: there may be many."""
-        return [node for node in self._nodes.values() if node.accepts]
-
-    @cached_property
-    def _order(self) -> Order:
-        return self._strategy(self._accepting, self._near)
-
-    @cached_property
-    def _num_hosts(self) -> int:
-        return len({node.host for node in self._accepting})
 
     def prefer(self, names: Iterable[str]) -> None:
         """For the objects to come, after those that are preferred already."""
@@ -127,15 +116,15 @@ class Placing:
         if self._too_long is not None and length >= self._too_long:
             return replicas
         hosts: set[str] = set()
-        walk = self._walk()
-        for node in self._spread(walk, hosts, also_preferred):
+        nodes = self._spread(hosts, also_preferred)
+        for node in nodes:
             extent = node.allocate(length, allocation_id) if node.name not in replicas else None
             if extent is not None:
                 replicas[node.name] = extent
                 if len(replicas) == num_replicas:
                     break
                 hosts.add(node.host)
-        walk.close()
+        nodes.close()
         if not replicas:
             self._too_long = length
         return replicas
@@ -143,33 +132,42 @@ class Placing:
     def note_refused(self, length: int, num_replicas: int) -> None:
         """An object found no room: adds to what nodes want."""
         noted: set[str] = set()
-        walk = self._walk()
-        for node in self._spread(walk, set()):
+        nodes = self._spread(set())
+        for node in nodes:
             if len(noted) == num_replicas:
                 break
             wanted = self.wanting.get(node.name, 0) + length
             if node.name not in noted and wanted <= node.offer.capacity_bytes:
                 self.wanting[node.name] = wanted
                 noted.add(node.name)
-        walk.close()
+        nodes.close()
 
-    def _walk(self) -> Generator[NodeSpace, None, None]:
-        yield from self._order.walk()
-
-    def _spread(
-        self, walk: Iterator[NodeSpace], hosts: set[str], also_preferred: Sequence[str] = ()
-    ) -> Iterator[NodeSpace]:
-        """The preferred nodes, then those of hosts that are not in `hosts`, then the others."""
+    def _spread(self, hosts: set[str], also_preferred: Sequence[str] = ()) -> Generator[NodeSpace, None, None]:
+        """The preferred nodes, then those of hosts that are not in `hosts`, then the others. To be closed before the next one
+        begins."""
         for name in itertools.chain(self._preferred, also_preferred):
             if name in self._nodes and self._nodes[name].accepts:
                 yield self._nodes[name]
-        later = []
-        for node in walk:
-            if node.host not in hosts:
-                yield node
-            else:
-                later.append(node)
-            if len(hosts) == self._num_hosts:
-                break
-        yield from later
-        yield from walk
+        order = self._order
+        if order is None:
+            order = self._order = self._ordered()
+        walk = order.walk()
+        try:
+            later = []
+            for node in walk:
+                if node.host not in hosts:
+                    yield node
+                else:
+                    later.append(node)
+                if len(hosts) == self._num_hosts:
+                    break
+            yield from later
+            yield from walk
+        finally:
+            walk.close()
+
+    def _ordered(self) -> Order:
+        """Only when preferred nodes have no room: there may be many others."""
+        accepting = [node for node in self._nodes.values() if node.accepts]
+        self._num_hosts = len({node.host for node in accepting})
+        return self._strategy(accepting, self._near)
