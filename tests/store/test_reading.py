@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from mooncake_core.store.checksums import ON_LOOP_BYTES, Choice
 from mooncake_core.store.layout import ALIGNMENT, Header, pack_header, unpack_header

@@ -11,7 +11,6 @@ from mooncake_core.store.carrying import Job
 from mooncake_core.transfer.batch import Batch, Transfer, TransferRequest
 from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.engine import TransferEngine
-from mooncake_core.transfer.slices import total_bytes
 from mooncake_core.wire.blocking import BlockingClient
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.memory import SegmentDescriptor
@@ -60,7 +59,7 @@ class ThreadCarrier:
     async def move(
         self, kind: Kind, jobs: Sequence[Job], *, timeout_s: float, in_order: bool = False, beside: checksums.Fed = ()
     ) -> tuple[list[Transfer], BaseException | None]:
-        if len(jobs) > 1 and sum(total_bytes(job.ends.near) for job in jobs) >= TOGETHER_BYTES:
+        if len(jobs) > 1 and sum(job.ends.num_bytes for job in jobs) >= TOGETHER_BYTES:
             return self._move_together(kind, jobs, timeout_s, in_order, beside), None
         until = time.monotonic() + timeout_s
         moved: list[Transfer] = []

@@ -29,10 +29,12 @@ class Ends:
 
     near: list[memoryview] = field(default_factory=list)
     far: list[Range] = field(default_factory=list)
+    num_bytes: int = 0
 
     def add(self, offset: int, pieces: Sequence[memoryview], length: int) -> None:
         """A range more; where it goes on from the one before, a longer one: each costs something all the way."""
         self.near.extend(pieces)
+        self.num_bytes += length
         far = self.far
         if far and far[-1].offset + far[-1].length == offset:
             far[-1] = Range(far[-1].offset, far[-1].length + length)

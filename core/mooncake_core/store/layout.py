@@ -9,8 +9,9 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from mooncake_core.errors import InvalidRequest
 
@@ -37,8 +38,7 @@ WRITTEN_STATES: Final = (SlotState.RESERVED, SlotState.COMMITTED, SlotState.REMO
 _WRITTEN: Final = frozenset(map(int, WRITTEN_STATES))
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Struct, frozen=True, gc=False):
     """A slot's content."""
 
     state: SlotState
@@ -48,8 +48,7 @@ class Slot:
     checksum: int
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Struct, frozen=True, gc=False):
     """What stands before an object's data."""
 
     allocation_id: int

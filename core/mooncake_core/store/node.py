@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from mooncake_core.errors import ConfigError, StaleAllocation
 from mooncake_core.store.layout import (

@@ -32,14 +32,15 @@ class _Object:
     written: Coverage = field(default_factory=Coverage)
     begun: bool = False
     """Its slot and header are written with its first bytes."""
-    lost: set[str] = field(default_factory=set)
+    lost: tuple[str, ...] = ()
     """Nodes that could not be written to: the object goes on without them, while there are others."""
-    sealed: set[str] = field(default_factory=set)
+    sealed: tuple[str, ...] = ()
     """Nodes whose directory says already that it is whole."""
 
     def placement(self, node: str) -> Placement:
         """Where it is to lie on one of its nodes."""
-        return next(placement for placement in self.grant.placements if placement.node == node)
+        placements = self.grant.placements
+        return placements[0] if len(placements) == 1 else next(each for each in placements if each.node == node)
 
     @property
     def nodes(self) -> list[str]:
@@ -47,8 +48,13 @@ class _Object:
         return [placement.node for placement in self.grant.placements if placement.node not in self.lost]
 
     @property
+    def is_lost(self) -> bool:
+        """No node holds it any more."""
+        return bool(self.lost) and not self.nodes
+
+    @property
     def is_whole(self) -> bool:
-        return bool(self.nodes) and self.begun and self.written.reached == self.new.size_bytes
+        return not self.is_lost and self.begun and self.written.reached == self.new.size_bytes
 
     @property
     def checksum(self) -> int:
@@ -106,7 +112,7 @@ class Putting:
     @property
     def granted(self) -> Sequence[int]:
         """Which of the objects have space, and have not failed; the others need not be written."""
-        return [index for index, item in self._objects.items() if item.nodes]
+        return [index for index, item in self._objects.items() if not item.is_lost]
 
     async def write(self, parts: Mapping[int, Pieces]) -> None:
         """Moves the next bytes of some objects, given by their place in the put; those without space are skipped.
@@ -147,9 +153,9 @@ class Putting:
         segments = self._started.segments
         ordered = {node: job for node, job in writes.items() if self._carrier.writes_in_order(segments[node])}
         for node, (objects, ends) in ordered.items():
+            _add_slots(ends, objects, node)
             for item in objects:
-                _add_slot(ends, item, node, SlotState.COMMITTED)
-                item.sealed.add(node)
+                item.sealed += (node,)
         await self._write_nodes(ordered, in_order=True)
         await self._write_nodes({node: job for node, job in writes.items() if node not in ordered})
 
@@ -166,7 +172,7 @@ class Putting:
             return
         whole = [item for item in ending.values() if commit and item.is_whole]
         await self._write_slots(whole)
-        whole = [item for item in whole if item.nodes]
+        whole = [item for item in whole if not item.is_lost]
         kept = {item.grant.allocation_id for item in whole}
         numbers = [item.grant.allocation_id for item in ending.values()]
         message = PutEnd(
@@ -188,7 +194,7 @@ class Putting:
 
     def _is_open(self, index: int) -> bool:
         item = self._objects.get(index)
-        return item is not None and bool(item.nodes)
+        return item is not None and not item.is_lost
 
     def _check_range(self, index: int, offset: int, length: int) -> None:
         """What lies behind the object is somebody else's."""
@@ -206,7 +212,8 @@ class Putting:
             objects, ends = writes.setdefault(placement.node, ([], Ends()))
             objects.append(item)
             if not item.begun:
-                _add_slot(ends, item, placement.node, SlotState.RESERVED)
+                reserved = Slot(SlotState.RESERVED, item.grant.allocation_id, placement.offset, item.new.size_bytes, 0)
+                ends.add(placement.slot * SLOT_BYTES, [memoryview(pack_slot(reserved))], SLOT_BYTES)
                 ends.add(placement.offset, [_header(item)], header_length)
             ends.add(placement.offset + header_length + offset, pieces, length)
         item.begun = True
@@ -219,24 +226,29 @@ class Putting:
         item.begun = True
         item.written.add(0, item.new.size_bytes)
         for placement in item.grant.placements:
-            objects, ends = writes.setdefault(placement.node, ([], Ends()))
-            objects.append(item)
-            ends.add(placement.offset, [header, *pieces], length)
+            write = writes.get(placement.node)
+            if write is None:
+                write = writes[placement.node] = ([], Ends())
+            write[0].append(item)
+            write[1].add(placement.offset, [header, *pieces], length)
 
     async def _write_slots(self, whole: Sequence[_Object]) -> None:
         """The directory's word that an object is whole: written when its data is."""
-        writes: Writes = {}
+        unsealed: dict[str, list[_Object]] = {}
         for item in whole:
             for placement in item.grant.placements:
-                node = placement.node
-                if node not in item.lost and node not in item.sealed:
-                    objects, ends = writes.setdefault(node, ([], Ends()))
-                    objects.append(item)
-                    _add_slot(ends, item, node, SlotState.COMMITTED)
+                if placement.node not in item.sealed and placement.node not in item.lost:
+                    unsealed.setdefault(placement.node, []).append(item)
+        writes: Writes = {node: (objects, Ends()) for node, objects in unsealed.items()}
+        for node, (objects, ends) in writes.items():
+            _add_slots(ends, objects, node)
         await self._write_nodes(writes)
 
     async def _write_nodes(self, writes: Writes, *, beside: checksums.Fed = (), in_order: bool = False) -> None:
         """One transfer carries everything for a node; if it fails, all its objects have lost that node."""
+        if not writes:
+            await self._carrier.feed(beside)
+            return
         patience_s = min(self.deadline - time.monotonic(), self._write_timeout_s)
         if patience_s <= 0:
             await self._carrier.feed(beside)
@@ -253,7 +265,7 @@ class Putting:
             if node in settled and (transfer.error is None or isinstance(transfer.error, StaleSegment)):
                 self._unsettled.discard(node)  # a withdrawn segment is touched by nobody
             if transfer.error is None:
-                self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + total_bytes(ends.near)
+                self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + ends.num_bytes
             else:
                 self._lose(node, objects, transfer.error)
         if interrupt is not None:
@@ -262,15 +274,19 @@ class Putting:
     def _lose(self, node: str, objects: Sequence[_Object], error: Exception) -> None:
         _log.warning("cannot write to %s: %s", node, error)
         for item in objects:
-            item.lost.add(node)
+            item.lost += (node,)
 
 
-def _add_slot(ends: Ends, item: _Object, node: str, state: SlotState) -> None:
-    """What the directory of a node is to say of an object."""
-    placement = item.placement(node)
-    checksum = item.checksum if state is SlotState.COMMITTED else checksums.NO_CHECKSUM
-    slot = Slot(state, item.grant.allocation_id, placement.offset, item.new.size_bytes, checksum)
-    ends.add(placement.slot * SLOT_BYTES, [memoryview(pack_slot(slot))], SLOT_BYTES)
+def _add_slots(ends: Ends, items: Sequence[_Object], node: str) -> None:
+    """What the directory of a node is to say of whole objects. As one piece: their slots lie side by side, mostly."""
+    slots = bytearray()
+    for item in items:
+        placement = item.placement(node)
+        slots += pack_slot(
+            Slot(SlotState.COMMITTED, item.grant.allocation_id, placement.offset, item.new.size_bytes, item.checksum)
+        )
+        ends.add(placement.slot * SLOT_BYTES, (), SLOT_BYTES)
+    ends.near.append(memoryview(slots))
 
 
 def _header(item: _Object) -> memoryview:

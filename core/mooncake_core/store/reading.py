@@ -226,7 +226,9 @@ class Reading:
         for index in indexes:
             item = self._objects[index]
             placement = item.found.placements[item.replica]
-            read = reads.setdefault(placement.node, _NodeRead())
+            read = reads.get(placement.node)
+            if read is None:
+                read = reads[placement.node] = _NodeRead()
             read.indexes.append(index)
             if not item.named:
                 read.unnamed.append(index)
@@ -258,7 +260,7 @@ class Reading:
         if transfer.error is not None:
             _log.warning("cannot read from %s: %s", transfer.request.segment.owner, transfer.error)
             return read.indexes
-        self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + total_bytes(read.ends.near)
+        self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + read.ends.num_bytes
         if checksums.wanted(self._checksum, transfer.path):
             for index in read.indexes:
                 self._objects[index].must_agree = True
