@@ -66,7 +66,7 @@ class Envelope(NamedTuple):
 
 def pack(kind: Kind, number: int, head: bytes = b"", body: bytes = b"") -> bytes:
     """An envelope as bytes; several of them may stand one after another in a frame."""
-    return _PREFIX.pack(kind.value, number, len(head), len(body)) + head + body
+    return _PREFIX.pack(kind._value_, number, len(head), len(body)) + head + body  # `value` is a slow property
 
 
 def bundles(envelopes: Sequence[bytes]) -> Iterator[bytes]:
@@ -124,7 +124,7 @@ class Cutter:
         Raises:
             ProtocolError: whoever sends this speaks something else.
         """
-        if not self._parts and (envelope := _single(data)) is not None:  # mostly
+        if not self._parts and (envelope := whole(data)) is not None:  # mostly
             return [envelope]
         if self._parts or len(data) < self.wanted_bytes:
             self._parts.append(data)
@@ -153,8 +153,8 @@ class Cutter:
         return end
 
 
-def _single(data: bytes) -> Envelope | None:
-    """The envelope that `data` is; None where it is anything else."""
+def whole(data: bytes) -> Envelope | None:
+    """The envelope that `data` is; None where it is anything else: a part of one, several, or none."""
     if len(data) < _PREFIX.size:
         return None
     kind, number, head_bytes, body_bytes = _PREFIX.unpack_from(data)

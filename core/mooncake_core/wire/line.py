@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
+import select
 import socket
 import struct
 import time
@@ -19,6 +21,7 @@ from mooncake_core.wire.envelope import (
     decode_hello,
     encode_part,
     pack,
+    whole,
 )
 from mooncake_core.wire.messages import Message, decode, encode
 from mooncake_core.wire.messages.envelope import Failure
@@ -37,6 +40,7 @@ class Line:
         self._hello = hello
         self._numbers = itertools.count(1)
         self._socket: socket.socket | None = None
+        self._poller = select.poll()
         self._outgoing = memoryview(b"")
         self._sent: list[int] = []
         """How much of it each system call took. Like `_received`, it is filled by the call itself: an interrupt comes between two
@@ -47,7 +51,9 @@ class Line:
         self._asked = 0
         self._is_answered = True
         self._what = "Hello"
-        self._timeout_s = 0.0
+        self._timeout_s = math.nan
+        self._head = b""
+        """What says so."""
         self._patience_s = 0.0
         """As the kernel was told."""
         self._broken = False
@@ -69,6 +75,7 @@ class Line:
             self._socket = sock
             sock.settimeout(None)  # the kernel keeps the deadlines: it saves a system call before each one
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._poller.register(sock, select.POLLIN)
         except OSError as error:
             raise self._lost(error) from error
         self._say(pack(Kind.HELLO, 0, encode_part(self._hello)))
@@ -86,21 +93,17 @@ class Line:
         """Whether the server is still there, as far as is known here, and has said nothing that nobody asked for."""
         if self._socket is None or not self.is_idle:
             return False
-        try:
-            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
+        return not self._poller.poll(0)
 
     def ask(self, message: Message, timeout_s: float) -> None:
         """Notes a question; `answer` sends it and waits."""
         self._is_answered = False
         number = self._asked = next(self._numbers)
-        self._what, self._timeout_s = type(message).__name__, timeout_s
-        head = encode_part(Head(timeout_s=timeout_s))
-        self._say(pack(Kind.REQUEST, number, head, encode(message)))
+        self._what = type(message).__name__
+        if timeout_s != self._timeout_s:  # mostly it is that of the question before
+            self._timeout_s = timeout_s
+            self._head = encode_part(Head(timeout_s=timeout_s))
+        self._say(pack(Kind.REQUEST, number, self._head, encode(message)))
 
     def answer(self, deadline: float) -> Message | MooncakeError:
         """The answer, or the server's error. After an interrupt it can be called again: it goes on, or answers the same.
@@ -141,15 +144,17 @@ class Line:
         sock = self._socket
         assert sock is not None  # connected
         try:
-            while not (envelopes := self._cut()):
+            while True:
+                if self._received and (envelope := self._cut()) is not None:
+                    return envelope
                 self._set_patience(sock, deadline - time.monotonic())
-                if unsent := self._outgoing[sum(self._sent) :]:
-                    self._sent.extend(map(sock.send, (unsent,)))
+                sent_bytes = sum(self._sent)
+                if sent_bytes < len(self._outgoing):
+                    self._sent.extend(map(sock.send, (self._outgoing[sent_bytes:],)))
                     continue
                 self._received.extend(map(sock.recv, (RECEIVE_BYTES,)))
                 if not self._received[-1]:
                     raise ConnectionResetError("it was closed")
-            return envelopes[-1]
         except (BlockingIOError, TimeoutError) as error:
             self._broken = True
             raise DeadlineExceeded(
@@ -161,15 +166,18 @@ class Line:
             self._broken = True
             raise
 
-    def _cut(self) -> list[Envelope]:
-        """What was received, if it is whole."""
-        if not self._received or sum(map(len, self._received)) < self._wanted_bytes:
-            return []
+    def _cut(self) -> Envelope | None:
+        """What was received last, if it is whole."""
+        if len(self._received) == 1 and (envelope := whole(self._received[0])) is not None:  # mostly
+            return envelope
+        if sum(map(len, self._received)) < self._wanted_bytes:
+            return None
         cutter = Cutter()
         envelopes = cutter.feed(b"".join(self._received))
         if not envelopes:
             self._wanted_bytes = cutter.wanted_bytes
-        return envelopes
+            return None
+        return envelopes[-1]
 
     def _set_patience(self, sock: socket.socket, left_s: float) -> None:
         """Of the next system call. Mostly it is that of the call before."""
