@@ -15,9 +15,9 @@ from mooncake_core.conductor.balance import Balance
 from mooncake_core.conductor.decisions import RUNNERS_UP, DecisionLog, Made, Outcome
 from mooncake_core.conductor.decode_pool import RETRY_WITHOUT_INSTANCES_S, DecodeChoice, DecodePool
 from mooncake_core.conductor.instances import Assigned, DecodeInstance, PrefillInstance, Work, identity
-from mooncake_core.conductor.policies.contract import Policy, Score
+from mooncake_core.conductor.policies.contract import Policy
 from mooncake_core.conductor.prefill_pool import Observed, PrefillPool, Ranking
-from mooncake_core.conductor.requests import Request, Requests, blocks_for, prompt_blocks, unended
+from mooncake_core.conductor.requests import Request, Requests, prompt_blocks, unended
 from mooncake_core.conductor.role_planning import Role
 from mooncake_core.wire.messages.inspection import Decision
 from mooncake_core.wire.messages.membership import ModelOffer
@@ -168,44 +168,43 @@ class Conductor:
         if ranking is None:
             return self._turned_away(_too_long(arrival, table.instances), arrival, now)
         best = ranking.best
-        model = table.model
-        decode = self._choose_decode(arrival, best, model, frozenset(), now)
+        ttft_s = best.ttft_s
+        asking = Asking(arrival.prompt_tokens, arrival.max_tokens, ttft_s, ttft_s - best.queue_s)
+        decode = self._choose_decode(arrival, asking, table.model, frozenset(), now)
         if not isinstance(decode, DecodeChoice):
             return self._turned_away(decode, arrival, now, ranking)
-        tbt_s = float(decode.tbt_s[decode.row])
-        request = Request(arrival, best, decode.instance.name, tbt_s, ranking.match.reach)
+        request = Request(arrival, best, asking, ranking.match.reach)
         self._requests.add(request)
         self._log.add(Made(now, arrival, "dispatched", ranking.reason, ranking=ranking, decode=decode))
         # Counted from now on, so that requests arriving together do not all choose the same instance.
-        work = Work(best.transfer_s + best.prefill_s, now, arrival.priority, prompt_blocks(arrival, model))
+        work = Work(best.transfer_s + best.prefill_s, now, arrival.priority, ranking.num_blocks)
         self._prefill.take_on(best.prefill, arrival.request_id, work)
-        return [self._assign(request, decode.instance.name, model, now)]
+        return [self._assign(request, decode, now)]
 
     def _choose_decode(
-        self, arrival: e.RequestArrived, score: Score, model: ModelOffer, without: Iterable[str], now: float
+        self, arrival: e.RequestArrived, asking: Asking, model: ModelOffer, without: frozenset[str], now: float
     ) -> DecodeChoice | c.Reject | c.Unavailable:
         """A decode instance with room, where admission takes the request. One that has tokens already is always taken."""
-        decode = self._decode.choose(arrival, model, frozenset(without))
+        decode = self._decode.choose(arrival, model, without)
         if arrival.resumed or not isinstance(decode, DecodeChoice):
             return decode
-        asking = Asking(arrival.prompt_tokens, arrival.max_tokens, score.ttft_s, score.ttft_s - score.queue_s)
         refusal = self._admission.at_arrival(asking, decode.instance, now)
         if refusal is None:
             return decode
         return c.Reject(arrival.request_id, refusal.reason, refusal.retry_after_s, cause=refusal.cause)
 
-    def _assign(self, request: Request, decode: str, model: ModelOffer, now: float) -> c.ReserveDecode:
-        arrival = request.arrival
-        request.decode = decode
+    def _assign(self, request: Request, choice: DecodeChoice, now: float) -> c.ReserveDecode:
+        arrival, name = request.arrival, choice.instance.name
+        request.decode, request.tbt_s = name, choice.tbt_s.item(choice.row)
         assigned = Assigned(
-            num_blocks=blocks_for(arrival, model),
-            prompt_tokens=arrival.prompt_tokens,
-            max_tokens=arrival.max_tokens,
-            tenant=arrival.tenant,
-            prefill_ends_at=now + request.score.ttft_s,
+            choice.num_blocks,
+            arrival.prompt_tokens,
+            arrival.max_tokens,
+            arrival.tenant,
+            prefill_ends_at=now + request.asking.ttft_s,
         )
-        self._decode.assign(decode, arrival.request_id, assigned)
-        return c.ReserveDecode(arrival.request_id, decode, arrival.prompt_tokens, arrival.max_tokens, arrival.deadline)
+        self._decode.assign(name, arrival.request_id, assigned)
+        return c.ReserveDecode(arrival.request_id, name, arrival.prompt_tokens, arrival.max_tokens, arrival.deadline)
 
     def _granted(self, request_id: str) -> list[c.Command]:
         request = self._requests.get(request_id)
@@ -219,7 +218,7 @@ class Conductor:
             prefill=score.prefill,
             decode=request.decode,
             matched_tokens=(score.local_blocks + score.fetched_blocks) * offer.model.block_tokens,
-            expected_ttft_s=score.ttft_s,
+            expected_ttft_s=request.asking.ttft_s,
             expected_tbt_s=request.tbt_s,
         )
         threshold = self._settings.replication_threshold
@@ -237,12 +236,12 @@ class Conductor:
         if request is None:
             return []
         self._decode.release(request.decode, refusal.request_id)
-        request.refused_by.add(request.decode)
+        request.refused_by |= {request.decode}
         request.unanswered |= not refusal.full
         model = self._prefill.instances[request.score.prefill].offer.model
-        decode = self._choose_decode(request.arrival, request.score, model, request.refused_by, now)
+        decode = self._choose_decode(request.arrival, request.asking, model, request.refused_by, now)
         if isinstance(decode, DecodeChoice):
-            return [self._assign(request, decode.instance.name, model, now)]
+            return [self._assign(request, decode, now)]
         self._forget(refusal.request_id, now)
         reason = f"{decode.reason}; {request.decode} said: {refusal.reason}"
         kind = c.Unavailable if request.unanswered else c.Reject
@@ -260,7 +259,7 @@ class Conductor:
         assigned = decode.assigned.get(event.request_id) if decode else None
         if decode is None or assigned is None or event.finished:
             return []
-        if not request.arrival.resumed and (refusal := self._admission.at_decode(request.asking(), decode, now)):
+        if not request.arrival.resumed and (refusal := self._admission.at_decode(request.asking, decode, now)):
             self._forget(event.request_id, now)
             self._log.add(Made(now, request.arrival, "rejected", refusal.reason, "decode"))
             reject = c.Reject(

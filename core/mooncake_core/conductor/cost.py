@@ -130,7 +130,9 @@ class PrefillCosts:
         self._base = _column([hint.prefill_base_s for hint in hints])
         self._per_token = _column([hint.prefill_per_token_s for hint in hints])
         self._per_token2 = _column([hint.prefill_per_token2_s for hint in hints])
-        self._rates = _column([hint.fetch_bytes_per_s for hint in hints])
+        self._rates = np.asarray(_column([hint.fetch_bytes_per_s for hint in hints]))
+        # Of no dimension where it is one number: arithmetic of such an array with a column takes half as long as that of a float.
+        self._per_token_column, self._per_token2_column = np.asarray(self._per_token), np.asarray(self._per_token2)
         self._factors = np.array([model.prefill_factor for model in models], np.float64)
         self._slowest_rate = min(hint.fetch_bytes_per_s for hint in hints)
         self._cheapest_token_s = min(hint.prefill_per_token_s for hint in hints)
@@ -151,7 +153,9 @@ class PrefillCosts:
         """Time to compute a prompt of which each has another prefix in place."""
         matched = matched_tokens.astype(np.float64)  # once: mixed arithmetic converts at each step
         whole_s = self._base + (self._per_token + self._per_token2 * prompt_tokens) * prompt_tokens
-        found: Floats = self._factors * (whole_s - (self._per_token + self._per_token2 * matched) * matched)
+        found: Floats = self._factors * (
+            whole_s - (self._per_token_column + self._per_token2_column * matched) * matched
+        )
         return found
 
     def fetch_s(self, num_bytes: Ints) -> Floats:
@@ -169,7 +173,7 @@ class StepCosts:
         self._per_sequence = _column([hint.step_per_sequence_s for hint in hints])
         self._per_token = _column([hint.step_per_context_token_s for hint in hints])
         self._factors = np.array([model.step_factor for model in models], np.float64)
-        self._growing_s = np.zeros(len(models))
+        self._growing_s: Floats = np.zeros(len(models))
         """What its sequences and their context add to an empty step."""
 
     def refresh(self, row: int, model: CostModel, batch: int, context_tokens: int) -> None:

@@ -13,7 +13,6 @@ from mooncake_core.conductor import events as e
 from mooncake_core.conductor.admission.objectives import SHORTEST_RETRY_S
 from mooncake_core.conductor.cost import Floats, Ints
 from mooncake_core.conductor.instances import Assigned, DecodeInstance, identity
-from mooncake_core.conductor.requests import blocks_for
 from mooncake_core.conductor.tables import DecodeTable, named, smallest
 from mooncake_core.wire.messages.membership import InstanceLoad, ModelOffer
 
@@ -28,6 +27,8 @@ class DecodeChoice(NamedTuple):
     """Infinite where it may not go, or finds no room."""
     free_blocks: Ints
     row: int
+    num_blocks: int
+    """That the request needs."""
 
     @property
     def instance(self) -> DecodeInstance:
@@ -93,18 +94,19 @@ class DecodePool:
         if table is None:
             reason = f"no decode instance serves model {arrival.model}"
             return c.Unavailable(arrival.request_id, reason, RETRY_WITHOUT_INSTANCES_S)
-        needed = blocks_for(arrival, model)
+        needed = -(-(arrival.prompt_tokens + arrival.max_tokens) // model.block_tokens)
         tbt_s = table.tbt_with_s(arrival.prompt_tokens)
-        tbt_s[table.free_blocks < needed] = np.inf
+        if not table.all_have(needed):
+            tbt_s[table.free_blocks < needed] = np.inf
         if without:
             tbt_s[named(table.rows, without)] = np.inf
         if arrival.avoid:
             others = np.where(named(table.rows, arrival.avoid), np.inf, tbt_s)
             tbt_s = tbt_s if np.isinf(others).all() else others
         row = smallest(tbt_s, self._random)
-        if tbt_s[row] == np.inf:
+        if tbt_s.item(row) == np.inf:
             return _no_room(arrival, table, without, needed)
-        return DecodeChoice(table, tbt_s, table.free_blocks.copy(), row)
+        return DecodeChoice(table, tbt_s, table.free_blocks.copy(), row, needed)
 
     def _serving(self, model: ModelOffer) -> DecodeTable | None:
         wanted = identity(model)
@@ -122,7 +124,7 @@ class DecodePool:
 
     def _refresh(self, instance: DecodeInstance) -> None:
         table = self._tables.get(identity(instance.offer.model))
-        if table is not None and instance.name in table.rows:
+        if table is not None:
             table.refresh(instance)
 
 

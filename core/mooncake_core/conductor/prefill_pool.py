@@ -33,6 +33,8 @@ class Ranking(NamedTuple):
     free_blocks: Ints
     chosen: int
     """Its row."""
+    num_blocks: int
+    """That the prompt needs."""
     reason: str
     """Why it is not the one with the smallest rank, if so."""
     match: Match
@@ -134,27 +136,8 @@ class PrefillPool:
 
     def serving(self, model: str, fingerprint: bytes) -> PrefillTable | None:
         """Those that take requests of such a model; where no fingerprint is given, of the first that is called so."""
-        if not fingerprint:
-            fingerprint = next(
-                (
-                    instance.offer.model.fingerprint
-                    for instance in self.instances.values()
-                    if instance.offer.model.name == model and not instance.draining
-                ),
-                b"",
-            )
-        wanted = model, fingerprint
-        table = self._tables.get(wanted)
-        if table is None:
-            alike = [
-                instance
-                for instance in self.instances.values()
-                if identity(instance.offer.model) == wanted and not instance.draining
-            ]
-            if not alike:
-                return None
-            table = self._tables[wanted] = PrefillTable(alike, self.index)
-        return table
+        table = self._tables.get((model, fingerprint))
+        return self._make_table(model, fingerprint) if table is None else table
 
     def rank(self, arrival: e.RequestArrived, table: PrefillTable, now: float) -> Ranking | None:
         """None where no instance has memory for the prompt, however idle it were."""
@@ -185,7 +168,18 @@ class PrefillPool:
         best = smallest(ranks, self._random, within=self._equal_within)
         chosen = best if free_blocks[best] >= needed else self._with_room(ranks, free_blocks >= needed, best)
         reason = "" if chosen == best else _roomier(table.names, free_blocks, chosen, best, needed)
-        return Ranking(table.names, scores, ranks, free_blocks, chosen, reason, match)
+        return Ranking(table.names, scores, ranks, free_blocks, chosen, needed, reason, match)
+
+    def _make_table(self, model: str, fingerprint: bytes) -> PrefillTable | None:
+        taking = [instance for instance in self.instances.values() if not instance.draining]
+        models = [instance.offer.model for instance in taking]
+        wanted = model, fingerprint or next((one.fingerprint for one in models if one.name == model), b"")
+        alike = [instance for instance in taking if identity(instance.offer.model) == wanted]
+        if not alike:
+            return None
+        table = self._tables.get(wanted) or PrefillTable(alike, self.index)
+        self._tables[wanted] = self._tables[model, fingerprint] = table
+        return table
 
     def _possible(self, arrival: e.RequestArrived, table: PrefillTable, needed: int) -> npt.NDArray[np.bool_]:
         """Those that could hold the prompt, were they idle; without those to be avoided, if others are left."""
@@ -220,7 +214,7 @@ class PrefillPool:
 
     def _refresh(self, instance: PrefillInstance) -> None:
         table = self._tables.get(identity(instance.offer.model))
-        if table is not None and instance.name in table.rows:
+        if table is not None:
             table.refresh(instance)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mooncake_core.conductor import events as e
 from mooncake_core.conductor.admission.contract import Asking
@@ -18,20 +18,18 @@ class Request:
 
     arrival: e.RequestArrived
     score: Score
-    decode: str
-    tbt_s: float
+    asking: Asking
+    """As admission sees it."""
     reach: int = 0
     """Leading blocks that the pool had when it came."""
-    refused_by: set[str] = field(default_factory=set)
+    decode: str = ""
+    tbt_s: float = 0.0
+    """Predicted for it there."""
+    refused_by: frozenset[str] = frozenset()
     unanswered: bool = False
     """A decode instance that was asked for memory could not be reached."""
     dispatched: bool = False
     prefilled: bool = False
-
-    def asking(self) -> Asking:
-        """As admission sees it."""
-        own_s = self.score.ttft_s - self.score.queue_s
-        return Asking(self.arrival.prompt_tokens, self.arrival.max_tokens, self.score.ttft_s, own_s)
 
 
 class Requests:
@@ -87,20 +85,11 @@ class Requests:
         return None
 
 
-def blocks_for(arrival: e.RequestArrived, model: ModelOffer) -> int:
-    """Blocks for prompt and answer."""
-    return _blocks(arrival.prompt_tokens + arrival.max_tokens, model)
-
-
 def prompt_blocks(arrival: e.RequestArrived, model: ModelOffer) -> int:
     """Blocks that a prefill instance needs for the prompt."""
-    return _blocks(arrival.prompt_tokens, model)
+    return -(-arrival.prompt_tokens // model.block_tokens)
 
 
 def unended(owners: Iterable[tuple[str, str]], requests: Requests) -> list[str]:
     """Instances that work for requests which have ended; for tests."""
     return [f"{name} works for {owner}" for name, owner in owners if owner not in requests]
-
-
-def _blocks(tokens: int, model: ModelOffer) -> int:
-    return -(-tokens // model.block_tokens)

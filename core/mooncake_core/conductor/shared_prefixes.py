@@ -58,8 +58,4 @@ class SharedPrefixes:
 
 def _probes(keys: Sequence[bytes]) -> list[bytes]:
     """The first block, the second, the fourth, and so on."""
-    found, length, number = [], 1, len(keys)
-    while length <= number:
-        found.append(keys[length - 1])
-        length *= 2
-    return found
+    return [keys[(1 << doubling) - 1] for doubling in range(len(keys).bit_length())]

@@ -33,6 +33,7 @@ class PrefillTable:
         """Of the smallest one."""
         self.free_blocks: Ints = np.zeros(len(instances), np.int64)
         self._total_s, self._oldest_s, self._oldest_at = (np.zeros(len(instances)) for _ in range(3))
+        self._nothing_s: Floats = np.array(0.0)
         self._least_urgent: Ints = np.full(len(instances), IDLE, np.int64)
         self._highest_priority = IDLE
         """That any of their work has ever had."""
@@ -51,8 +52,10 @@ class PrefillTable:
             self._oldest_s[row], self._oldest_at[row] = work.predicted_s, work.started_at
 
     def refresh(self, instance: PrefillInstance) -> None:
-        """Its work has changed, or what is known of its speed."""
-        row = self.rows[instance.name]
+        """Its work has changed, or what is known of its speed; if it has a row."""
+        row = self.rows.get(instance.name)
+        if row is None:
+            return
         total_s, num_blocks, least_urgent = 0.0, 0, IDLE
         for work in instance.work.values():
             total_s += work.predicted_s
@@ -72,7 +75,7 @@ class PrefillTable:
     def queue_s(self, now: float, priority: int) -> Floats:
         """As PrefillInstance.queue_s, of all."""
         passed = np.minimum(now - self._oldest_at, self._oldest_s)
-        queue_s: Floats = np.maximum(self._total_s - passed, 0.0)
+        queue_s: Floats = np.maximum(self._total_s - passed, self._nothing_s)
         if self._highest_priority > priority:
             for row in np.flatnonzero(self._least_urgent > priority):  # some of its work gives way
                 queue_s[row] = self.instances[row].queue_s(now, priority)
@@ -89,18 +92,30 @@ class DecodeTable:
         self.num_blocks: Ints = np.array([instance.offer.num_blocks for instance in instances], np.int64)
         self.free_blocks: Ints = np.zeros(len(instances), np.int64)
         self._costs = StepCosts([instance.cost for instance in instances])
+        self._fewest_free = 0
+        """Of any of them, or less."""
         for instance in instances:
             self.refresh(instance)
 
     def refresh(self, instance: DecodeInstance) -> None:
-        """Other requests are assigned to it, or something became known of its speed."""
-        row = self.rows[instance.name]
+        """Other requests are assigned to it, or something became known of its speed; if it has a row."""
+        row = self.rows.get(instance.name)
+        if row is None:
+            return
         self._costs.refresh(row, instance.cost, len(instance.assigned), instance.prompt_tokens)
-        self.free_blocks[row] = instance.free_blocks()
+        free = self.free_blocks[row] = instance.free_blocks()
+        if free < self._fewest_free:
+            self._fewest_free = free
 
     def tbt_with_s(self, context_tokens: int) -> Floats:
         """As DecodeInstance.tbt_with, of all."""
         return self._costs.step_with_s(context_tokens)
+
+    def all_have(self, num_blocks: int) -> bool:
+        """Whether there is so much memory free wherever one looks."""
+        if self._fewest_free < num_blocks:
+            self._fewest_free = int(self.free_blocks.min())
+        return self._fewest_free >= num_blocks
 
 
 def named(rows: dict[str, int], names: Container[str]) -> npt.NDArray[np.bool_]:
@@ -111,5 +126,6 @@ def named(rows: dict[str, int], names: Container[str]) -> npt.NDArray[np.bool_]:
 def smallest(ranks: Floats, rng: random.Random, *, within: float = 0.0) -> int:
     """The row with the smallest rank; of those that are larger by such a share at most any, as the seed has it."""
     row = int(ranks.argmin())
-    (equal,) = (ranks <= float(ranks[row]) * (1 + within)).nonzero()
-    return row if len(equal) < 2 else int(equal[rng.randrange(len(equal))])
+    (equal,) = (ranks <= ranks.item(row) * (1 + within)).nonzero()
+    number = len(equal)
+    return row if number < 2 else equal.item(rng.randrange(number))

@@ -27,11 +27,13 @@ class Predictive(Objectives):
         self._mean_s = math.inf if settings.decode_time_s is None else settings.decode_time_s
 
     def expect_tbt_s(self, request: Asking, decode: DecodeInstance, now: float) -> float | None:
-        then = now + request.ttft_s
+        then, mean_s = now + request.ttft_s, self._mean_s
         num_sequences, tokens = 1, request.prompt_tokens
         for one in decode.assigned.values():
-            since = begins_at(one, now)
-            if since <= then < since + self._mean_s:
+            since = one.decoding_since
+            if since is None:
+                since = begins_at(one, now)
+            if since <= then < since + mean_s:
                 num_sequences += 1
                 tokens += one.prompt_tokens
         return decode.cost.step_s(num_sequences, tokens)
