@@ -15,6 +15,7 @@ from mooncake_core.conductor.policies import (
     ShortestQueue,
 )
 from mooncake_core.conductor.policies.contract import Policy, PolicySettings, PrefillViews, RequestView
+from mooncake_core.kvcache.prefix_index import Lengths
 from mooncake_core.wire.messages.membership import CostHint
 
 CACHED, IDLE, BUSY = range(3)
@@ -26,7 +27,8 @@ def views(local: list[int], queue_s: list[float], *, block_s: float = 0.02) -> P
         prefill_base_s=0.0, prefill_per_token_s=0.01, prefill_per_token2_s=0.0, fetch_bytes_per_s=1 / block_s
     )
     costs = PrefillCosts([CostModel(hint) for _ in local])
-    return PrefillViews(np.array(local, np.int64), np.array(queue_s, np.float64), costs)
+    lengths = Lengths(len(local), [(number, [row]) for row, number in enumerate(local) if number])
+    return PrefillViews(lengths, np.array(queue_s, np.float64), costs)
 
 
 def request(best_blocks: int = 9, number: int = 0) -> RequestView:

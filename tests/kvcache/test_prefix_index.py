@@ -41,9 +41,9 @@ def test_it_answers_like_sets(operations: list[tuple[str, str, list[bytes]]], qu
     assert match.reach == _prefix(query, set().union(*held.values()))
     rows = [*HOLDERS, "nobody", *HOLDERS[:1]]
     wanted = [expected.get(holder, 0) for holder in rows]
-    assert index.lengths(match, index.column(rows)).tolist() == wanted
+    assert index.lengths(match, index.column(rows)).column().tolist() == wanted
     with mock.patch("mooncake_core.kvcache.prefix_index.FEW", -1):  # as where many have a prefix
-        assert index.lengths(match, index.column(rows)).tolist() == wanted
+        assert index.lengths(match, index.column(rows)).column().tolist() == wanted
     for key in KEYS:
         assert sorted(index.names(index.holders(key))) == [holder for holder in HOLDERS if key in held[holder]]
     assert len(index) == len(set().union(*held.values()))

@@ -130,9 +130,10 @@ class PrefillCosts:
         self._base = _column([hint.prefill_base_s for hint in hints])
         self._per_token = _column([hint.prefill_per_token_s for hint in hints])
         self._per_token2 = _column([hint.prefill_per_token2_s for hint in hints])
-        self._rates = np.asarray(_column([hint.fetch_bytes_per_s for hint in hints]))
-        # Of no dimension where it is one number: arithmetic of such an array with a column takes half as long as that of a float.
-        self._per_token_column, self._per_token2_column = np.asarray(self._per_token), np.asarray(self._per_token2)
+        self._rates = _column([hint.fetch_bytes_per_s for hint in hints])
+        self.alike = len(set(hints)) == 1
+        """They differ in their corrections only."""
+        self._hint = hints[0]
         self._factors = np.array([model.prefill_factor for model in models], np.float64)
         self._slowest_rate = min(hint.fetch_bytes_per_s for hint in hints)
         self._cheapest_token_s = min(hint.prefill_per_token_s for hint in hints)
@@ -153,9 +154,23 @@ class PrefillCosts:
         """Time to compute a prompt of which each has another prefix in place."""
         matched = matched_tokens.astype(np.float64)  # once: mixed arithmetic converts at each step
         whole_s = self._base + (self._per_token + self._per_token2 * prompt_tokens) * prompt_tokens
-        found: Floats = self._factors * (
-            whole_s - (self._per_token_column + self._per_token2_column * matched) * matched
-        )
+        found: Floats = self._factors * (whole_s - (self._per_token + self._per_token2 * matched) * matched)
+        return found
+
+    def exact_prefill_s(self, prompt_tokens: int, matched_tokens: int) -> float:
+        """The same without corrections, where all are alike: to the last bit."""
+        hint, matched = self._hint, float(matched_tokens)
+        base_s, per_token_s, per_token2_s = hint.prefill_base_s, hint.prefill_per_token_s, hint.prefill_per_token2_s
+        whole_s = base_s + (per_token_s + per_token2_s * prompt_tokens) * prompt_tokens
+        return whole_s - (per_token_s + per_token2_s * matched) * matched
+
+    def exact_fetch_s(self, num_bytes: int) -> float:
+        """Time to fetch so many bytes, where all are alike."""
+        return num_bytes / self._hint.fetch_bytes_per_s
+
+    def corrected(self, exact_s: Floats) -> Floats:
+        """As each one's prefills were observed to take."""
+        found: Floats = self._factors * exact_s
         return found
 
     def fetch_s(self, num_bytes: Ints) -> Floats:

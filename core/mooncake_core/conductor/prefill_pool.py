@@ -144,7 +144,7 @@ class PrefillPool:
         model = table.model
         match = self.index.match(arrival.block_keys)
         views = PrefillViews(
-            local_blocks=self.index.lengths(match, table.holders),
+            lengths=self.index.lengths(match, table.holders),
             queue_s=table.queue_s(now, arrival.priority),
             costs=table.costs,
         )
@@ -201,7 +201,7 @@ class PrefillPool:
             mask = table.holders.mask
             common = self._shared.too_rare(len(table.names), lambda key: (self.index.holders(key) & mask).bit_count())
             if common:
-                levelled = views._replace(local_blocks=np.maximum(views.local_blocks, common))
+                levelled = views._replace(lengths=views.lengths.at_least(common))
                 scores = self._policy.score(request, levelled)
         return self._policy.rank(request, scores)
 

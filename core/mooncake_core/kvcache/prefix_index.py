@@ -26,6 +26,31 @@ class Match(NamedTuple):
         return self.ends[-1][0] if self.ends else 0
 
 
+Rows = Sequence[int] | npt.NDArray[np.intp]
+
+
+class Lengths(NamedTuple):
+    """Leading blocks that the holder in each row of a table has. There are few different numbers of them, and most have none."""
+
+    num_rows: int
+    groups: Sequence[tuple[int, Rows]]
+    """A number, and the rows that have so many."""
+    rest: int = 0
+    """In all other rows."""
+
+    def column(self) -> npt.NDArray[np.int64]:
+        """One entry for each row."""
+        found = np.full(self.num_rows, self.rest, np.int64)
+        for number, rows in self.groups:
+            found[rows] = number
+        return found
+
+    def at_least(self, number: int) -> Lengths:
+        """As if all had so many."""
+        groups = [(max(other, number), rows) for other, rows in self.groups]
+        return Lengths(self.num_rows, groups, max(self.rest, number))
+
+
 class HolderColumn:
     """The holders that somebody has in rows of a table; one may be in several of them."""
 
@@ -101,22 +126,21 @@ class PrefixIndex:
             ends.append((length, alive))
         return Match(length, ends)
 
-    def lengths(self, match: Match, holders: HolderColumn) -> npt.NDArray[np.int64]:
+    def lengths(self, match: Match, holders: HolderColumn) -> Lengths:
         """Leading blocks that each row's holder has."""
-        found = np.zeros(len(holders.numbers), np.int64)
-        num_bytes = (len(self._names) + 7) // 8
-        for length, mask in match.ends:
-            mask &= holders.mask
-            if mask.bit_count() <= FEW:
-                while mask:
-                    bit = mask & -mask
-                    for row in holders.rows[bit.bit_length() - 1]:
-                        found[row] = length
-                    mask ^= bit
-            else:
-                packed = np.frombuffer(mask.to_bytes(num_bytes, "little"), np.uint8)
-                found[np.unpackbits(packed, bitorder="little")[holders.numbers] != 0] = length
-        return found
+        groups = [(length, self._rows(held, holders)) for length, mask in match.ends if (held := mask & holders.mask)]
+        return Lengths(len(holders.numbers), groups)
+
+    def _rows(self, mask: int, holders: HolderColumn) -> Rows:
+        if mask.bit_count() > FEW:
+            packed = np.frombuffer(mask.to_bytes((len(self._names) + 7) // 8, "little"), np.uint8)
+            return np.unpackbits(packed, bitorder="little")[holders.numbers].nonzero()[0]
+        rows: list[int] = []
+        while mask:
+            bit = mask & -mask
+            rows += holders.rows[bit.bit_length() - 1]
+            mask ^= bit
+        return rows
 
     def column(self, names: Sequence[str]) -> HolderColumn:
         """Of these holders."""

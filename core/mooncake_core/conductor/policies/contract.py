@@ -7,21 +7,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from mooncake_core.conductor.cost import Floats, Ints, PrefillCosts
+from mooncake_core.kvcache.prefix_index import Lengths
+
+Blocks = TypeVar("Blocks", int, Ints)
+_ALL: Final = slice(None)
+
+FEW: Final = 16
+"""Numbers of blocks that are sooner looked at one after the other than instances all at once."""
 
 
 class PrefillViews(NamedTuple):
     """The prefill instances as a policy sees them."""
 
-    local_blocks: Ints
+    lengths: Lengths
     """Leading blocks of this prompt that an instance's local node has."""
     queue_s: Floats
     """Predicted time until it has finished what was dispatched to it before and goes first."""
     costs: PrefillCosts
+
+    @property
+    def local_blocks(self) -> Ints:
+        """The same as a column."""
+        return self.lengths.column()
 
 
 class RequestView(NamedTuple):
@@ -104,23 +116,55 @@ class Policy(ABC):
         return scores.ttft_s
 
 
-def fetching(request: RequestView, instances: PrefillViews, wanted: Ints) -> Scores:
-    """Scores where each instance fetches so many blocks, unless it is sooner done without: recomputing them is then cheaper."""
-    matched = (instances.local_blocks + wanted) * request.block_tokens
-    transfer_s = instances.costs.fetch_s(wanted * request.block_bytes)
-    prefill_s = instances.costs.prefill_s(request.prompt_tokens, matched)
-    if instances.costs.may_be_dearer(request.block_bytes / request.block_tokens):
-        alone_s = instances.costs.prefill_s(request.prompt_tokens, instances.local_blocks * request.block_tokens)
-        dearer = transfer_s + prefill_s > alone_s
-        if dearer.any():
-            wanted = np.where(dearer, 0, wanted)
-            transfer_s = np.where(dearer, 0.0, transfer_s)
-            prefill_s = np.where(dearer, alone_s, prefill_s)
-    return Scores(instances.local_blocks, wanted, instances.queue_s, transfer_s, prefill_s)
+class Wanted(Protocol):
+    """Blocks that an instance with so many of its own is to fetch: of one number of them, or of a column."""
+
+    def __call__(self, local: Blocks, /) -> Blocks: ...
+
+
+def fetching(request: RequestView, instances: PrefillViews, wanted: Wanted) -> Scores:
+    """Scores where each instance fetches what is wanted, unless it is sooner done without: recomputing that is then cheaper."""
+    costs = instances.costs
+    dearer = costs.may_be_dearer(request.block_bytes / request.block_tokens)
+    if dearer or not costs.alike or len(instances.lengths.groups) > FEW:
+        return _by_instance(request, instances, wanted, dearer=dearer)
+    return _by_length(request, instances, wanted)
 
 
 def not_fetching(request: RequestView, instances: PrefillViews) -> Scores:
     """Scores where each instance uses what its local node has, and no more."""
+    return fetching(request, instances, _nothing)
+
+
+def _nothing(local: Blocks) -> Blocks:
+    return local * 0
+
+
+def _by_instance(request: RequestView, instances: PrefillViews, wanted: Wanted, *, dearer: bool) -> Scores:
+    """All at once, whatever each is like."""
     local = instances.local_blocks
-    prefill_s = instances.costs.prefill_s(request.prompt_tokens, local * request.block_tokens)
-    return Scores(local, np.zeros_like(local), instances.queue_s, np.zeros_like(prefill_s), prefill_s)
+    fetched = wanted(local)
+    transfer_s = instances.costs.fetch_s(fetched * request.block_bytes)
+    prefill_s = instances.costs.prefill_s(request.prompt_tokens, (local + fetched) * request.block_tokens)
+    if dearer:
+        alone_s = instances.costs.prefill_s(request.prompt_tokens, local * request.block_tokens)
+        sooner_alone = transfer_s + prefill_s > alone_s
+        fetched = np.where(sooner_alone, 0, fetched)
+        transfer_s = np.where(sooner_alone, 0.0, transfer_s)
+        prefill_s = np.where(sooner_alone, alone_s, prefill_s)
+    return Scores(local, fetched, instances.queue_s, transfer_s, prefill_s)
+
+
+def _by_length(request: RequestView, instances: PrefillViews, wanted: Wanted) -> Scores:
+    """The same, once for each number of blocks that instances have: all take as long for it, apart from their corrections."""
+    costs, lengths = instances.costs, instances.lengths
+    number = lengths.num_rows
+    local, fetched = np.empty(number, np.int64), np.empty(number, np.int64)
+    transfer_s, exact_s = np.empty(number), np.empty(number)
+    for blocks, rows in ((lengths.rest, _ALL), *lengths.groups):
+        more = wanted(blocks)
+        load_s = costs.exact_fetch_s(more * request.block_bytes)
+        compute_s = costs.exact_prefill_s(request.prompt_tokens, (blocks + more) * request.block_tokens)
+        for row in rows if isinstance(rows, list) else (rows,):  # one by one where they are few: sooner done
+            local[row], fetched[row], transfer_s[row], exact_s[row] = blocks, more, load_s, compute_s
+    return Scores(local, fetched, instances.queue_s, transfer_s, costs.corrected(exact_s))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mooncake_core.conductor.policies.contract import Policy, PrefillViews, RequestView, Scores, fetching
+from mooncake_core.conductor.policies.contract import Blocks, Policy, PrefillViews, RequestView, Scores, fetching
 
 
 class KVCacheCentric(Policy):
@@ -14,6 +14,9 @@ class KVCacheCentric(Policy):
     """
 
     def score(self, request: RequestView, instances: PrefillViews) -> Scores:
-        local, best = instances.local_blocks, request.best_blocks
-        worth_fetching = local * self.settings.balancing_threshold < best
-        return fetching(request, instances, (best - local) * worth_fetching)
+        best, threshold = request.best_blocks, self.settings.balancing_threshold
+
+        def wanted(local: Blocks) -> Blocks:
+            return (best - local) * (local * threshold < best)
+
+        return fetching(request, instances, wanted)
