@@ -178,7 +178,7 @@ class Conductor:
         self._log.add(Made(now, arrival, "dispatched", ranking.reason, ranking=ranking, decode=decode))
         # Counted from now on, so that requests arriving together do not all choose the same instance.
         work = Work(best.transfer_s + best.prefill_s, now, arrival.priority, ranking.num_blocks)
-        self._prefill.take_on(best.prefill, arrival.request_id, work)
+        self._prefill.take_on(table, ranking.chosen, arrival.request_id, work)
         return [self._assign(request, decode, now)]
 
     def _choose_decode(
@@ -203,7 +203,7 @@ class Conductor:
             arrival.tenant,
             prefill_ends_at=now + request.asking.ttft_s,
         )
-        self._decode.assign(name, arrival.request_id, assigned)
+        self._decode.assign(choice, arrival.request_id, assigned)
         return c.ReserveDecode(arrival.request_id, name, arrival.prompt_tokens, arrival.max_tokens, arrival.deadline)
 
     def _granted(self, request_id: str) -> list[c.Command]:

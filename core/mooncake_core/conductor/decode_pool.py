@@ -65,10 +65,11 @@ class DecodePool:
             instance.draining = False
             self._tables.clear()
 
-    def assign(self, name: str, request_id: str, assigned: Assigned) -> None:
-        """A request will run there."""
-        self.instances[name].assign(request_id, assigned)
-        self._refresh(self.instances[name])
+    def assign(self, choice: DecodeChoice, request_id: str, assigned: Assigned) -> None:
+        """A request will run where it was just decided."""
+        instance = choice.instance
+        instance.assign(request_id, assigned)
+        choice.table.refresh(instance)
 
     def release(self, name: str, request_id: str) -> None:
         """A request runs there no more."""

@@ -98,17 +98,15 @@ class PrefillPool:
             instance.draining = False
             self._tables.clear()
 
-    def take_on(self, name: str, request_id: str, work: Work) -> None:
+    def take_on(self, table: PrefillTable, row: int, request_id: str, work: Work) -> None:
         """A request was placed there."""
-        instance = self.instances[name]
+        instance = table.instances[row]
         is_new = request_id not in instance.work
         instance.work[request_id] = work
-        table = self._tables.get(identity(instance.offer.model))
-        if table is not None and name in table.rows:
-            if is_new:
-                table.take_on(instance, work)
-            else:
-                table.refresh(instance)
+        if is_new:
+            table.take_on(row, work)
+        else:
+            table.refresh(instance)
 
     def ended(self, name: str, request_id: str, now: float, observed: Observed | None = None) -> None:
         """A request needs nothing there any more; its prefill may have taken so long."""

@@ -40,15 +40,14 @@ class PrefillTable:
         for instance in instances:
             self.refresh(instance)
 
-    def take_on(self, instance: PrefillInstance, work: Work) -> None:
-        """It has got more work: the last of all."""
-        row = self.rows[instance.name]
+    def take_on(self, row: int, work: Work) -> None:
+        """An instance has got more work: the last of all."""
         self.free_blocks[row] -= work.num_blocks
         self._total_s[row] += work.predicted_s
         if work.priority > self._least_urgent[row]:
             self._least_urgent[row] = work.priority
             self._highest_priority = max(self._highest_priority, work.priority)
-        if len(instance.work) == 1:
+        if len(self.instances[row].work) == 1:
             self._oldest_s[row], self._oldest_at[row] = work.predicted_s, work.started_at
 
     def refresh(self, instance: PrefillInstance) -> None:

@@ -15,7 +15,6 @@ from mooncake_core.conductor.cost import Floats, Ints, PrefillCosts
 from mooncake_core.kvcache.prefix_index import Lengths
 
 Blocks = TypeVar("Blocks", int, Ints)
-_ALL: Final = slice(None)
 
 FEW: Final = 16
 """Numbers of blocks that are sooner looked at one after the other than instances all at once."""
@@ -161,7 +160,7 @@ def _by_length(request: RequestView, instances: PrefillViews, wanted: Wanted) ->
     number = lengths.num_rows
     local, fetched = np.empty(number, np.int64), np.empty(number, np.int64)
     transfer_s, exact_s = np.empty(number), np.empty(number)
-    for blocks, rows in ((lengths.rest, _ALL), *lengths.groups):
+    for blocks, rows in ((lengths.rest, ...), *lengths.groups):
         more = wanted(blocks)
         load_s = costs.exact_fetch_s(more * request.block_bytes)
         compute_s = costs.exact_prefill_s(request.prompt_tokens, (blocks + more) * request.block_tokens)
