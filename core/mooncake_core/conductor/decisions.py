@@ -6,10 +6,10 @@ A decision keeps the columns that were computed to make it, for all instances; w
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+from msgspec import Struct
 
 from mooncake_core.conductor import events as e
 from mooncake_core.conductor.decode_pool import DecodeChoice
@@ -21,8 +21,7 @@ RUNNERS_UP: Final = 8
 Outcome = Literal["dispatched", "rejected", "unavailable"]
 
 
-@dataclass(slots=True)
-class Made:
+class Made(Struct, frozen=True, gc=False):
     """A decision."""
 
     at: float

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Set
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
@@ -19,7 +20,7 @@ from mooncake_core.wire.messages.membership import InstanceLoad, ModelOffer
 RETRY_WITHOUT_INSTANCES_S: Final = 2.0
 
 
-class DecodeChoice(NamedTuple):
+class DecodeChoice(Struct, frozen=True, gc=False):
     """What was expected of each instance, and which one takes the request."""
 
     table: DecodeTable

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from mooncake_core.conductor.cost import CostModel
 from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer, ModelOffer
 
 
-@dataclass(slots=True)
-class Work:
+class Work(Struct, gc=False):
     """A request's share of an instance."""
 
     predicted_s: float
@@ -66,8 +65,7 @@ class PrefillInstance:
         return self.offer.num_blocks - sum(work.num_blocks for work in self.work.values())
 
 
-@dataclass(slots=True)
-class Assigned:
+class Assigned(Struct, gc=False):
     """A request's share of a decode instance."""
 
     num_blocks: int

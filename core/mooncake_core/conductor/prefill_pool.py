@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct, structs
 
 from mooncake_core.conductor import events as e
 from mooncake_core.conductor.cost import Floats, Ints
@@ -23,7 +24,7 @@ NEARLY: Final = 1.05
 """Instances whose ranks differ by less do equally well: predictions are not that exact."""
 
 
-class Ranking(NamedTuple):
+class Ranking(Struct, frozen=True, gc=False):
     """What was expected of each instance when a request came, and which one takes it."""
 
     names: Sequence[str]
@@ -55,7 +56,7 @@ class Ranking(NamedTuple):
         return [(self.scores.of(row, self.names[row]), int(self.free_blocks[row])) for row in rows]
 
 
-class Observed(NamedTuple):
+class Observed(Struct, frozen=True, gc=False):
     """A prefill that has ended."""
 
     prompt_tokens: int
@@ -114,7 +115,7 @@ class PrefillPool:
         if instance is None:
             return
         if observed is not None:
-            instance.cost.observe_prefill(*observed)
+            instance.cost.observe_prefill(observed.prompt_tokens, observed.cached_tokens, observed.computed_s)
         if instance.finish(request_id, now) or observed is not None:
             self._refresh(instance)
 
@@ -199,7 +200,7 @@ class PrefillPool:
             mask = table.holders.mask
             common = self._shared.too_rare(len(table.names), lambda key: (self.index.holders(key) & mask).bit_count())
             if common:
-                levelled = views._replace(lengths=views.lengths.at_least(common))
+                levelled = structs.replace(views, lengths=views.lengths.at_least(common))
                 scores = self._policy.score(request, levelled)
         return self._policy.rank(request, scores)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from mooncake_core.conductor import events as e
 from mooncake_core.conductor.admission.contract import Asking
@@ -12,8 +13,7 @@ from mooncake_core.conductor.policies.contract import Score
 from mooncake_core.wire.messages.membership import ModelOffer
 
 
-@dataclass(slots=True)
-class Request:
+class Request(Struct, gc=False):
     """Where a request is to run, and how far it is."""
 
     arrival: e.RequestArrived

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 FEW: Final = 8
 """Bits of a mask that are sooner looked at one after the other than together."""
 
 
-class Match(NamedTuple):
+class Match(Struct, frozen=True, gc=False):
     """What is known of a prompt's blocks."""
 
     reach: int
@@ -29,7 +30,7 @@ class Match(NamedTuple):
 Rows = Sequence[int] | npt.NDArray[np.intp]
 
 
-class Lengths(NamedTuple):
+class Lengths(Struct, frozen=True, gc=False):
     """Leading blocks that the holder in each row of a table has. There are few different numbers of them, and most have none."""
 
     num_rows: int

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from msgspec import Struct
 
 from mooncake_core.conductor.instances import Assigned, DecodeInstance
 
@@ -26,7 +28,7 @@ class AdmissionSettings:
     """How much more a request counts where the objective is used up than on an idle instance."""
 
 
-class Asking(NamedTuple):
+class Asking(Struct, frozen=True, gc=False):
     """A request as an admission sees it."""
 
     prompt_tokens: int

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
+from msgspec import Struct
 
 from mooncake_core.conductor.cost import Floats, Ints, PrefillCosts
 from mooncake_core.kvcache.prefix_index import Lengths
@@ -20,7 +21,7 @@ FEW: Final = 16
 """Numbers of blocks that are sooner looked at one after the other than instances all at once."""
 
 
-class PrefillViews(NamedTuple):
+class PrefillViews(Struct, frozen=True, gc=False):
     """The prefill instances as a policy sees them."""
 
     lengths: Lengths
@@ -35,7 +36,7 @@ class PrefillViews(NamedTuple):
         return self.lengths.column()
 
 
-class RequestView(NamedTuple):
+class RequestView(Struct, frozen=True, gc=False):
     """A request as a policy sees it."""
 
     number: int
@@ -47,7 +48,7 @@ class RequestView(NamedTuple):
     """Leading blocks that the pool as a whole can supply."""
 
 
-class Score(NamedTuple):
+class Score(Struct, frozen=True, gc=False):
     """How an instance would do."""
 
     prefill: str
@@ -64,7 +65,7 @@ class Score(NamedTuple):
         return self.queue_s + self.transfer_s + self.prefill_s
 
 
-class Scores(NamedTuple):
+class Scores(Struct, frozen=True, gc=False):
     """How all of them would do: columns of what a Score has."""
 
     local_blocks: Ints
