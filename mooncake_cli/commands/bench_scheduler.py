@@ -22,7 +22,7 @@ Examples:
   mooncake bench scheduler --instances 1000 --blocks 1000000 --matched 8,32,128 --policy least-loaded
 
 Half of the instances prefill, half of them decode; each has some requests. Three nodes have each prefix. A decision is from the
-arrival of a request to its dispatch; a lifecycle adds the ends of prefill and request.
+arrival of a request to its dispatch; a lifecycle adds the ends of prefill and request. Seconds are of processor time.
 """
 
 

@@ -113,7 +113,7 @@ class PrefixIndex:
         alive = before = -1
         length = 0
         for mask in map(self._masks.get, keys):
-            if mask != before:
+            if mask is not before:  # equal ones are one object mostly; where they are not, `still` says the same
                 if mask is None:
                     break
                 still = alive & mask
