@@ -105,6 +105,9 @@ def _print(report: TraceReport) -> None:
         shares = ", ".join(f"{entry.tbt_s * 1e3:g}ms {entry.goodput_ratio:.1%}" for entry in system.thresholds)
         if shares:
             console.data(f"{system.name}: goodput by limit of TBT: {shares}")
+        tenants = ", ".join(f"{name} {one.goodput_ratio:.1%} of {one.requests}" for name, one in system.tenants.items())
+        if tenants:
+            console.data(f"{system.name}: goodput by tenant: {tenants}")
         if system.rejected_for:
             causes = ", ".join(f"{count} at {cause}" for cause, count in system.rejected_for.items())
             loads = ", ".join(

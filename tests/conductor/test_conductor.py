@@ -17,6 +17,8 @@ from mooncake_core.conductor.admission.contract import Admission, AdmissionSetti
 from mooncake_core.conductor.conductor import Conductor, ConductorSettings
 from mooncake_core.conductor.policies import KVCacheCentric, LeastLoaded
 from mooncake_core.conductor.policies.contract import Policy, PolicySettings
+from mooncake_core.conductor.shares import TenantShares
+from mooncake_core.config.schema import FairnessConfig
 from mooncake_core.wire.messages.membership import CostHint, InstanceLoad, InstanceOffer, ModelOffer
 
 BLOCK_TOKENS = 10
@@ -54,6 +56,7 @@ def make(
     decodes: int = 1,
     max_decisions: int = 1000,
     replication_threshold: float | None = None,
+    fairness: FairnessConfig | None = None,
     **limits: float,
 ) -> Conductor:
     conductor = Conductor(
@@ -62,6 +65,7 @@ def make(
         "test",
         random.Random(0),
         admission(AdmissionSettings(**limits)),
+        shares=TenantShares(fairness) if fairness else None,
     )
     for number in range(prefills):
         conductor.handle(e.InstanceJoined(f"p{number}", "prefill", offer(f"n{number}")), 0)
@@ -71,10 +75,15 @@ def make(
 
 
 def arrival(
-    request_id: str = "r", tokens: int = 101, max_tokens: int = 9, deadline: float = 1000, priority: int = 0
+    request_id: str = "r",
+    tokens: int = 101,
+    max_tokens: int = 9,
+    deadline: float = 1000,
+    priority: int = 0,
+    tenant: str = "",
 ) -> e.RequestArrived:
     keys = KEYS[: (tokens - 1) // BLOCK_TOKENS]
-    return e.RequestArrived(request_id, "m", tokens, max_tokens, keys, "", deadline, priority=priority)
+    return e.RequestArrived(request_id, "m", tokens, max_tokens, keys, tenant, deadline, priority=priority)
 
 
 def dispatched(conductor: Conductor, event: e.RequestArrived, now: float = 0) -> c.Dispatch:
@@ -477,7 +486,7 @@ class ConductorMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conductor = make(prefills=2, decodes=2)
+        self.conductor = make(prefills=2, decodes=2, fairness=FairnessConfig(), ttft_slo_s=9.0, tbt_slo_s=0.06)
         self.now = 0.0
         self.number = 0
         self.reserving: list[str] = []
@@ -497,10 +506,10 @@ class ConductorMachine(RuleBasedStateMachine):
                 case c.ReleaseDecode():
                     pass
 
-    @rule(tokens=st.integers(1, 300))
-    def arrive(self, tokens: int) -> None:
+    @rule(tokens=st.integers(1, 300), tenant=st.sampled_from(["flood", "steady"]))
+    def arrive(self, tokens: int, tenant: str) -> None:
         self.number += 1
-        self.feed(arrival(f"r{self.number}", tokens=tokens, deadline=self.now + 30))
+        self.feed(arrival(f"r{self.number}", tokens=tokens, deadline=self.now + 30, tenant=tenant))
 
     @rule(granted=st.booleans())
     def reserve(self, granted: bool) -> None:

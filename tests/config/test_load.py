@@ -59,6 +59,15 @@ def test_the_pools_tenants_have_quotas_or_none(tmp_path: Path) -> None:
     assert problems(tmp_path, "pool: {tenants: {Acme: {quota: lots}}}")
 
 
+def test_weights_are_of_tenants_that_have_a_key(tmp_path: Path) -> None:
+    text = "gateway: {api_keys: {acme: secret}}\nscheduler: {fairness: {weights: {acme: 3, zoo: 1}}}"
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith("c.yaml:2:48: scheduler.fairness.weights.zoo: expected a tenant with a key")
+    fairness = load(tmp_path, text.replace(", zoo: 1", "")).config.scheduler.fairness
+    assert fairness is not None
+    assert fairness.weights == {"acme": 3.0}
+
+
 def test_all_problems_come_at_once_each_in_its_place(tmp_path: Path) -> None:
     text = """cluster: Local
 modle: demo

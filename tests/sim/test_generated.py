@@ -45,6 +45,30 @@ def test_half_of_each_prompt_is_shared_by_its_family() -> None:
     assert 80 < jobs[-1].arrived_at < 120  # 200 at 2 per second
 
 
+def test_tenants_have_their_parts_of_the_requests() -> None:
+    jobs = list(generate_jobs(WorkloadSettings(requests=400, tenants={"a": 3, "b": 1}), block_tokens=512, seed=1))
+    assert 270 < sum(job.tenant == "a" for job in jobs) < 330
+    assert {job.tenant for job in jobs} == {"a", "b"}
+
+
+def test_a_tenant_that_floods_the_cluster_takes_little_from_another(tmp_path: Path) -> None:
+    text = """
+slo: {ttft: 30s, tbt: 100ms}
+workloads: [{name: flooded, requests: 800, input_tokens: 16384, output_tokens: 64, rate: 4, tenants: {flood: 19, steady: 1}}]
+systems:
+  - {name: first-come, workload: flooded, prefill: 1, decode: 1, admission: early}
+  - {name: fair, workload: flooded, prefill: 1, decode: 1, admission: early, fairness: {}}
+"""
+    unfair, fair = TraceRun(load_simulation(write(tmp_path, text)), None).execute().report.systems
+    assert unfair.tenants["steady"].goodput_ratio < 0.4
+    assert fair.tenants["steady"].goodput_ratio > 0.9
+    assert fair.goodput > 0.9 * unfair.goodput
+    assert fair.rejected_for.keys() == {"arrival: share", "arrival: ttft"} or fair.rejected_for.keys() == {
+        "arrival: share"
+    }
+    assert sum(tenant.requests for tenant in fair.tenants.values()) == fair.requests
+
+
 def test_another_speed_brings_the_same_requests() -> None:
     workload = WorkloadSettings(requests=20)
     slow = list(generate_jobs(workload, block_tokens=512, seed=3))

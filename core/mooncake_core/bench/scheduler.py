@@ -22,6 +22,7 @@ from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
 from mooncake_core.conductor.conductor import Conductor
 from mooncake_core.conductor.scheduler import SchedulerOptions, make_conductor
+from mooncake_core.config.schema import FairnessConfig
 from mooncake_core.wire.messages.membership import CostHint, InstanceOffer, ModelOffer
 
 BLOCK_TOKENS: Final = 512
@@ -205,6 +206,7 @@ def _conductor(policy: str, admission: str, seed: int) -> Conductor:
             headroom=0.03,
             shed_weight=4.0,
             plan_roles=False,
+            fairness=FairnessConfig(),
             seed=seed,
         )
     )

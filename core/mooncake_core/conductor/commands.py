@@ -37,8 +37,8 @@ class Reject(Struct, frozen=True, gc=False):
     reason: str
     retry_after_s: float
     hopeless: bool = False
-    cause: Literal["ttft", "tbt", "memory"] = "memory"
-    """The objective that would be missed, or what there is not enough of."""
+    cause: Literal["ttft", "tbt", "memory", "share"] = "memory"
+    """The objective that would be missed, or what there is not enough of: share, of what its tenant may hold."""
     stage: Literal["arrival", "decode"] = "arrival"
     """decode: its prefill has ended, in vain."""
 

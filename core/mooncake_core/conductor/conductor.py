@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
-from mooncake_core.conductor.admission.contract import Admission, AdmissionSettings, Asking
+from mooncake_core.conductor.admission.contract import Admission, AdmissionSettings, Asking, Refusal
 from mooncake_core.conductor.admission.none import AdmitAll
 from mooncake_core.conductor.admission.objectives import SHORTEST_RETRY_S
 from mooncake_core.conductor.balance import Balance
@@ -19,6 +19,7 @@ from mooncake_core.conductor.policies.contract import Policy
 from mooncake_core.conductor.prefill_pool import Observed, PrefillPool, Ranking
 from mooncake_core.conductor.requests import Request, Requests, prompt_blocks, unended
 from mooncake_core.conductor.role_planning import Role
+from mooncake_core.conductor.shares import EVERYTHING, TenantShares
 from mooncake_core.wire.messages.inspection import Decision
 from mooncake_core.wire.messages.membership import ModelOffer
 
@@ -51,8 +52,10 @@ class Conductor:
         rng: random.Random,
         admission: Admission | None = None,
         balance: Balance | None = None,
+        shares: TenantShares | None = None,
     ) -> None:
-        """Without an admission all requests are taken for which there is memory, without a balance nobody changes roles."""
+        """Without an admission all requests are taken for which there is memory, without a balance nobody changes roles, and
+        without shares all tenants are as one."""
         self._settings = settings
         self._admission = admission or AdmitAll(AdmissionSettings())
         self._prefill = PrefillPool(
@@ -60,6 +63,7 @@ class Conductor:
         )
         self._decode = DecodePool(rng)
         self._balance = balance
+        self._shares = shares
         self._requests = Requests()
         self._log = DecisionLog(settings.max_decisions, policy_name, self._prefill.index)
 
@@ -147,6 +151,10 @@ class Conductor:
         owners = [(prefill.name, owner) for prefill in self._prefill.instances.values() for owner in prefill.work]
         owners += [(decode.name, owner) for decode in decodes for owner in decode.assigned]
         problems = unended(owners, self._requests)
+        if self._shares is not None and self._shares.num_requests != len(self._requests):
+            problems.append(
+                f"tenants hold {self._shares.num_requests} requests, of which {len(self._requests)} have not ended"
+            )
         problems += [
             f"{decode.name} has promised {-decode.free_blocks()} blocks too many"
             for decode in decodes
@@ -169,12 +177,16 @@ class Conductor:
             return self._turned_away(_too_long(arrival, table.instances), arrival, now)
         best = ranking.best
         ttft_s = best.ttft_s
-        asking = Asking(arrival.prompt_tokens, arrival.max_tokens, ttft_s, ttft_s - best.queue_s)
+        own_s = ttft_s - best.queue_s
+        allowance = EVERYTHING if self._shares is None else self._shares.allow(arrival, own_s, now)
+        asking = Asking(arrival.prompt_tokens, arrival.max_tokens, ttft_s, own_s, allowance)
         decode = self._choose_decode(arrival, asking, table.model, frozenset(), now)
         if not isinstance(decode, DecodeChoice):
             return self._turned_away(decode, arrival, now, ranking)
         request = Request(arrival, best, asking, ranking.match.reach)
         self._requests.add(request)
+        if self._shares is not None:
+            self._shares.placed(arrival, own_s)
         self._log.add(Made(now, arrival, "dispatched", ranking.reason, ranking=ranking, decode=decode))
         # Counted from now on, so that requests arriving together do not all choose the same instance.
         work = Work(best.transfer_s + best.prefill_s, now, arrival.priority, ranking.num_blocks)
@@ -188,7 +200,7 @@ class Conductor:
         decode = self._decode.choose(arrival, model, without)
         if arrival.resumed or not isinstance(decode, DecodeChoice):
             return decode
-        refusal = self._admission.at_arrival(asking, decode.instance, now)
+        refusal = self._admission.at_arrival(asking, decode.instance, now) or _leaves_no_memory(asking, decode)
         if refusal is None:
             return decode
         return c.Reject(arrival.request_id, refusal.reason, refusal.retry_after_s, cause=refusal.cause)
@@ -253,6 +265,8 @@ class Conductor:
         if request is None or request.prefilled:
             return []
         request.prefilled = True
+        if self._shares is not None:
+            self._shares.prefilled(request.arrival, request.asking.own_s)
         observed = Observed(request.arrival.prompt_tokens, event.cached_tokens, event.computed_s)
         self._prefill.ended(request.score.prefill, event.request_id, now, observed)
         decode = self._decode.instances.get(request.decode)
@@ -333,9 +347,14 @@ class Conductor:
 
     def _forget(self, request_id: str, now: float) -> Request | None:
         request = self._requests.pop(request_id)
-        if request is not None:
-            self._prefill.ended(request.score.prefill, request_id, now)
-            self._decode.release(request.decode, request_id)
+        if request is None:
+            return None
+        self._prefill.ended(request.score.prefill, request_id, now)
+        self._decode.release(request.decode, request_id)
+        if self._shares is not None:
+            if not request.prefilled:
+                self._shares.prefilled(request.arrival, request.asking.own_s)
+            self._shares.ended(request.arrival)
         return request
 
     def _turned_away(
@@ -353,6 +372,17 @@ class Conductor:
 def _models(instances: Iterable[PrefillInstance | DecodeInstance]) -> list[ModelOffer]:
     """Of those that take requests."""
     return [instance.offer.model for instance in instances if not instance.draining]
+
+
+def _leaves_no_memory(asking: Asking, choice: DecodeChoice) -> Refusal | None:
+    part = asking.allowance.tbt_part
+    if part == 1.0:
+        return None
+    free, held = choice.free_blocks.item(choice.row) - choice.num_blocks, choice.table.num_blocks.item(choice.row)
+    if free >= held * (1 - part):
+        return None
+    left = f"{free} of {held} blocks of KV memory would be left to others at {choice.instance.name}"
+    return Refusal("share", f"{asking.allowance.explain_tbt()}; {left}", SHORTEST_RETRY_S)
 
 
 def _too_long(arrival: e.RequestArrived, prefill: Sequence[PrefillInstance]) -> c.Reject:

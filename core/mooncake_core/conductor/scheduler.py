@@ -11,6 +11,8 @@ from mooncake_core.conductor.balance import Balance
 from mooncake_core.conductor.conductor import Conductor, ConductorSettings
 from mooncake_core.conductor.policies.contract import PolicySettings
 from mooncake_core.conductor.role_planning import RolePlanner, RoleSettings
+from mooncake_core.conductor.shares import TenantShares
+from mooncake_core.config.schema import FairnessConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,8 @@ class SchedulerOptions:
     shed_weight: float
     plan_roles: bool
     """Where there are both objectives."""
+    fairness: FairnessConfig | None
+    """Between tenants; None: none."""
     seed: int
     max_decisions: int = 1000
 
@@ -64,4 +68,5 @@ def make_conductor(options: SchedulerOptions) -> Conductor:
         random.Random(options.seed),
         admission,
         balance,
+        TenantShares(options.fairness) if options.fairness is not None else None,
     )

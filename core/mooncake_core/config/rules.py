@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from mooncake_core import registry
 from mooncake_core.address import is_loopback, is_wildcard
 from mooncake_core.config.processes import ProcessSpec, processes
-from mooncake_core.config.schema import ClusterConfig, GatewayConfig, InstanceConfig, MasterConfig, NodeConfig
+from mooncake_core.config.schema import (
+    ClusterConfig,
+    GatewayConfig,
+    InstanceConfig,
+    MasterConfig,
+    NodeConfig,
+    SchedulerConfig,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,7 @@ def findings(config: ClusterConfig) -> Iterator[Finding]:
     yield from _hosts(config)
     yield from _plugins(config)
     yield from _shared_processes(config)
-    yield from _tenants(config.gateway)
+    yield from _tenants(config.gateway, config.scheduler)
     scheduler = config.scheduler
     if scheduler.plan_roles and (scheduler.ttft_slo is None or scheduler.tbt_slo is None):
         message = "expected both objectives, by which loads are known: scheduler.ttft_slo and scheduler.tbt_slo"
@@ -116,17 +123,21 @@ def _shared_processes(config: ClusterConfig) -> Iterator[Finding]:
             )
 
 
-def _tenants(gateway: GatewayConfig) -> Iterator[Finding]:
+def _tenants(gateway: GatewayConfig, scheduler: SchedulerConfig) -> Iterator[Finding]:
     for tenant, keys in gateway.api_keys.items():
         path = f"gateway.api_keys.{tenant}"
         given = {path: keys} if isinstance(keys, str) else {f"{path}.{index}": key for index, key in enumerate(keys)}
         for at, key in (given or {path: ""}).items():
             if not key:  # a variable that is set to nothing
                 yield Finding(at, "expected a key, got an empty one")
-    for tenant in gateway.tenants:
+    weights = scheduler.fairness.weights if scheduler.fairness else {}
+    for path, tenant in (
+        *((f"gateway.tenants.{tenant}", tenant) for tenant in gateway.tenants),
+        *((f"scheduler.fairness.weights.{tenant}", tenant) for tenant in weights),
+    ):
         if tenant not in gateway.api_keys and not gateway.api_keys_file:
             yield Finding(
-                f"gateway.tenants.{tenant}",
+                path,
                 "expected a tenant with a key in gateway.api_keys or api_keys_file",
                 because=(f"gateway.api_keys.{tenant}", "gateway.api_keys_file"),
             )

@@ -204,6 +204,14 @@ class PoolConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Who may use the pool under a name of its own, beside `default`; none: anybody may. Tenants share no objects."""
 
 
+class FairnessConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    weights: dict[Name, Annotated[float, Meta(gt=0)]] = {}
+    """Of tenants, such as `acme: 3`; one that is not named has 1. Tenants that ask for the same model have shares by weight."""
+    reserve: Annotated[float, Meta(ge=0, lt=1)] = 0.2
+    """A tenant that holds more than its share, of prefill work or of memory for decoding, is turned away where less than such a
+    part of the objectives, or of an instance's memory, would be left for the others."""
+
+
 class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     policy: str = "kvcache-centric"
     """Scheduling policy plugin."""
@@ -233,6 +241,8 @@ class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     """Admission headroom keeps such a share of the time between tokens free."""
     shed_weight: Annotated[float, Meta(ge=0)] = 4.0
     """Admission headroom: how much more a request counts where the objective is used up than on an idle instance."""
+    fairness: FairnessConfig | None = field(default_factory=FairnessConfig)
+    """Between tenants, under overload; null: who comes first is served first."""
     plan_roles: bool = False
     """Where one pool has too much to do for a while and the other little, by both objectives, an instance finishes what it has
     and joins in the other role; a pool that has lost all its instances gets one."""

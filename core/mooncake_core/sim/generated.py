@@ -17,6 +17,8 @@ def generate_jobs(workload: WorkloadSettings, *, block_tokens: int, seed: int, s
     blocks = reusable_blocks(workload.input_tokens, block_tokens)
     shared = min(blocks, int(workload.input_tokens * workload.shared) // block_tokens)
     families = [_keys(family * blocks, shared) for family in range(workload.families)]
+    names = list(workload.tenants)
+    parts = np.array(list(workload.tenants.values()))
     at = 0.0
     for number in range(workload.requests):
         at += float(rng.exponential(1 / workload.rate))
@@ -27,6 +29,7 @@ def generate_jobs(workload: WorkloadSettings, *, block_tokens: int, seed: int, s
             prompt_tokens=workload.input_tokens,
             output_tokens=workload.output_tokens,
             keys=[*prefix, *_keys((workload.families + number) * blocks, blocks - shared)],
+            tenant=names[int(rng.choice(len(names), p=parts / parts.sum()))] if names else "",
         )
 
 

@@ -55,7 +55,7 @@ class Job:
     """Where it was rejected: at its arrival, or at decode when its prefill had ended."""
     reason: str = ""
     cause: str = ""
-    """Of a rejection: ttft, tbt or memory."""
+    """Of a rejection: ttft, tbt, memory or share."""
 
     @property
     def request_id(self) -> str:

@@ -26,7 +26,7 @@ class Records:
         self._columns = {name: array("d") for name in _COLUMNS}
         self.numbers = array("q")
         self.texts: dict[str, list[str]] = {
-            name: [] for name in ("outcome", "stage", "cause", "reason", "prefill", "decode")
+            name: [] for name in ("outcome", "stage", "cause", "reason", "prefill", "decode", "tenant")
         }
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from mooncake_core.config.schema import Count, Duration, Name, Section
+from mooncake_core.config.schema import Count, Duration, FairnessConfig, Name, Section
 
 Share = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -42,6 +42,8 @@ class WorkloadSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields
     """Of each answer."""
     shared: Annotated[float, Meta(ge=0, lt=1)] = 0.5
     """Share of a prompt that is the same for all requests of a family."""
+    tenants: dict[Name, Positive] = field(default_factory=dict)
+    """Whose requests they are: tenants, each with its part of them (`flood: 9`, `steady: 1`); empty: all of one tenant."""
     families: Count = 16
     """Prefixes that are shared; a request has one of them by chance."""
     ttft_factor: Positive | None = None
@@ -81,6 +83,8 @@ class SystemSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Admission headroom keeps such a share of the time between tokens free."""
     shed_weight: Annotated[float, Meta(ge=0)] = 4.0
     """Admission headroom: how much more a request counts where the objective is used up than on an idle instance."""
+    fairness: FairnessConfig | None = None
+    """Between the tenants of a trace or workload, under overload; null: none, as in the paper."""
     plan_roles: bool = False
     """The Conductor has instances change their roles where one pool has too much to do and the other little."""
     replicate: bool = True

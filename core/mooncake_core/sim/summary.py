@@ -45,6 +45,15 @@ class Swing(Struct, frozen=True, kw_only=True):
     deviation: float
 
 
+class TenantSummary(Struct, frozen=True, kw_only=True):
+    """What one of several tenants got."""
+
+    requests: int
+    goodput: int
+    goodput_ratio: float
+    ttft_s: Spread | None
+
+
 class SystemSummary(Struct, frozen=True, kw_only=True):
     """One system's part."""
 
@@ -59,6 +68,8 @@ class SystemSummary(Struct, frozen=True, kw_only=True):
     rejected_for: dict[str, int]
     """By stage and cause, such as "decode: tbt"."""
     unavailable: int
+    tenants: dict[str, TenantSummary]
+    """Where there are several."""
     ttft_s: Spread | None
     tbt_s: Spread | None
     """A request's is the mean of the slowest tenth of its gaps."""
@@ -86,7 +97,8 @@ def summarise(config: SimulationConfig, system: SystemSettings, simulation: Simu
     rejected = records.where("outcome", "rejected")
     ttft, tbt = records.column("ttft_s"), records.column("tbt_s")
     in_time = completed & (ttft <= config.slo.ttft)
-    good = int((in_time & (tbt <= config.slo.tbt)).sum())
+    served_well = in_time & (tbt <= config.slo.tbt)
+    good = int(served_well.sum())
     requests = len(records)
     expected = records.column("expected_ttft_s")
     many = completed & (records.column("output_tokens") > 1)
@@ -99,6 +111,7 @@ def summarise(config: SimulationConfig, system: SystemSettings, simulation: Simu
         rejected={stage: int((rejected & records.where("stage", stage)).sum()) for stage in ("arrival", "decode")},
         rejected_for=_causes(simulation),
         unavailable=int(records.where("outcome", "unavailable").sum()),
+        tenants=_tenants(simulation, served_well, completed),
         ttft_s=_spread(ttft[completed]),
         tbt_s=_spread(tbt[many]),
         mean_gap_s=_spread(records.column("tbt_mean_s")[many]),
@@ -112,6 +125,24 @@ def summarise(config: SimulationConfig, system: SystemSettings, simulation: Simu
         swings=_swings(simulation),
         samples=simulation.samples,
     )
+
+
+def _tenants(
+    simulation: Simulation, served_well: npt.NDArray[np.bool_], completed: npt.NDArray[np.bool_]
+) -> dict[str, TenantSummary]:
+    records = simulation.records
+    names = sorted(set(records.texts["tenant"]))
+    found = {}
+    for name in names if len(names) > 1 else []:
+        rows = records.where("tenant", name)
+        requests, goodput = int(rows.sum()), int((rows & served_well).sum())
+        found[name] = TenantSummary(
+            requests=requests,
+            goodput=goodput,
+            goodput_ratio=_share(goodput, requests),
+            ttft_s=_spread(records.column("ttft_s")[rows & completed]),
+        )
+    return found
 
 
 def _causes(simulation: Simulation) -> dict[str, int]:

@@ -105,6 +105,7 @@ def _conductor(config: SimulationConfig, system: SystemSettings) -> Conductor:
             headroom=system.headroom,
             shed_weight=system.shed_weight,
             plan_roles=system.plan_roles,
+            fairness=system.fairness,
             seed=config.seed,
         )
     )

@@ -9,8 +9,9 @@ from typing import Literal
 from msgspec import Struct
 
 from mooncake_core.conductor.instances import Assigned, DecodeInstance
+from mooncake_core.conductor.shares import EVERYTHING, Allowance
 
-Cause = Literal["ttft", "tbt", "memory"]
+Cause = Literal["ttft", "tbt", "memory", "share"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,8 @@ class Asking(Struct, frozen=True, gc=False):
     """Predicted."""
     own_s: float = 0.0
     """The part of it that its prefill instance spends on this request; the rest is waiting for others."""
+    allowance: Allowance = EVERYTHING
+    """What of the objectives it may use up at its arrival; less than all where its tenant holds more than its share."""
 
 
 @dataclass(frozen=True, slots=True)

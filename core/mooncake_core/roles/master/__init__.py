@@ -105,6 +105,7 @@ def _conductor(config: ClusterConfig) -> Conductor:
             headroom=scheduler.headroom,
             shed_weight=scheduler.shed_weight,
             plan_roles=scheduler.plan_roles,
+            fairness=scheduler.fairness,
             seed=scheduler.seed,
             max_decisions=scheduler.decisions,
         )
