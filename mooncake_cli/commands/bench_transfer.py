@@ -21,6 +21,8 @@ BATCH: Final = 4
 AGAINST_BATCH: Final = 64
 SIZES: Final = [64 << 10, 1 << 20, 4 << 20, 16 << 20]
 AGAINST_SIZES: Final = [64 << 10]
+TRANSPORTS: Final = ["tcp", "shm", "local"]
+AGAINST_TRANSPORTS: Final = ["tcp"]
 
 HELP = """Measure the Transfer Engine between two processes, of this host or of two.
 
@@ -30,6 +32,7 @@ Examples:
   mooncake bench transfer --target --host 10.0.0.2      (there)
   mooncake bench transfer --initiator 10.0.0.2:PORT     (here)
   mooncake bench transfer --against upstream/bin/python --sizes 64KiB --batch 64
+  mooncake bench transfer --against nixl/bin/python --transport tcp,shm --sizes 64KiB,1MiB
 
 Beside each figure stands what the machine does without the engine, measured alternately in the same run: a raw
 blocking socket per connection for transports of a network, memcpy for those of one host, ib_write_bw and ib_read_bw for
@@ -37,7 +40,8 @@ rdma within one host. Regions are larger than the
 last level cache. Bytes are checked before the clock runs. Exit code 1 if --at-least is missed.
 
 --target offers memory until Ctrl-C: whoever reaches its host can read and write that memory, and nothing else. --against
-measures `mooncake.engine` of this interpreter and of another in turn, over TCP.
+measures `mooncake.engine` of this interpreter and of another in turn, over TCP or shared memory; an interpreter that has none
+but NIXL moves the blocks with that, over UCX with the same transport (for shm: all that UCX knows within a host).
 """
 
 
@@ -45,10 +49,8 @@ measures `mooncake.engine` of this interpreter and of another in turn, over TCP.
 @click.option(
     "--transport",
     "transports",
-    default="tcp,shm,local",
-    show_default=True,
     type=ListType(click.STRING),
-    help="local is within one process.",
+    help="local is within one process. Default: tcp,shm,local; tcp alone with --against, which knows shm too.",
 )
 @click.option(
     "--sizes", type=ListType(SIZE), help="Of blocks. Default: 64KiB,1MiB,4MiB,16MiB; 64KiB alone with --against."
@@ -83,7 +85,12 @@ measures `mooncake.engine` of this interpreter and of another in turn, over TCP.
 @click.option("--host", help="With --target: the address by which initiators reach it. Default: 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65535), help="With --target. Default: a free one.")
 @click.option("--initiator", "target", help="Measure against the target at this address, which it printed.")
-@click.option("--against", help="A Python, or the folder of its virtual environment, with another mooncake.engine.")
+@click.option(
+    "--against", help="A Python, or the folder of its virtual environment, with another mooncake.engine, or NIXL."
+)
+@click.option(
+    "--scattered", is_flag=True, help="With --against: blocks lie apart, so that nobody moves several as one."
+)
 @click.option("--at-least", type=click.FloatRange(0), help="Exit 1 if a share of the baseline, or a ratio, is below.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json and plots.")
 @json_option
@@ -96,6 +103,7 @@ def command(
     port: int | None,
     target: str | None,
     against: str | None,
+    scattered: bool,
     at_least: float | None,
     out: Path | None,
     as_json: bool,
@@ -107,13 +115,21 @@ def command(
         raise click.UsageError("--target, --initiator and --against are different things to do: give one of them")
     if not is_target and (host is not None or port is not None):
         raise click.UsageError("--host and --port belong to --target: give it as well")
+    if scattered and against is None:
+        raise click.UsageError("--scattered belongs to --against: give it as well")
     wanted["sizes"] = wanted["sizes"] or (AGAINST_SIZES if against else SIZES)
+    wanted["transports"] = wanted["transports"] or (AGAINST_TRANSPORTS if against else TRANSPORTS)
     if min(wanted["sizes"]) == 0:
         raise click.UsageError("--sizes: expected blocks of 1 byte or more, got 0")
     if is_target:
         return modes.serve_target(wanted["transports"], host or "127.0.0.1", port or 0, memory_bytes, as_json=as_json)
     if against is not None:
-        return modes.compare(_engine_settings(against, wanted, batch, memory_bytes), at_least, out, as_json=as_json)
+        return modes.compare(
+            _engine_settings(against, {**wanted, "scattered": scattered}, batch, memory_bytes),
+            at_least,
+            out,
+            as_json=as_json,
+        )
     summed = [choice == "on" for choice in checksums]
     return _measure(
         {**wanted, "batch": batch or BATCH, "checksums": summed}, memory_bytes, target, at_least, out, as_json
@@ -126,7 +142,9 @@ def _engine_settings(
     from mooncake_core.bench.engine_compare import EngineSettings
     from mooncake_core.bench.store_processes import find_interpreter
 
-    given = {name: wanted[name] for name in ("sizes", "kinds", "threads", "seconds", "pairs")}
+    given = {
+        name: wanted[name] for name in ("transports", "sizes", "kinds", "scattered", "threads", "seconds", "pairs")
+    }
     if memory_bytes is not None:
         given["memory_bytes"] = memory_bytes
     return EngineSettings(against=find_interpreter(against).python, batch=batch or AGAINST_BATCH, **given)

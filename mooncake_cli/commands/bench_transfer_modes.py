@@ -1,4 +1,4 @@
-"""The other ways of `mooncake bench transfer`: the far end alone, and a comparison with another `mooncake.engine`."""
+"""The other ways of `mooncake bench transfer`: the far end alone, and a comparison with another engine."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def compare(settings: EngineSettings, at_least: float | None, out: Path | None, 
     """This project's engine and another's, alternating."""
     import msgspec
 
-    from mooncake_core.bench.engine_compare import EngineRun
+    from mooncake_core.bench.engine_compare import EngineRun, num_cells
 
-    run = EngineRun(settings, progress.counter(len(settings.kinds) * len(settings.sizes), "rows"))
+    run = EngineRun(settings, progress.counter(num_cells(settings), "rows"))
     finished = True
     try:
         run.execute()
@@ -67,17 +67,21 @@ def compare(settings: EngineSettings, at_least: float | None, out: Path | None, 
 def _print(report: EngineReport) -> None:
     from mooncake_core.units import format_size
 
-    columns = ["", "block", "p50", "p99", "GB/s", "against p50", "p99", "GB/s", "ratio", "95% interval"]
+    columns = ["transport", "", "block", "p50", "p99", "GB/s", "against p50", "p99", "GB/s", "ratio", "95% interval"]
     console.table(columns, [_row(cell) for cell in report.cells])
     settings = report.settings
     console.data(
-        f"mooncake.engine over {settings.protocol}; latencies are of {settings.batch} blocks; {settings.threads} threads, "
+        f"mooncake.engine; latencies are of {settings.batch} blocks, {_placed(settings)}; {settings.threads} threads, "
         f"regions of {format_size(settings.memory_bytes)}, {settings.pairs} pairs of {settings.seconds:g}s, "
         f"{report.cores} cores"
     )
-    console.data(f"against {settings.against}; a ratio above 1 is better")
+    console.data(f"against {report.against_engine} of {settings.against}; a ratio above 1 is better")
     if report.unfinished:
         console.data(f"not measured: {report.unfinished} rows")
+
+
+def _placed(settings: EngineSettings) -> str:
+    return "apart from each other" if settings.scattered else "side by side"
 
 
 def _row(cell: EngineCell) -> list[object]:
@@ -85,6 +89,7 @@ def _row(cell: EngineCell) -> list[object]:
 
     ratio = cell.ratio
     return [
+        cell.transport,
         cell.kind,
         format_size(cell.block_bytes),
         *_columns(cell.ours),
@@ -112,7 +117,8 @@ def _missed(report: EngineReport, at_least: float | None) -> bool:
     for cell in missed:
         found = "nothing" if cell.ratio is None else f"{cell.ratio.median:.3f}"
         console.error(
-            f"{cell.kind} {format_size(cell.block_bytes)}: expected at least {at_least:g} times the other, found {found}"
+            f"{cell.transport} {cell.kind} {format_size(cell.block_bytes)}: expected at least {at_least:g} times the other, "
+            f"found {found}"
         )
     return bool(missed)
 
@@ -126,11 +132,12 @@ def _write(out: Path | None, report: EngineReport) -> None:
 
     console.json_file(out / "report.json", report)
     for kind in report.settings.kinds:
-        cells = [cell for cell in report.cells if cell.kind == kind]
-        series = {
-            "ours": [(float(cell.block_bytes), cell.ours.bytes_per_s / 1e9) for cell in cells],
-            "against": [(float(cell.block_bytes), cell.against.bytes_per_s / 1e9) for cell in cells],
-        }
+        series: dict[str, list[tuple[float, float]]] = {}
+        for cell in report.cells:
+            if cell.kind == kind:
+                for name, side in (("ours", cell.ours), ("against", cell.against)):
+                    point = (float(cell.block_bytes), side.bytes_per_s / 1e9)
+                    series.setdefault(f"{cell.transport}: {name}", []).append(point)
         try:
             plot_lines(out / f"{kind}.png", f"mooncake.engine: {kind}", ("block (bytes)", "GB/s"), series)
         except PluginUnavailable as error:

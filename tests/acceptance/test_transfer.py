@@ -1,6 +1,7 @@
-"""Transfers beside raw sockets, memcpy, and upstream's engine: `scripts/acceptance transfer`.
+"""Transfers beside raw sockets, memcpy, upstream's engine and NIXL: `scripts/acceptance transfer`.
 
-MOONCAKE_UPSTREAM_PYTHON names an interpreter with `mooncake-transfer-engine-non-cuda` installed.
+MOONCAKE_UPSTREAM_PYTHON names an interpreter with `mooncake-transfer-engine-non-cuda` installed, MOONCAKE_NIXL_PYTHON one with
+`nixl-cu12`, which needs no GPU.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tests.acceptance.upstream import PYTHON
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200)]
 DROPIN = Path(__file__).parent.parent.parent / "dropin"
+NIXL_PYTHON = os.environ.get("MOONCAKE_NIXL_PYTHON", "")
 OPERATION_S = 15e-6
 ELEMENT_S = 3e-6
 
@@ -49,3 +51,11 @@ def test_small_reads_over_shared_memory_cost_little_beyond_the_copy(batch: int, 
 def test_many_blocks_move_faster_than_with_upstreams_engine() -> None:
     result = bench("--against", PYTHON, "--sizes", "64KiB", "--batch", "64", "--threads", "1", "--at-least", "1.5")
     assert result.returncode == 0, "64 blocks of 64 KiB: less than 1.5 times upstream's rate"
+
+
+@pytest.mark.skipif(not NIXL_PYTHON, reason="MOONCAKE_NIXL_PYTHON names no interpreter with NIXL")
+@pytest.mark.parametrize(("transport", "sizes"), [("tcp", "64KiB"), ("shm", "1MiB,4MiB")])
+def test_scattered_blocks_move_faster_than_with_nixl(transport: str, sizes: str) -> None:
+    apart = ["--scattered", "--batch", "64", "--threads", "1", "--at-least", "1"]
+    result = bench("--against", NIXL_PYTHON, "--transport", transport, "--sizes", sizes, *apart)
+    assert result.returncode == 0, f"over {transport}: less than NIXL's rate"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -316,6 +317,7 @@ def test_only_a_target_is_measured_against(capsys: pytest.CaptureFixture[str]) -
     [
         (["--target", "--initiator", "127.0.0.1:1"], "give one of them"),
         (["--host", "127.0.0.1"], "belong to --target"),
+        (["--scattered"], "belongs to --against"),
         (["--initiator", "nowhere"], "expected host:port"),
         (["--against", "/no/such/python"], "expected a Python"),
         (["--target", "--host", "203.0.113.9"], "cannot listen on 203.0.113.9"),
@@ -345,3 +347,28 @@ def test_an_interpreter_without_an_engine_is_named(tmp_path: Path, capsys: pytes
     bare.chmod(0o755)
     assert main.run(["bench", "transfer", "--against", str(bare)]) == exits.FAILED
     assert "has no mooncake.engine" in capsys.readouterr().err
+
+
+def test_an_interpreter_with_nixl_is_compared_through_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    package, about = tmp_path / "nixl", tmp_path / "nixl-9.9.dist-info"
+    package.mkdir()
+    about.mkdir()
+    (about / "METADATA").write_text("Name: nixl\nVersion: 9.9\n")
+    (package / "__init__.py").touch()
+    shutil.copy(Path(__file__).parent / "nixl_stand_in.py", package / "_api.py")
+    roots = os.pathsep.join([str(tmp_path), *(root for root in sys.path if not root.endswith("dropin"))])
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={roots} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    options = ["--transport", "shm,tcp", "--sizes", "4KiB", "--batch", "4", "--direction", "write", "--scattered"]
+    options += ["--memory", "1MiB", "--seconds", "5ms", "--json"]
+    assert main.run(["bench", "transfer", "--against", str(python), *options]) == exits.DONE
+    report = json.loads(capsys.readouterr().out)
+    assert report["against_engine"] == "NIXL 9.9"
+    assert [cell["transport"] for cell in report["cells"]] == ["shm", "tcp"]
+    assert all(cell["ratio"]["count"] == 10 for cell in report["cells"])
+
+
+def test_engines_are_compared_over_what_both_may_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["bench", "transfer", "--against", sys.executable, "--transport", "rdma"]) == exits.USAGE
+    assert "expected transports of tcp, shm, got rdma" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""`mooncake bench transfer --against`: this project's `mooncake.engine` and another interpreter's, under one load, in turn."""
+"""`mooncake bench transfer --against`: this project's `mooncake.engine` and another interpreter's, or its NIXL, under one load,
+in turn."""
 
 from __future__ import annotations
 
@@ -16,13 +17,16 @@ from msgspec import Struct, field, structs
 from mooncake_core.bench.compare import FEWEST_PAIRS
 from mooncake_core.bench.statistics import Estimate, Quantiles, median_ratio, quantiles
 from mooncake_core.bench.store_processes import START_S, Interpreter, Process, temporary_folder
+from mooncake_core.bench.transfer import last_level_cache_bytes
 from mooncake_core.errors import UsageError
 from mooncake_core.store.node import available_memory_bytes
 from mooncake_core.units import format_size
 
 WORKER: Final = Path(__file__).parent / "engine_worker" / "worker.py"
 NUM_PROCESSES: Final = 4
-DEFAULT_MEMORY_BYTES: Final = 64 << 20
+TRANSPORTS: Final = ("tcp", "shm")
+UCX_TRANSPORTS: Final = {"tcp": "tcp", "shm": "tcp,shm"}
+"""What NIXL may use. UCX makes no connection over shared memory alone: it notices a peer's death by a socket."""
 PATIENCE_S: Final = 60.0
 """Beyond the time that a phase is to take."""
 
@@ -35,12 +39,15 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     sizes: list[int]
     kinds: list[str] = field(default_factory=lambda: ["read", "write"])
     batch: int = 64
+    scattered: bool = False
+    """Blocks lie apart from each other, as those of a paged cache: nobody can move several as one."""
     threads: int = 1
-    protocol: str = "tcp"
+    transports: list[str] = field(default_factory=lambda: ["tcp"])
+    """Of TRANSPORTS."""
     seconds: float = 0.3
     pairs: int = FEWEST_PAIRS
     memory_bytes: int = 0
-    """Of each process; 0: as much as is needed, and more than most caches."""
+    """Of each process; 0: as much as is needed, and no less than the last level cache."""
     seed: int = 0
 
 
@@ -53,8 +60,9 @@ class EngineSide(Struct, frozen=True, kw_only=True):
 
 
 class EngineCell(Struct, frozen=True, kw_only=True):
-    """One direction and block size."""
+    """One transport, direction and block size."""
 
+    transport: str
     kind: str
     block_bytes: int
     ours: EngineSide
@@ -67,6 +75,8 @@ class EngineReport(Struct, frozen=True, kw_only=True):
     """What was measured."""
 
     settings: EngineSettings
+    against_engine: str
+    """What the other interpreter has: mooncake.engine, or NIXL and its version."""
     cores: int
     cells: list[EngineCell]
     unfinished: int
@@ -77,19 +87,23 @@ class EngineRun:
     """One comparison. `report` may be asked for at any time; it has the cells that are whole."""
 
     def __init__(self, settings: EngineSettings, on_progress: Callable[[int], None]) -> None:
-        """Raises UsageError where the memory has no room for a batch per thread."""
-        needed = max(settings.sizes) * settings.batch * settings.threads
-        memory_bytes = settings.memory_bytes or max(needed, DEFAULT_MEMORY_BYTES)
+        """Raises UsageError where the memory has no room for a batch per thread, or a transport is none of TRANSPORTS."""
+        unknown = [name for name in settings.transports if name not in TRANSPORTS]
+        if unknown:
+            raise UsageError(f"--against: expected transports of {', '.join(TRANSPORTS)}, got {', '.join(unknown)}")
+        needed = _stride(max(settings.sizes), settings) * settings.batch * settings.threads
+        memory_bytes = settings.memory_bytes or max(needed, last_level_cache_bytes())
         available = available_memory_bytes()
         if not needed <= memory_bytes <= available // NUM_PROCESSES:
             raise UsageError(
-                f"expected room for threads x batch blocks, {format_size(needed)}, in each of {NUM_PROCESSES} processes, got "
-                f"{format_size(memory_bytes)} of {format_size(available)} available: change --memory, --batch, --threads or "
-                "--sizes"
+                f"expected room for threads x batch blocks and the gaps between them, {format_size(needed)}, in each of "
+                f"{NUM_PROCESSES} processes, got {format_size(memory_bytes)} of {format_size(available)} available: "
+                "change --memory, --batch, --threads or --sizes"
             )
         self._settings = structs.replace(settings, memory_bytes=memory_bytes)
         self._on_progress = on_progress
         self._cells: list[EngineCell] = []
+        self._against_engine = "unknown"
 
     def execute(self) -> EngineReport:
         """Measures everything.
@@ -97,28 +111,30 @@ class EngineRun:
         Raises:
             MooncakeError: a process did not start, or a transfer failed; shows the end of its log.
         """
-        with temporary_folder() as folder, ExitStack() as stack:
-            sides = [
-                _Side(stack, folder, name, Interpreter(python), self._settings)
-                for name, python in (("ours", sys.executable), ("against", self._settings.against))
-            ]
-            for kind in self._settings.kinds:
-                for block_bytes in self._settings.sizes:
-                    self._cells.append(self._measure(sides, kind, block_bytes))
-                    self._on_progress(len(self._cells))
+        for transport in self._settings.transports:
+            with temporary_folder() as folder, ExitStack() as stack:
+                sides = [
+                    _Side(stack, folder, name, Interpreter(python), transport, self._settings)
+                    for name, python in (("ours", sys.executable), ("against", self._settings.against))
+                ]
+                self._against_engine = sides[1].engine
+                for kind in self._settings.kinds:
+                    for block_bytes in self._settings.sizes:
+                        self._cells.append(self._measure(sides, transport, kind, block_bytes))
+                        self._on_progress(len(self._cells))
         return self.report()
 
     def report(self) -> EngineReport:
         """Of the cells measured until now."""
-        wanted = len(self._settings.kinds) * len(self._settings.sizes)
         return EngineReport(
             settings=self._settings,
+            against_engine=self._against_engine,
             cores=os.cpu_count() or 1,
             cells=list(self._cells),
-            unfinished=wanted - len(self._cells),
+            unfinished=num_cells(self._settings) - len(self._cells),
         )
 
-    def _measure(self, sides: Sequence[_Side], kind: str, block_bytes: int) -> EngineCell:
+    def _measure(self, sides: Sequence[_Side], transport: str, kind: str, block_bytes: int) -> EngineCell:
         """Both, alternating, in an order that turns round from pair to pair."""
         runs: list[list[dict[str, Any]]] = [[] for _ in sides]
         for number in range(self._settings.pairs):
@@ -133,35 +149,56 @@ class EngineRun:
             for rate, found in zip(rates, runs, strict=True)
         )
         ratio = median_ratio(list(zip(*rates, strict=True)), self._settings.seed)
-        return EngineCell(kind=kind, block_bytes=block_bytes, ours=ours, against=against, ratio=ratio)
+        return EngineCell(
+            transport=transport, kind=kind, block_bytes=block_bytes, ours=ours, against=against, ratio=ratio
+        )
+
+
+def num_cells(settings: EngineSettings) -> int:
+    """Of a whole report."""
+    return len(settings.transports) * len(settings.kinds) * len(settings.sizes)
+
+
+def _stride(block_bytes: int, settings: EngineSettings) -> int:
+    """From the beginning of a block to that of the next one."""
+    return 2 * block_bytes if settings.scattered else block_bytes
 
 
 class _Side:
     """An initiator and its target."""
 
     def __init__(
-        self, stack: ExitStack, folder: Path, name: str, interpreter: Interpreter, settings: EngineSettings
+        self,
+        stack: ExitStack,
+        folder: Path,
+        name: str,
+        interpreter: Interpreter,
+        transport: str,
+        settings: EngineSettings,
     ) -> None:
         self._settings = settings
-        # A protocol that is named is meant: an engine may know a shorter way to processes of its own host.
-        environ = {**interpreter.environ, "MC_FORCE_TCP": "1" if settings.protocol == "tcp" else "0"}
-        boot = {"protocol": settings.protocol, "memory_bytes": settings.memory_bytes}
-        command = [interpreter.python, str(WORKER), json.dumps(boot)]
-        self._target, self._initiator = (
-            stack.enter_context(Process(f"{name}-{role}", command, environ, folder)) for role in ("target", "initiator")
-        )
-        self._peer = self._target.receive(START_S)
-        self._initiator.receive(START_S)
+        # A transport that is named is meant: an engine may know a shorter way to processes of its own host.
+        chosen = {"MC_FORCE_TCP": "1" if transport == "tcp" else "0", "UCX_TLS": UCX_TRANSPORTS[transport]}
+        environ = {**interpreter.environ, **chosen}
+        boot = {"transport": transport, "memory_bytes": settings.memory_bytes, "threads": settings.threads}
+
+        def start(role: str) -> Process:
+            command = [interpreter.python, str(WORKER), json.dumps({**boot, "role": role})]
+            return stack.enter_context(Process(f"{name}-{role}", command, environ, folder))
+
+        target, self._initiator = start("target"), start("initiator")
+        self._peer = target.receive(START_S)
+        self.engine: str = self._initiator.receive(START_S)["engine"]
 
     def run(self, kind: str, block_bytes: int) -> dict[str, Any]:
         """One phase."""
         settings = self._settings
         self._initiator.send(
             {
-                "peer": self._peer["name"],
-                "address": self._peer["address"],
+                "peer": self._peer,
                 "kind": kind,
                 "block_bytes": block_bytes,
+                "stride_bytes": _stride(block_bytes, settings),
                 "batch": settings.batch,
                 "threads": settings.threads,
                 "seconds": settings.seconds,

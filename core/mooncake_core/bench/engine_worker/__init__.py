@@ -1,1 +1,1 @@
-"""Runs under any interpreter that has a `mooncake.engine`: standard library only, nothing of this project."""
+"""Runs under any interpreter that has a `mooncake.engine` or NIXL: standard library only, nothing of this project."""

@@ -6,8 +6,11 @@ none. Both end with stdin. Before a phase is timed, its bytes are written, read 
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import ctypes
 import importlib
+import importlib.metadata
 import itertools
 import json
 import os
@@ -15,77 +18,163 @@ import random
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 SEED = 7
+NIXL_MODULES = ("nixl", "nixl_cu12", "nixl_cu13")
+"""The first is a chooser between the others, and not everywhere."""
+
+Move = Callable[[str, int], None]
+"""Carries the batch of blocks that begins so far into the memory, "read" or "write"."""
 
 
 class Wrong(Exception):
     """A call did not answer as it must, or moved wrong bytes."""
 
 
-class Memory:
-    """Registered, and touched."""
+class Engine(ABC):
+    """What moves bytes. Memory is registered, and touched, by the constructor."""
 
-    def __init__(self, engine: Any, num_bytes: int) -> None:
-        self._array = (ctypes.c_char * num_bytes)()
-        self.address = ctypes.addressof(self._array)
-        self.num_bytes = num_bytes
-        ctypes.memset(self.address, 1, num_bytes)
-        expect(engine.register_memory(self.address, num_bytes), 0, "register_memory")
+    name: str
+    address: int
+    num_bytes: int
+
+    @abstractmethod
+    def whereabouts(self) -> dict[str, Any]:
+        """What an initiator must know."""
+
+    @abstractmethod
+    def mover(self, peer: dict[str, Any], phase: dict[str, Any]) -> Move:
+        """Blocks begin every stride_bytes, here as there."""
 
     def fill(self, content: bytes) -> None:
         ctypes.memmove(self.address, content, len(content))
 
-    def starts_with(self, content: bytes) -> bool:
-        return ctypes.string_at(self.address, len(content)) == content
+    def has(self, content: bytes, start: int) -> bool:
+        return ctypes.string_at(self.address + start, len(content)) == content
+
+
+class MooncakeEngine(Engine):
+    """Of this project, or of upstream."""
+
+    name = "mooncake.engine"
+
+    def __init__(self, boot: dict[str, Any]) -> None:
+        self._engine = importlib.import_module("mooncake.engine").TransferEngine()
+        self.num_bytes = boot["memory_bytes"]
+        expect(self._engine.initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", ""), 0, "initialize")
+        if boot["transport"] == "shm":  # of one's own allocation: others could not map it
+            self.address = self._engine.allocate_managed_buffer(self.num_bytes)
+            if not self.address:
+                raise Wrong("allocate_managed_buffer answered 0")
+        else:
+            self._array = (ctypes.c_char * self.num_bytes)()
+            self.address = ctypes.addressof(self._array)
+            expect(self._engine.register_memory(self.address, self.num_bytes), 0, "register_memory")
+        ctypes.memset(self.address, 1, self.num_bytes)
+
+    def whereabouts(self) -> dict[str, Any]:
+        return {"name": f"127.0.0.1:{self._engine.get_rpc_port()}", "address": self.address}
+
+    def mover(self, peer: dict[str, Any], phase: dict[str, Any]) -> Move:
+        stride, batch = phase["stride_bytes"], phase["batch"]
+        moves = {kind: getattr(self._engine, f"batch_transfer_sync_{kind}") for kind in ("read", "write")}
+        lengths = [phase["block_bytes"]] * batch
+
+        def move(kind: str, start: int) -> None:
+            offsets = range(start, start + stride * batch, stride)
+            here = [self.address + offset for offset in offsets]
+            there = [peer["address"] + offset for offset in offsets]
+            expect(moves[kind](peer["name"], here, there, lengths), 0, f"the {kind}")
+
+        return move
+
+
+class NixlEngine(Engine):
+    """NIXL over UCX, in the way that is quickest for it: descriptors are prepared once, a batch names some, and who waits asks
+    again and again. The far end has a thread that lets it take part; an initiator's own would only compete with the asking."""
+
+    def __init__(self, boot: dict[str, Any]) -> None:
+        module, package = _nixl()
+        self.name = f"NIXL {importlib.metadata.version(package)}"
+        self.num_bytes = boot["memory_bytes"]
+        threads = module.nixl_thread_sync_t
+        sync = threads.NIXL_THREAD_SYNC_STRICT if boot["threads"] > 1 else threads.NIXL_THREAD_SYNC_NONE
+        config = module.nixl_agent_config(enable_prog_thread=boot["role"] == "target", sync_mode=sync)
+        self._agent = module.nixl_agent(f"{boot['role']}-{os.getpid()}", config)
+        self._numpy = importlib.import_module("numpy")
+        self._array = (ctypes.c_char * self.num_bytes)()
+        self.address = ctypes.addressof(self._array)
+        ctypes.memset(self.address, 1, self.num_bytes)
+        self._agent.register_memory([(self.address, self.num_bytes, 0, "")], "DRAM")
+        self._peers: dict[str, str] = {}
+
+    def whereabouts(self) -> dict[str, Any]:
+        return {"name": base64.b64encode(self._agent.get_agent_metadata()).decode(), "address": self.address}
+
+    def mover(self, peer: dict[str, Any], phase: dict[str, Any]) -> Move:
+        stride, batch = phase["stride_bytes"], phase["batch"]
+        if peer["name"] not in self._peers:
+            self._peers[peer["name"]] = self._agent.add_remote_agent(base64.b64decode(peer["name"]))
+        here = self._blocks("", self.address, phase)
+        there = self._blocks(self._peers[peer["name"]], peer["address"], phase)
+        agent, indices_of = self._agent, self._numpy.arange
+
+        def move(kind: str, start: int) -> None:
+            first = start // stride
+            indices = indices_of(first, first + batch, dtype="int32")
+            request = agent.make_prepped_xfer(kind.upper(), here, indices, there, indices)
+            state = agent.transfer(request)
+            while state == "PROC":
+                state = agent.check_xfer_state(request)
+            request.release()
+            expect(state, "DONE", f"the {kind}")
+
+        return move
+
+    def _blocks(self, agent: str, address: int, phase: dict[str, Any]) -> Any:
+        block, stride = phase["block_bytes"], phase["stride_bytes"]
+        starts = range(address, address + self.num_bytes - block + 1, stride)
+        rows = self._numpy.array([(start, block, 0) for start in starts], dtype="uint64")
+        return self._agent.prep_xfer_dlist(agent, rows, "DRAM")
 
 
 class Load:
     """What each thread moves, again and again: a batch of blocks, and then the next one in its share of the memory."""
 
-    def __init__(self, engine: Any, memory: Memory, phase: dict[str, Any]) -> None:
-        self._move = getattr(engine, f"batch_transfer_sync_{phase['kind']}")
-        self._peer, self._address = phase["peer"], phase["address"]
-        self._here = memory.address
-        self._block, self._batch = phase["block_bytes"], phase["batch"]
-        self._share = memory.num_bytes // phase["threads"] // (self._block * self._batch) * self._block * self._batch
+    def __init__(self, move: Move, num_bytes: int, phase: dict[str, Any]) -> None:
+        self._move, self._kind = move, phase["kind"]
+        self._moved: int = phase["block_bytes"] * phase["batch"]
+        self._step: int = phase["stride_bytes"] * phase["batch"]
+        self._share = num_bytes // phase["threads"] // self._step * self._step
         self._at = [0] * phase["threads"]
 
     def step(self, thread: int) -> int:
         start = thread * self._share + self._at[thread]
-        size: int = self._block * self._batch
-        self._at[thread] = (self._at[thread] + size) % self._share
-        offsets = range(start, start + size, self._block)
-        code = self._move(
-            self._peer,
-            [self._here + offset for offset in offsets],
-            [self._address + offset for offset in offsets],
-            [self._block] * self._batch,
-        )
-        expect(code, 0, "the transfer")
-        return size
+        self._at[thread] = (self._at[thread] + self._step) % self._share
+        self._move(self._kind, start)
+        return self._moved
 
 
-def check_bytes(engine: Any, memory: Memory, phase: dict[str, Any]) -> None:
+def check_bytes(engine: Engine, move: Move, phase: dict[str, Any]) -> None:
     """Writes a batch of random bytes and reads it back."""
-    size, block = phase["block_bytes"] * phase["batch"], phase["block_bytes"]
-    content = random.Random(SEED).randbytes(size)
-    here = list(range(memory.address, memory.address + size, block))
-    there = list(range(phase["address"], phase["address"] + size, block))
-    lengths = [block] * phase["batch"]
-    memory.fill(content)
-    expect(engine.batch_transfer_sync_write(phase["peer"], here, there, lengths), 0, "the first write")
-    memory.fill(bytes(size))
-    expect(engine.batch_transfer_sync_read(phase["peer"], here, there, lengths), 0, "the first read")
-    if not memory.starts_with(content):
+    block, stride = phase["block_bytes"], phase["stride_bytes"]
+    content = random.Random(SEED).randbytes(stride * phase["batch"])
+    engine.fill(content)
+    move("write", 0)
+    engine.fill(bytes(len(content)))
+    move("read", 0)
+    if not all(engine.has(content[at : at + block], at) for at in range(0, len(content), stride)):
         raise Wrong("the bytes read are not the bytes written")
 
 
-def run_phase(engine: Any, memory: Memory, phase: dict[str, Any]) -> dict[str, Any]:
+def run_phase(engine: Engine, phase: dict[str, Any]) -> dict[str, Any]:
     """Moves in all threads until the time is over."""
-    check_bytes(engine, memory, phase)
-    load = Load(engine, memory, phase)
+    move = engine.mover(phase["peer"], phase)
+    check_bytes(engine, move, phase)
+    load = Load(move, engine.num_bytes, phase)
     moved = [0] * phase["threads"]
     latencies: list[list[float]] = [[] for _ in moved]
     errors: list[str] = []
@@ -120,31 +209,48 @@ def run_phase(engine: Any, memory: Memory, phase: dict[str, Any]) -> dict[str, A
     }
 
 
-def expect(code: int, wanted: int, what: str) -> None:
-    if code != wanted:
-        raise Wrong(f"{what} answered {code}")
+def expect(answer: object, wanted: object, what: str) -> None:
+    if answer != wanted:
+        raise Wrong(f"{what} answered {answer}")
+
+
+def find_engine(boot: dict[str, Any]) -> Engine:
+    """mooncake.engine where the interpreter has it, else NIXL."""
+    try:
+        return MooncakeEngine(boot)
+    except ImportError as error:
+        reason = error
+    try:
+        return NixlEngine(boot)
+    except ImportError:
+        install = "pip install ./dropin, upstream's wheel, or nixl"
+        raise Wrong(f"{sys.executable} has no mooncake.engine ({reason}), and no NIXL: {install}") from None
+
+
+def _nixl() -> tuple[Any, str]:
+    """NIXL's Python interface, and the name of its package."""
+    for name in NIXL_MODULES:
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(f"{name}._api"), name.replace("_", "-")
+    raise ImportError("no NIXL")
 
 
 def main() -> None:
     boot = json.loads(sys.argv[1])
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # engines log to stdout
+
+    def say(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
     try:
-        engine = importlib.import_module("mooncake.engine").TransferEngine()
-    except ImportError as error:
-        say({"error": f"{sys.executable} has no mooncake.engine ({error}): pip install ./dropin, or upstream's wheel"})
-        return
-    try:
-        expect(engine.initialize("127.0.0.1", "P2PHANDSHAKE", boot["protocol"], ""), 0, "initialize")
-        memory = Memory(engine, boot["memory_bytes"])
-        say({"name": f"127.0.0.1:{engine.get_rpc_port()}", "address": memory.address})
+        engine = find_engine(boot)
+        say({"engine": engine.name, **engine.whereabouts()})
         for line in sys.stdin:
-            say(run_phase(engine, memory, json.loads(line)))
+            say(run_phase(engine, json.loads(line)))
     except Wrong as error:
         say({"error": str(error)})
-
-
-def say(answer: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
