@@ -92,7 +92,7 @@ def test_the_same_secret_is_welcome() -> None:
 def test_garbage_from_a_stranger_does_not_hurt_the_target() -> None:
     ends = Ends(TcpTransport)
     path = ends.target.export(ends.handle, writable=True)
-    port = ends.target._target.port  # type: ignore[attr-defined]
+    port = ends.target._target.addresses[0][1]  # type: ignore[attr-defined]
     with socket.create_connection(("127.0.0.1", port)) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
         stranger.settimeout(10)
@@ -105,7 +105,7 @@ def test_garbage_from_a_stranger_does_not_hurt_the_target() -> None:
 
 def test_a_data_port_in_use_is_named() -> None:
     first = TcpTransport(TransportSettings(owner="a", host_id="h", incarnation=1))
-    port = first._target.port
+    port = first._target.addresses[0][1]
     with pytest.raises(PathFailed, match=f"cannot listen on 127.0.0.1:{port}"):
         TcpTransport(TransportSettings(owner="b", host_id="h", incarnation=2, listen_port=port))
     first.close()
@@ -145,7 +145,7 @@ def test_a_target_out_of_descriptors_takes_connections_again_later(monkeypatch: 
 
 
 def _wake_acceptor(ends: Ends) -> None:
-    socket.create_connection(("127.0.0.1", ends.target._target.port)).close()  # type: ignore[attr-defined]
+    socket.create_connection(("127.0.0.1", ends.target._target.addresses[0][1])).close()  # type: ignore[attr-defined]
 
 
 def test_a_target_out_of_threads_takes_connections_again_later(monkeypatch: pytest.MonkeyPatch) -> None:

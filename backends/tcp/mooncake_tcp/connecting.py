@@ -18,14 +18,20 @@ _DROP_UNSENT: Final = struct.pack("ii", 1, 0)
 """SO_LINGER: closing resets the connection and forgets what the kernel has not sent yet."""
 
 
-def connect(sock: socket.socket, peer: tuple[str, int], secret: bytes | None, clock: PeerClock) -> None:
+def connect(
+    sock: socket.socket,
+    peer: tuple[str, int],
+    secret: bytes | None,
+    clock: PeerClock,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+) -> None:
     """Connects, and does the handshake. Another thread may shut the socket down meanwhile.
 
     Raises:
         OSError: there is no connection.
         AuthenticationFailed, VersionMismatch: the peer is not one to talk to.
     """
-    sock.settimeout(CONNECT_TIMEOUT_S)
+    sock.settimeout(timeout_s)
     sock.connect(peer)
     tune(sock)
     sock.settimeout(handshake.TIMEOUT_S)

@@ -26,6 +26,7 @@ from mooncake_tcp.frames import (
     receive_first,
     send_all,
 )
+from mooncake_tcp.links import Link, certain
 from mooncake_tcp.requests import request
 
 MOST_UNANSWERED: Final = 256
@@ -44,8 +45,18 @@ class _MixedUpError(Exception):
 class Exchange:
     """Carries operations out in the caller's thread. What breaks it ends it."""
 
-    def __init__(self, host: str, port: int, *, secret: bytes | None, note_deadline: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        secret: bytes | None,
+        note_deadline: Callable[[float], None],
+        link: Link | None = None,
+    ) -> None:
+        """`link` where there are others to the peer."""
         self._address = host, port
+        self.link = link
         self._peer = name_of(host, port)
         self._secret = secret
         self._note_deadline = note_deadline
@@ -105,6 +116,8 @@ class Exchange:
         """Breaks off an operation that is late: only so it is sure that its memory is not touched any more."""
         if self._deadline_s <= now:
             self.end(PathFailed(f"{self._peer} over tcp was set aside: a transfer missed its deadline"))
+        elif self.link is not None and self._is_lost(self.link):
+            self.end(PathFailed(f"{self._peer} over tcp was set aside: nothing is heard from there", path="tcp"))
 
     def end(self, reason: TransferError) -> None:
         """Breaks the connection; what is under way fails. Idempotent, from any thread."""
@@ -131,7 +144,14 @@ class Exchange:
         self._note_deadline(deadline_s)
         if is_new:
             connect(sock, self._address, self._secret, self._clock)
+            if self.link is not None:
+                self.link.begin(sock)
         return sock
+
+    def _is_lost(self, link: Link) -> bool:
+        with self._changed:
+            sock = self._socket if self._deadline_s < math.inf else None
+            return sock is not None and link.is_lost(sock)
 
     def _exchange(self, sock: socket.socket, pairs: Sequence[Pair], ended: list[Completion]) -> None:
         frames: list[bytes | memoryview] = []
@@ -181,8 +201,9 @@ class Exchange:
     def _failures(self, pairs: Sequence[Pair]) -> Iterator[Completion]:
         now = time.monotonic()
         late = DeadlineExceeded(f"{self._peer} over tcp did not finish the transfer in time")
+        reason = self._broken if self.link is None else certain(self.link, self._broken, [pair[0] for pair in pairs])
         for operation, _ in pairs:
-            yield Completion(operation.operation_id, late if operation.deadline_s <= now else self._broken)
+            yield Completion(operation.operation_id, late if operation.deadline_s <= now else reason)
 
 
 def _together(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from mooncake_core.errors import PathFailed, TransferError
 from mooncake_core.transfer.contract import Completion
 from mooncake_tcp.exchange import Exchange, Pair
+from mooncake_tcp.links import WATCH_S, Links, Peer
 
 MOST_PER_PEER: Final = 8
-
-Address = tuple[str, int]
 
 
 class Exchanges:
     """A few per peer, opened on demand. Used by many threads."""
 
-    def __init__(self, secret: bytes | None, note_deadline: Callable[[float], None]) -> None:
+    def __init__(self, links: Links, note_deadline: Callable[[float], None]) -> None:
         """`note_deadline` is told until when each thing under way must have ended; `expire` is to be called then."""
-        self._secret = secret
+        self._links = links
         self._note_deadline = note_deadline
         self._lock = threading.Lock()
         self._returned = threading.Condition(self._lock)
-        self._idle: dict[Address, list[Exchange]] = {}
-        self._lent: dict[Exchange, Address] = {}
-        self._num_lent: dict[Address, int] = {}
+        self._idle: dict[Peer, list[Exchange]] = {}
+        self._lent: dict[Exchange, Peer] = {}
+        self._num_lent: dict[Peer, int] = {}
         self._closed = False
 
-    def carry_out(self, peer: Address, pairs: Sequence[Pair]) -> list[Completion | None] | None:
+    def carry_out(self, peer: Peer, pairs: Sequence[Pair]) -> list[Completion | None] | None:
         """Carries operations out in the calling thread; None where all exchanges with the peer are lent out."""
         exchange = self._lend(peer)
         if exchange is None:
@@ -46,7 +46,8 @@ class Exchanges:
             lent = list(self._lent)
         for exchange in lent:
             exchange.expire(now)
-        return min((exchange.deadline_s for exchange in lent if exchange.deadline_s > now), default=math.inf)
+        first_s = min((exchange.deadline_s for exchange in lent if exchange.deadline_s > now), default=math.inf)
+        return min(first_s, now + WATCH_S) if any(exchange.link for exchange in lent) else first_s
 
     def close(self, reason: TransferError) -> None:
         """Ends all, and waits for those who use one. Idempotent."""
@@ -58,7 +59,7 @@ class Exchanges:
                 exchange.end(reason)
             self._returned.wait_for(lambda: not self._lent)
 
-    def _lend(self, peer: Address) -> Exchange | None:
+    def _lend(self, peer: Peer) -> Exchange | None:
         with self._lock:
             if self._closed or self._num_lent.get(peer, 0) >= MOST_PER_PEER:
                 return None
@@ -67,14 +68,19 @@ class Exchanges:
             self._num_lent[peer] = self._num_lent.get(peer, 0) + 1
             return exchange
 
-    def _pick(self, peer: Address) -> Exchange:
+    def _pick(self, peer: Peer) -> Exchange:
         idle = self._idle.setdefault(peer, [])
         while idle:
             exchange = idle.pop()
-            if exchange.is_good():
+            if exchange.is_good() and (
+                exchange.link is None or self._links.is_good(exchange.link.address, time.monotonic())
+            ):
                 return exchange
             exchange.end(PathFailed("its peer has ended it"))
-        return Exchange(*peer, secret=self._secret, note_deadline=self._note_deadline)
+        if len(peer) == 1:
+            return Exchange(*peer[0], secret=self._links.secret, note_deadline=self._note_deadline)
+        link = self._links.open(peer)
+        return Exchange(*link.address, secret=self._links.secret, note_deadline=self._note_deadline, link=link)
 
     def _take_back(self, exchange: Exchange) -> None:
         with self._lock:
@@ -83,11 +89,13 @@ class Exchanges:
             if not (exchange.is_broken or self._closed):
                 self._idle.setdefault(peer, []).append(exchange)
                 return
+            if exchange.link is not None and not self._closed:
+                self._links.fail(exchange.link.address, time.monotonic())
             exchange.end(PathFailed("it is not used any more"))
             self._forget_unused(peer)
             self._returned.notify_all()
 
-    def _forget_unused(self, peer: Address) -> None:
+    def _forget_unused(self, peer: Peer) -> None:
         if not self._num_lent[peer] and not self._idle.get(peer):
             del self._num_lent[peer]
             self._idle.pop(peer, None)

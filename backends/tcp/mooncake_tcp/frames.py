@@ -22,6 +22,10 @@ from mooncake_core.transfer.sockets import notice_vanished_host, receive_into
 REQUEST: Final = struct.Struct("<B3xIQ16sdQQ8x")
 """Kind, further ranges, operation id, key, deadline on the target's clock, offset and length of the first range. As long as
 a cache line, like RESPONSE: the kernel copies what follows it faster."""
+NAME: Final = 16
+"""A request without an answer: how the initiator calls this connection, where the export's key stands otherwise."""
+BREAK_OFF: Final = 17
+"""Asks that the connection of that name be ended, and answers when nothing that came by it touches memory any more."""
 RANGE: Final = struct.Struct("<QQ")  # offset, length
 MOST_RANGES: Final = 1 << 20
 RESPONSE: Final = struct.Struct("<B7xQQd32x")  # status, operation id, payload length, the target's clock

@@ -26,6 +26,7 @@ from mooncake_tcp.frames import (
     send_all,
     send_some,
 )
+from mooncake_tcp.links import WATCH_S, Link, certain
 from mooncake_tcp.requests import request
 
 INLINE_BYTES: Final = 64 << 10
@@ -43,7 +44,10 @@ class Connection:
         secret: bytes | None,
         complete: Callable[[Completion], None],
         on_end: Callable[[Connection], None],
+        link: Link | None = None,
     ) -> None:
+        """`link` where there are others to the peer: then it connects at once."""
+        self.link = link
         self._host, self._port = host, port
         self.peer = name_of(host, port)
         self._secret = secret
@@ -59,6 +63,7 @@ class Connection:
         self._pending: dict[int, Operation] = {}
         self.pending_bytes = 0
         self._broken: TransferError | None = None
+        self._is_connected = False
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name=f"tcp-to-{self.peer}", daemon=True)
         self._thread.start()
@@ -84,14 +89,24 @@ class Connection:
         with self._changed:
             if self._broken:
                 return None
-            return min((operation.deadline_s for operation in self._pending.values()), default=None)
+            first_s = min((operation.deadline_s for operation in self._pending.values()), default=None)
+            return first_s if first_s is None or self.link is None else min(first_s, time.monotonic() + WATCH_S)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was connected."""
+        return self._is_connected
 
     def expire(self, now: float) -> None:
         """Breaks the connection if an operation is late: only so it is sure that its memory is not touched any more."""
         with self._changed:
             late = [operation for operation in self._pending.values() if operation.deadline_s <= now]
+            watched = self._socket if self._pending and not self._broken else None
+            is_lost = self.link is not None and watched is not None and self.link.is_lost(watched)
         if late:
             self.end(PathFailed(f"{self.peer} over tcp was set aside: a transfer missed its deadline"))
+        elif is_lost:
+            self.end(PathFailed(f"{self.peer} over tcp was set aside: nothing is heard from there", path="tcp"))
 
     def end(self, reason: TransferError) -> None:
         """Breaks the connection; its threads fail what is under way. Idempotent."""
@@ -111,8 +126,9 @@ class Connection:
         receiver: threading.Thread | None = None
         try:
             with self._changed:
-                self._changed.wait_for(lambda: self._queued or self._broken)
+                self._changed.wait_for(lambda: self._queued or self._broken or self.link)
             sock = self._connect()
+            self._is_connected = True
             thread = threading.Thread(target=self._receive, args=(sock,), name=f"tcp-from-{self.peer}", daemon=True)
             thread.start()
             receiver = thread
@@ -140,6 +156,8 @@ class Connection:
             if self._broken:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "ended before it was connected")
         connect(sock, (self._host, self._port), self._secret, self._clock)
+        if self.link is not None:
+            self.link.begin(sock)
         return sock
 
     def _next_frames(self) -> list[bytes | memoryview]:
@@ -197,8 +215,10 @@ class Connection:
     def _fail_pending(self) -> None:
         now = time.monotonic()
         with self._changed:
-            reason = self._broken or PathFailed(f"{self.peer} over tcp ended")
+            reason: TransferError = self._broken or PathFailed(f"{self.peer} over tcp ended")
             pending, self._pending = self._pending, {}
+        if self.link is not None:
+            reason = certain(self.link, reason, [*pending.values()]) or reason
         for operation in pending.values():
             late = operation.deadline_s <= now
             error = DeadlineExceeded(f"{self.peer} over tcp did not finish the transfer in time") if late else reason

@@ -9,7 +9,7 @@ import math
 import socket
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from mooncake_core.errors import DeadlineExceeded, TransferError
 from mooncake_core.transfer import handshake
@@ -18,7 +18,9 @@ from mooncake_core.transfer.exports import Exports
 from mooncake_core.transfer.slices import total_bytes
 from mooncake_core.transfer.sockets import receive_into
 from mooncake_tcp.frames import (
+    BREAK_OFF,
     MOST_RANGES,
+    NAME,
     RANGE,
     REQUEST,
     RESPONSE,
@@ -35,10 +37,23 @@ SCRATCH_BYTES: Final = 1 << 16
 _log = logging.getLogger(__name__)
 
 
+class Names(Protocol):
+    """The connections that initiators have given names."""
+
+    def enter(self, name: bytes, serving: Serving) -> bool:
+        """Whether it may serve: not when it was broken off before it had a name here."""
+
+    def break_off(self, name: bytes) -> bool:
+        """Whether it has ended, or will never begin."""
+
+
 class Serving:
     """Answers the requests of one connection."""
 
-    def __init__(self, connection: socket.socket, exports: Exports, note_deadline: Callable[[float], None]) -> None:
+    def __init__(
+        self, connection: socket.socket, exports: Exports, note_deadline: Callable[[float], None], names: Names
+    ) -> None:
+        self._names = names
         self._connection = connection
         self._exports = exports
         self._note_deadline = note_deadline
@@ -78,6 +93,9 @@ class Serving:
         while True:
             receive_into(self._connection, header)
             kind, more, operation_id, key, deadline_s, offset, length = REQUEST.unpack(header)
+            if kind >= NAME:
+                self._serve_link(kind, key)
+                continue
             ranges = [Range(offset, length)]
             if more:
                 ranges += _further(self._connection, more)
@@ -87,6 +105,17 @@ class Serving:
                 if kind == Kind.WRITE:
                     discard(self._connection, sum(part.length for part in ranges), scratch)
                 self._connection.sendall(_response(status_of(error), operation_id))
+
+    def _serve_link(self, kind: int, name: bytes) -> None:
+        """What is about connections, not about memory."""
+        if kind == NAME:
+            if not self._names.enter(name, self):
+                raise ConnectionAbortedError("a connection that was broken off already")
+        elif kind == BREAK_OFF:
+            done = self._names.break_off(name)
+            self._connection.sendall(_response(Status.OK if done else Status.FAILED, 0))
+        else:
+            raise ConnectionAbortedError(f"a request of kind {kind}")
 
     def _serve_one(self, kind: int, operation_id: int, key: bytes, ranges: list[Range], deadline_s: float) -> None:
         if deadline_s <= time.monotonic():

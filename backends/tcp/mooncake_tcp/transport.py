@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +18,7 @@ from mooncake_core.transfer.exporting import ExportingTransport
 from mooncake_tcp.exchange import Pair
 from mooncake_tcp.exchanges import Exchanges
 from mooncake_tcp.initiator import Connection
+from mooncake_tcp.links import WATCH_S, Address, Links, Peer
 from mooncake_tcp.target import Target
 
 BUSY_BYTES: Final = 1 << 20
@@ -29,6 +30,15 @@ class TcpPath(Struct, frozen=True, array_like=True):
 
     host: str
     port: int
+    key: bytes
+    others: list[tuple[str, int]] = []
+    """Further addresses of the same process, by other NICs. A peer of an older version has none, and knows of none."""
+
+
+class _Reach(NamedTuple):
+    """An export, as an operation needs it."""
+
+    peer: Peer
     key: bytes
 
 
@@ -42,20 +52,23 @@ class TcpTransport(ExportingTransport):
         super().__init__(settings)
         self._settings = settings
         try:
-            self._target = Target(settings.listen_host, settings.listen_port, self.exports, settings.secret)
+            hosts = dict.fromkeys([settings.listen_host, *settings.further_hosts])
+            self._target = Target([*hosts], settings.listen_port, self.exports, settings.secret)
         except PathFailed:
             super().close()
             raise
         self._lock = threading.Condition()
-        self._connections: dict[tuple[str, int], list[Connection]] = {}
-        self._exchanges = Exchanges(settings.secret, self._note_deadline)
+        self._connections: dict[Peer, list[Connection]] = {}
+        self._links = Links(settings.secret)
+        self._exchanges = Exchanges(self._links, self._note_deadline)
         self._closing = False
         self._earliest = math.inf
         self._timer = threading.Thread(target=self._watch_deadlines, name="tcp-deadlines", daemon=True)
         self._timer.start()
 
     def path_of(self, key: bytes) -> bytes:
-        return msgspec.msgpack.encode(TcpPath(self._settings.listen_host, self._target.port, key))
+        (host, port), *others = self._target.addresses
+        return msgspec.msgpack.encode(TcpPath(host, port, key, others))
 
     def key_of(self, path: bytes) -> bytes:
         return _decode(path).key
@@ -71,6 +84,10 @@ class TcpTransport(ExportingTransport):
         peers, late = _by_peer(operations)
         ended = {operation.operation_id: _late(operation) for operation in late}
         for peer, pairs in peers.items():
+            if len(peer) > 1:
+                if sum([operation.length for operation, _ in pairs]) > BUSY_BYTES:
+                    continue  # several links carry it, which one thread cannot feed
+                self._note_deadline(time.monotonic() + WATCH_S)
             for completion in self._exchanges.carry_out(peer, pairs) or ():
                 if completion is not None:
                     ended[completion.operation_id] = completion
@@ -80,7 +97,7 @@ class TcpTransport(ExportingTransport):
         with self._lock:
             if self._closing:
                 return
-            self._closing = True
+            self._closing = self._links.is_closed = True
             connections = [connection for pool in self._connections.values() for connection in pool]
             self._lock.notify_all()
         closed = PathFailed(f"the transport of {self._settings.owner} was closed")
@@ -93,7 +110,7 @@ class TcpTransport(ExportingTransport):
         self._timer.join()
         super().close()
 
-    def _post_to(self, peer: tuple[str, int], pairs: Sequence[Pair]) -> None:
+    def _post_to(self, peer: Peer, pairs: Sequence[Pair]) -> None:
         """Spreads operations over the peer's connections, by bytes under way."""
         shares = self._share(peer, pairs)
         if not shares:
@@ -106,17 +123,21 @@ class TcpTransport(ExportingTransport):
                 self._ended(connection)
                 self._post_to(peer, share)
         self._note_deadline(min(operation.deadline_s for operation, _ in pairs))
+        if len(peer) > 1:
+            self._note_deadline(time.monotonic() + WATCH_S)
 
-    def _share(self, peer: tuple[str, int], pairs: Sequence[Pair]) -> list[tuple[Connection, list[Pair]]]:
+    def _share(self, peer: Peer, pairs: Sequence[Pair]) -> list[tuple[Connection, list[Pair]]]:
         with self._lock:
             if self._closing:
                 return []
             pool = self._connections.setdefault(peer, [])
+            if len(peer) > 1:
+                pool = self._usable(peer, pool)
             most = self._settings.connections_per_peer
             wanted = min(len(pairs), most)
             if pool and min(connection.pending_bytes for connection in pool) >= BUSY_BYTES:
                 wanted = min(len(pool) + 1, most)
-            while len(pool) < max(wanted, 1):
+            while len(peer) == 1 and len(pool) < max(wanted, 1):
                 pool.append(self._connect(peer))
             loads = [(connection.pending_bytes, index) for index, connection in enumerate(pool)]
             shares: list[list[Pair]] = [[] for _ in pool]
@@ -126,10 +147,31 @@ class TcpTransport(ExportingTransport):
                 loads[index] = (load + pair[0].length + 1, index)
             return [(connection, share) for connection, share in zip(pool, shares, strict=True) if share]
 
-    def _connect(self, peer: tuple[str, int]) -> Connection:
-        return Connection(*peer, secret=self._settings.secret, complete=self.completions.add, on_end=self._ended)
+    def _usable(self, peer: Peer, pool: list[Connection]) -> list[Connection]:
+        """Those to a peer with several links: each good one has its share of the connections. Where one has failed before, it is
+        connected first."""
+        good = self._links.good(peer, time.monotonic())
+        per_link = -(-self._settings.connections_per_peer // len(good))
+        addresses = [connection.link.address for connection in pool if connection.link]
+        for address in good:
+            pool += [self._connect(peer, address) for _ in range(per_link - addresses.count(address))]
+        usable = [connection for connection in pool if connection.link and connection.link.address in good]
+        trusted = self._links.trusted(good)
+        return [one for one in usable if one.is_open or (one.link and one.link.address in trusted)] or usable
+
+    def _connect(self, peer: Peer, address: Address | None = None) -> Connection:
+        link = None if address is None else self._links.open(peer, address)
+        return Connection(
+            *(address or peer[0]),
+            secret=self._settings.secret,
+            complete=self.completions.add,
+            on_end=self._ended,
+            link=link,
+        )
 
     def _ended(self, connection: Connection) -> None:
+        if connection.link is not None and not self._closing:
+            self._links.fail(connection.link.address, time.monotonic())
         with self._lock:
             for peer, pool in list(self._connections.items()):
                 if connection in pool:
@@ -163,17 +205,17 @@ class TcpTransport(ExportingTransport):
             self._note_deadline(self._exchanges.expire(time.monotonic()))
 
 
-def _by_peer(operations: Sequence[Operation]) -> tuple[dict[tuple[str, int], list[Pair]], list[Operation]]:
+def _by_peer(operations: Sequence[Operation]) -> tuple[dict[Peer, list[Pair]], list[Operation]]:
     """What goes to each peer; and what is late already."""
-    peers: dict[tuple[str, int], list[Pair]] = {}
+    peers: dict[Peer, list[Pair]] = {}
     late = []
     now = time.monotonic()
     for operation in operations:
         if operation.deadline_s <= now:
             late.append(operation)
             continue
-        path = _decode(operation.path)
-        peers.setdefault((path.host, path.port), []).append((operation, path.key))
+        peer, key = _decode(operation.path)
+        peers.setdefault(peer, []).append((operation, key))
     return peers, late
 
 
@@ -186,5 +228,6 @@ _decoder: Final = msgspec.msgpack.Decoder(TcpPath)
 
 
 @lru_cache
-def _decode(path: bytes) -> TcpPath:
-    return _decoder.decode(path)
+def _decode(path: bytes) -> _Reach:
+    named = _decoder.decode(path)
+    return _Reach(((named.host, named.port), *named.others), named.key)

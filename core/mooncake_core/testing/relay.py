@@ -28,6 +28,12 @@ class Gate:
             self._room = None
             self._changed.notify_all()
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether all that might pass has passed."""
+        with self._changed:
+            return self._room == 0
+
     def take(self, wanted: int) -> int:
         """Waits until something may pass; how much of `wanted`."""
         with self._changed:

@@ -53,6 +53,8 @@ class TransportSettings:
     listen_host: str = "127.0.0.1"
     listen_port: int = 0
     """0 is any free port; the descriptor carries the real one."""
+    further_hosts: Sequence[str] = ()
+    """Addresses of further NICs of this host, to listen on as well."""
     secret: bytes | None = None
     """Shared by the cluster; None means no authentication (loopback)."""
     connections_per_peer: int = 1
