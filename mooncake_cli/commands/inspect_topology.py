@@ -19,12 +19,14 @@ from mooncake_cli.options import config_options, json_option
 def command(config_path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     from mooncake_core.config.load import load_config
     from mooncake_core.config.schema import ClusterConfig
+    from mooncake_core.transfer.host import addresses_in
     from mooncake_core.transfer.topology import Priority, matrix, read_inventory
 
     named = config_path or os.environ.get("MOONCAKE_CONFIG")
     config = load_config(Path(named), overrides=overrides, environ=os.environ).config if named else ClusterConfig()
     given = {location: Priority(nics.preferred, nics.secondary) for location, nics in config.transfer.topology.items()}
     inventory = read_inventory()
+    addresses = addresses_in(config.transfer.networks)
     found = matrix(inventory, given)
     if as_json:
         import msgspec
@@ -33,7 +35,7 @@ def command(config_path: Path | None, overrides: tuple[str, ...], as_json: bool)
             kind: [{"name": one.name, "pci": str(one.pci or ""), "numa_node": one.numa_node} for one in some]
             for kind, some in (("nics", inventory.nics), ("gpus", inventory.gpus))
         }
-        console.json({**devices, "matrix": msgspec.to_builtins(found), "overridden": sorted(given)})
+        console.json({**devices, "matrix": msgspec.to_builtins(found), "overridden": sorted(given), "tcp": addresses})
         return
     console.table(
         ["memory", "preferred", "secondary", "from"],
@@ -47,3 +49,5 @@ def command(config_path: Path | None, overrides: tuple[str, ...], as_json: bool)
             for location, priority in found.items()
         ],
     )
+    if config.transfer.networks:
+        console.data(f"tcp, beside each process' own host: {', '.join(addresses) or 'no address in transfer.networks'}")

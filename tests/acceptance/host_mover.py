@@ -1,5 +1,6 @@
-"""A process on a host of its own: with `target ADDRESS` it offers memory; with `initiator ADDRESS PEER SECONDS` it writes blocks
-of random sizes there and reads them back all the time, and says of each pair what became of it, a line of JSON each."""
+"""A process on a host of its own, which has one address or several, with commas between them: with `target ADDRESS` it offers
+memory; with `initiator ADDRESS PEER SECONDS` it writes blocks of random sizes there and reads them back all the time, and says of
+each pair what became of it, a line of JSON each."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ TIMEOUT_S = 60.0
 
 def main() -> None:
     role, address, *arguments = sys.argv[1:]
-    with Endpoint(address, host_id=address, insecure=True) as endpoint:
+    first, *further = address.split(",")
+    with Endpoint(first, further_hosts=further, host_id=first, insecure=True) as endpoint:
         if role == "target":
             endpoint.allocate_memory(MEMORY_BYTES)
             print(endpoint.name, flush=True)

@@ -21,6 +21,14 @@ class Host(NamedTuple):
     address: str
     """Its IPv4 one on the first link."""
     address_6: str
+    further: tuple[str, ...] = ()
+    """Its IPv4 ones on the other links."""
+
+    def carried_bytes(self, link: int) -> int:
+        """What has left it and arrived by a link until now."""
+        paths = [f"/sys/class/net/eth{link}/statistics/{way}_bytes" for way in ("tx", "rx")]
+        command = ["ip", "netns", "exec", self.namespace, "cat", *paths]
+        return sum(map(int, subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.split()))
 
 
 def why_not() -> str:
@@ -32,25 +40,26 @@ def why_not() -> str:
 
 
 @contextlib.contextmanager
-def hosts(count: int, *, rate: str = "") -> Generator[list[Host]]:
-    """So many; what leaves one, and what arrives, is limited to the rate."""
-    lines = _do("up", str(count)).splitlines()
+def hosts(count: int, *, links: int = 1, rate: str = "") -> Generator[list[Host]]:
+    """So many, with so many links each; what leaves one by a link, and what arrives, is limited to the rate."""
+    lines = [line.split() for line in _do("up", str(count), "--links", str(links)).splitlines()]
     try:
         if rate:
             for number in range(count):
-                _do("shape", str(number), "--rate", rate)
-        yield [Host(*line.split()[:3]) for line in lines]
+                for link in range(links):
+                    _do("shape", str(number), "--link", str(link), "--rate", rate)
+        yield [Host(*line[:3], further=tuple(line[3::2])) for line in lines]
     finally:
         _do("down")
 
 
-def cut(number: int) -> None:
-    """Nothing leaves the host, and nothing arrives."""
-    _do("cut", str(number))
+def cut(number: int, link: int = 0) -> None:
+    """Nothing leaves the host by the link, and nothing arrives."""
+    _do("cut", str(number), "--link", str(link))
 
 
-def restore(number: int) -> None:
-    _do("restore", str(number))
+def restore(number: int, link: int = 0) -> None:
+    _do("restore", str(number), "--link", str(link))
 
 
 def shape(number: int, *limits: str) -> None:

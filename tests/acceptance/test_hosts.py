@@ -27,6 +27,13 @@ OUTAGES_S = (0.5, 3.0)
 QUIET_S = 2.0
 """Before each outage and after the last one, at least."""
 NARROW = "200mbit"
+LINK_CUT = 0
+LINKS_SECONDS = 25.0
+SETTLING_S = 4.0
+"""Until it is known that a link fails."""
+MOST_FAILOVER_S = 4.0
+SHARE_AT_LEAST = 0.2
+SHARE_WHILE_CUT = 0.02
 
 
 @contextmanager
@@ -87,3 +94,45 @@ def test_no_transfer_is_lost_and_no_byte_wrong_while_the_link_fails(family: str)
         f"wrong or lost; outages of {' and '.join(f'{s:g}' for s in OUTAGES_S)} s cost the blocks under way "
         f"{' and '.join(f'{took:.2f}' for took in sorted(longest))} s; then at {NARROW}/s"
     )
+
+
+def test_a_cut_link_costs_a_moment_and_nothing_is_lost_or_wrong() -> None:
+    """Two hosts with two links each: the first is cut while both carry, and takes part again some time after it is restored."""
+    with ExitStack() as stack:
+        near, far = stack.enter_context(netns.hosts(2, links=2))
+        addresses = [",".join((host.address, *host.further)) for host in (near, far)]
+        target = stack.enter_context(process(far, "target", addresses[1]))
+        assert target.stdout is not None
+        name = target.stdout.readline().strip()
+        mover = stack.enter_context(process(near, "initiator", addresses[0], name, str(LINKS_SECONDS)))
+        assert mover.stdout is not None
+        assert "began" in json.loads(mover.stdout.readline())
+        lines = stack.enter_context(ThreadPoolExecutor(1)).submit(list, mover.stdout)
+        both = _share(near)
+        netns.cut(1, LINK_CUT)
+        time.sleep(SETTLING_S)
+        alone = _share(near)
+        netns.restore(1, LINK_CUT)
+        restored = time.monotonic()
+        while (again := _share(near)) < SHARE_AT_LEAST and not lines.done():
+            pass
+        back_s = time.monotonic() - restored
+        done: list[dict[str, Any]] = [json.loads(line) for line in lines.result()]
+    print(
+        f"\ntwo links: {len(done)} blocks written and read back, {sum(one['bytes'] for one in done) / 1e6:.0f} MB each way; the "
+        f"link that was cut carried {both:.0%}, then {alone:.0%}, and {again:.0%} at most {back_s:.1f} s after it was "
+        f"restored; the longest block took {max(one['took_s'] for one in done):.2f} s"
+    )
+    assert [one["error"] for one in done if one["error"]] == []
+    assert all(one["right"] for one in done)
+    assert max(one["took_s"] for one in done) <= MOST_FAILOVER_S
+    assert alone < SHARE_WHILE_CUT
+    assert min(both, again) >= SHARE_AT_LEAST
+
+
+def _share(host: netns.Host) -> float:
+    """Of what leaves it and arrives for a while, by the link that is cut."""
+    before = [host.carried_bytes(link) for link in range(2)]
+    time.sleep(QUIET_S)
+    moved = [host.carried_bytes(link) - carried for link, carried in enumerate(before)]
+    return moved[LINK_CUT] / max(1, sum(moved))

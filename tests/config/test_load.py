@@ -117,6 +117,17 @@ pool: {eviction: lruu}
     ]
 
 
+def test_networks_are_networks_and_want_a_key(tmp_path: Path) -> None:
+    text = "transfer: {networks: [10.1.0.0/16, eth1, 127.0.0.0/8]}\n"
+    assert problems(tmp_path, text) == [
+        "c.yaml:1:23: transfer.networks.0: expected a key where others can reach memory over 10.1.0.0/16: give auth.key_file "
+        "(`mooncake auth init` writes a key), or say insecure: true",
+        "c.yaml:1:36: transfer.networks.1: expected a network like 10.1.0.0/16 or fd00:1::/64, got 'eth1'",
+    ]
+    fixed = text.replace(", eth1", "") + "insecure: true\n"
+    assert load(tmp_path, fixed).config.transfer.networks == ["10.1.0.0/16", "127.0.0.0/8"]
+
+
 @pytest.mark.parametrize(
     ("text", "path"),
     [

@@ -71,7 +71,7 @@ def test_what_failed_is_set_aside_longer_each_time() -> None:
     assert found.good(PEER, 1.5 * FIRST_BACK_OFF_S) == [*PEER]  # all have failed: any may be tried
 
 
-def test_new_connections_go_to_the_link_that_has_had_the_fewest() -> None:
+def test_links_take_turns() -> None:
     found = Links(None)
     assert [found.open(PEER).address for _ in range(4)] == [*PEER, *PEER]
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from mooncake_cli.main import run
 from mooncake_core.testing.sysfs import in_class, numa_nodes, pci_device
-from mooncake_core.transfer import topology
+from mooncake_core.transfer import host, topology
 from mooncake_core.transfer.addresses import address_of
+from mooncake_core.transfer.host import addresses_in, local_addresses
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.transfer.topology import Priority, location_of, matrix, read_inventory
 
@@ -100,3 +102,36 @@ def test_the_command_prints_it_and_the_configuration_overrides(
     assert [nic["numa_node"] for nic in printed["nics"]] == [0] * 4 + [1] * 5
     assert run(["inspect", "topology"]) == 0
     assert "cuda:7" in capsys.readouterr().out
+
+
+def test_addresses_are_those_in_the_networks_that_are_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "fib_trie").write_text(
+        "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.1.0.0\n        /16 link UNICAST\n"
+        "     |-- 10.1.0.7\n        /32 host LOCAL\n     |-- 10.2.0.7\n        /32 host LOCAL\n"
+        "Local:\n     |-- 10.1.0.7\n        /32 host LOCAL\n     |-- 127.0.0.1\n        /32 host LOCAL\n"
+    )
+    (tmp_path / "if_inet6").write_text(
+        "fd000001000000000000000000000007 04 40 00 82     eth0\n"
+        "fe8000000000000000fc00fffe000001 04 40 20 80     eth0\n"
+        "00000000000000000000000000000001 01 80 10 80       lo\n"
+    )
+    assert [str(address) for address in local_addresses(tmp_path)] == ["10.1.0.7", "10.2.0.7", "fd00:1::7"]
+    assert addresses_in(["10.2.0.0/16", "fd00:1::/64", "10.2.0.7/32"], tmp_path) == ["10.2.0.7", "fd00:1::7"]
+    assert addresses_in([], tmp_path) == []
+    assert addresses_in(["10.3.0.0/16"], tmp_path) == []
+    assert "no address in 10.3.0.0/16 of transfer.networks; its addresses: 10.1.0.7" in caplog.text
+    assert local_addresses(tmp_path / "missing") == []
+
+
+def test_inspect_says_which_addresses_carry_tcp(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "local_addresses", lambda proc_net: [ip_address("10.1.0.7")])
+    config = tmp_path / "c.yaml"
+    config.write_text("insecure: true\ntransfer: {networks: [10.1.0.0/16]}\n")
+    assert run(["inspect", "topology", "-c", str(config)]) == 0
+    assert "tcp, beside each process' own host: 10.1.0.7" in capsys.readouterr().out
+    assert run(["inspect", "topology", "-c", str(config), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tcp"] == ["10.1.0.7"]

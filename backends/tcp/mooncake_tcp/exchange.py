@@ -143,9 +143,10 @@ class Exchange:
                 self._poller.register(sock, select.POLLIN)
         self._note_deadline(deadline_s)
         if is_new:
-            connect(sock, self._address, self._secret, self._clock)
-            if self.link is not None:
-                self.link.begin(sock)
+            if self.link is None:
+                connect(sock, self._address, self._secret, self._clock)
+            else:
+                self.link.connect(sock, self._clock)
         return sock
 
     def _is_lost(self, link: Link) -> bool:

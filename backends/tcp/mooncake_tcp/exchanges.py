@@ -70,16 +70,23 @@ class Exchanges:
 
     def _pick(self, peer: Peer) -> Exchange:
         idle = self._idle.setdefault(peer, [])
+        if len(peer) > 1:
+            return self._pick_link(peer, idle)
         while idle:
             exchange = idle.pop()
-            if exchange.is_good() and (
-                exchange.link is None or self._links.is_good(exchange.link.address, time.monotonic())
-            ):
+            if exchange.is_good():
                 return exchange
             exchange.end(PathFailed("its peer has ended it"))
-        if len(peer) == 1:
-            return Exchange(*peer[0], secret=self._links.secret, note_deadline=self._note_deadline)
+        return Exchange(*peer[0], secret=self._links.secret, note_deadline=self._note_deadline)
+
+    def _pick_link(self, peer: Peer, idle: list[Exchange]) -> Exchange:
+        """One over the link whose turn it is."""
         link = self._links.open(peer)
+        for exchange in [one for one in idle if one.link is not None and one.link.address == link.address]:
+            idle.remove(exchange)
+            if exchange.is_good():
+                return exchange
+            exchange.end(PathFailed("its peer has ended it"))
         return Exchange(*link.address, secret=self._links.secret, note_deadline=self._note_deadline, link=link)
 
     def _take_back(self, exchange: Exchange) -> None:

@@ -117,6 +117,11 @@ class Connection:
                 break_off(self._socket, drop_unsent=writing)
             self._changed.notify()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether something of it is still to end."""
+        return self._thread.is_alive()
+
     def join(self) -> None:
         """Waits until the threads have ended."""
         self._thread.join()
@@ -155,9 +160,10 @@ class Connection:
             self._socket = sock  # from here on, `end` interrupts
             if self._broken:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "ended before it was connected")
-        connect(sock, (self._host, self._port), self._secret, self._clock)
-        if self.link is not None:
-            self.link.begin(sock)
+        if self.link is None:
+            connect(sock, (self._host, self._port), self._secret, self._clock)
+        else:
+            self.link.connect(sock, self._clock)
         return sock
 
     def _next_frames(self) -> list[bytes | memoryview]:

@@ -43,7 +43,7 @@ Peer = tuple[Address, ...]
 class _Track:
     """What is known of one link."""
 
-    num_opened: int = 0
+    num_turns: int = 0
     set_aside_until_s: float = 0.0
     back_off_s: float = 0.0
 
@@ -63,12 +63,13 @@ class Links:
             return [address for address in peer if self._track(address).set_aside_until_s <= now] or list(peer)
 
     def open(self, peer: Peer, address: Address | None = None) -> Link:
-        """For a new connection; the link that has had the fewest where none is named."""
-        good = self.good(peer, time.monotonic())
-        with self._lock:
-            chosen = address or min(good, key=lambda link: self._track(link).num_opened)
-            self._track(chosen).num_opened += 1
-        return Link(self, peer, chosen)
+        """For a connection; where no address is named, over the link whose turn it is."""
+        if address is None:
+            good = self.good(peer, time.monotonic())
+            with self._lock:
+                address = min(good, key=lambda one: self._track(one).num_turns)
+                self._track(address).num_turns = 1 + max(self._track(one).num_turns for one in good)
+        return Link(self, peer, address)
 
     def is_good(self, address: Address, now: float) -> bool:
         """Whether it has not failed lately."""
@@ -109,8 +110,9 @@ class Link:
         self._name = secrets.token_bytes(16)
         self._is_named = False
 
-    def begin(self, sock: socket.socket) -> None:
-        """Once connected: tells the peer the name, and has the kernel ask whether the other end is there."""
+    def connect(self, sock: socket.socket, clock: PeerClock) -> None:
+        """As connecting.connect, and then tells the peer the name, and has the kernel ask whether the other end is there."""
+        connect(sock, self.address, self._links.secret, clock, timeout_s=SILENT_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_S)
         self._is_named = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -15,6 +16,7 @@ from msgspec import Struct
 from mooncake_core.errors import DeadlineExceeded, PathFailed
 from mooncake_core.transfer.contract import Capabilities, Completion, Operation, TransportSettings
 from mooncake_core.transfer.exporting import ExportingTransport
+from mooncake_core.transfer.slices import SLICE_BYTES
 from mooncake_tcp.exchange import Pair
 from mooncake_tcp.exchanges import Exchanges
 from mooncake_tcp.initiator import Connection
@@ -59,8 +61,12 @@ class TcpTransport(ExportingTransport):
             raise
         self._lock = threading.Condition()
         self._connections: dict[Peer, list[Connection]] = {}
+        self._ending: list[Connection] = []
+        """Calling back what was on its way."""
         self._links = Links(settings.secret)
         self._exchanges = Exchanges(self._links, self._note_deadline)
+        self._turns = itertools.count()
+        """Which connection of several that have nothing to do is the first one."""
         self._closing = False
         self._earliest = math.inf
         self._timer = threading.Thread(target=self._watch_deadlines, name="tcp-deadlines", daemon=True)
@@ -85,8 +91,8 @@ class TcpTransport(ExportingTransport):
         ended = {operation.operation_id: _late(operation) for operation in late}
         for peer, pairs in peers.items():
             if len(peer) > 1:
-                if sum([operation.length for operation, _ in pairs]) > BUSY_BYTES:
-                    continue  # several links carry it, which one thread cannot feed
+                if sum([operation.length for operation, _ in pairs]) > (SLICE_BYTES if len(pairs) == 1 else BUSY_BYTES):
+                    continue  # cut into parts several links carry it at once, which one thread cannot do
                 self._note_deadline(time.monotonic() + WATCH_S)
             for completion in self._exchanges.carry_out(peer, pairs) or ():
                 if completion is not None:
@@ -99,6 +105,7 @@ class TcpTransport(ExportingTransport):
                 return
             self._closing = self._links.is_closed = True
             connections = [connection for pool in self._connections.values() for connection in pool]
+            connections += self._ending
             self._lock.notify_all()
         closed = PathFailed(f"the transport of {self._settings.owner} was closed")
         for connection in connections:
@@ -157,7 +164,9 @@ class TcpTransport(ExportingTransport):
             pool += [self._connect(peer, address) for _ in range(per_link - addresses.count(address))]
         usable = [connection for connection in pool if connection.link and connection.link.address in good]
         trusted = self._links.trusted(good)
-        return [one for one in usable if one.is_open or (one.link and one.link.address in trusted)] or usable
+        usable = [one for one in usable if one.is_open or (one.link and one.link.address in trusted)] or usable
+        first = next(self._turns) % len(usable)
+        return usable[first:] + usable[:first]
 
     def _connect(self, peer: Peer, address: Address | None = None) -> Connection:
         link = None if address is None else self._links.open(peer, address)
@@ -173,9 +182,11 @@ class TcpTransport(ExportingTransport):
         if connection.link is not None and not self._closing:
             self._links.fail(connection.link.address, time.monotonic())
         with self._lock:
+            self._ending = [one for one in self._ending if one.is_running]
             for peer, pool in list(self._connections.items()):
                 if connection in pool:
                     pool.remove(connection)
+                    self._ending.append(connection)
                 if not pool:
                     del self._connections[peer]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from mooncake_core import registry
 from mooncake_core.address import is_loopback, is_wildcard
@@ -36,6 +37,7 @@ def findings(config: ClusterConfig) -> Iterator[Finding]:
     yield from _ports(specs)
     yield from _admin_port(config.master, specs)
     yield from _hosts(config)
+    yield from _networks(config)
     yield from _plugins(config)
     yield from _shared_processes(config)
     yield from _tenants(config.gateway, config.scheduler)
@@ -108,6 +110,23 @@ def _hosts(config: ClusterConfig) -> Iterator[Finding]:
                 f"{section}.host",
                 f"expected a loopback address, got {host}: others can reach it, so give auth.key_file "
                 "(`mooncake auth init` writes a key), or say insecure: true",
+                because=("auth", "insecure"),
+            )
+
+
+def _networks(config: ClusterConfig) -> Iterator[Finding]:
+    for index, text in enumerate(config.transfer.networks):
+        path = f"transfer.networks.{index}"
+        try:
+            network = ip_network(text, strict=False)
+        except ValueError:
+            yield Finding(path, f"expected a network like 10.1.0.0/16 or fd00:1::/64, got {text!r}")
+            continue
+        if not network.is_loopback and config.auth is None and not config.insecure:
+            yield Finding(
+                path,
+                f"expected a key where others can reach memory over {text}: give auth.key_file (`mooncake auth init` writes "
+                "a key), or say insecure: true",
                 because=("auth", "insecure"),
             )
 

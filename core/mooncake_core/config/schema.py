@@ -270,6 +270,8 @@ class TransferConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A transfer that has not ended after so long fails."""
     topology: dict[str, LocationConfig] = field(default_factory=dict)
     """Location of memory (as cpu:0, cuda:3) to its NICs; what is not named is read from sysfs (`mooncake inspect topology`)."""
+    networks: list[str] = field(default_factory=list)
+    """Networks (as 10.1.0.0/16) that carry tcp transfers as well: processes listen on the host's addresses in them, too."""
 
 
 class AuthConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

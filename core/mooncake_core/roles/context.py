@@ -77,6 +77,7 @@ class RoleContext:
     def transfer_engine(self, host: str, data_port: int) -> TransferEngine:
         """A Transfer Engine as the configuration wants it, listening on host:data_port."""
         from mooncake_core.transfer.engine import TransferEngine
+        from mooncake_core.transfer.host import addresses_in
         from mooncake_core.transfer.topology import Priority
 
         transfer = self.config.transfer
@@ -87,6 +88,7 @@ class RoleContext:
             transports=transfer.transports,
             listen_host=host,
             listen_port=data_port,
+            further_hosts=addresses_in(transfer.networks),
             secret=self.key.secret if self.key else None,
             connections_per_peer=transfer.connections,
             timeout_s=transfer.timeout,

@@ -93,6 +93,7 @@ class Endpoint:
         host: str = "127.0.0.1",
         *,
         port: int = 0,
+        further_hosts: Sequence[str] = (),
         transports: Sequence[str] = TRANSPORTS,
         key: ClusterKey | None = None,
         insecure: bool = False,
@@ -100,19 +101,21 @@ class Endpoint:
         timeout_s: float = 30.0,
         handlers: Mapping[type, Handler] | None = None,
     ) -> None:
-        """Listens at `host`, the address by which peers reach it; port 0 takes a free one. `transports` in the order they are
-        preferred; `timeout_s` for transfers that do not say theirs; `insecure`: without a key, others than this host are
-        served as well; `handlers` answer further questions of peers (`ask`), on a thread of the endpoint's.
+        """Listens at `host`, the address by which peers reach it; port 0 takes a free one. `further_hosts`: addresses of
+        further NICs, over which tcp transfers go as well. `transports` in the order they are preferred; `timeout_s` for transfers
+        that do not say theirs; `insecure`: without a key, others than this host are served as well; `handlers` answer further
+        questions of peers (`ask`), on a thread of the endpoint's.
 
         Raises:
             ConfigError: the host cannot be listened on, or is open to others without a key.
             PluginUnknown, PluginUnavailable: of a transport.
             WireError: the port is taken.
         """
-        address = _resolved(host)
-        if key is None and not is_loopback(address) and not insecure:
+        address, *further = [_resolved(name) for name in (host, *further_hosts)]
+        if key is None and not insecure and not all(map(is_loopback, (address, *further))):
+            listed = ", ".join((host, *further_hosts))
             raise ConfigError(
-                f"memory registered at {host} would be open to everybody who can reach it: give a cluster key "
+                f"memory registered at {listed} would be open to everybody who can reach it: give a cluster key "
                 "(`mooncake auth init` writes one), or say that the network is trusted"
             )
         self.timeout_s = timeout_s
@@ -130,6 +133,7 @@ class Endpoint:
             incarnation=self.incarnation,
             transports=transports,
             listen_host=address,
+            further_hosts=further,
             secret=key.secret if key else None,
             timeout_s=timeout_s,
         )
