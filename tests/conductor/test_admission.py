@@ -221,16 +221,27 @@ def test_headroom_keeps_a_share_of_the_time_free() -> None:
 
 
 def test_behind_a_queue_the_costly_are_turned_away_and_the_cheap_are_not() -> None:
-    """The third takes 0.67 s more than the mean of 1.34 s, behind a third of the objective: that counts as 20 x 0.67 / 3 more."""
-    conductor = make(admission=Headroom, ttft_slo_s=6.0, shed_weight=20.0, prefills=1, decodes=9)
-    for name in ("a", "b"):
+    """Two of seven were refused. The last one takes 0.88 s more than the mean of 1.14 s, behind a third of the objective: that
+    counts as 70 x 2/7 x 0.88 / 3 more."""
+    conductor = make(admission=Headroom, ttft_slo_s=6.0, shed_weight=70.0, prefills=1, decodes=9)
+    for name in "abcde":
         placed(conductor, name, 0, tokens=101)
+    for _ in range(2):
+        assert "6.06s exceeds the objective" in refused(conductor, 0, tokens=101).reason
+    for name in "cde":
+        conductor.handle(e.RequestEnded(name), 0)
     reject = refused(conductor, 0, tokens=201)
     assert reject.reason == (
-        "2.01s of prefill behind a queue of 2.02s count as 8.52s, over the objective of 6s: cheaper requests go first"
+        "2.01s of prefill behind a queue of 2.02s count as 9.92s, over the objective of 6s: cheaper requests go first"
     )
     assert (reject.cause, reject.retry_after_s) == ("ttft", pytest.approx(1.01))
-    placed(conductor, "c", 0, tokens=101)
+    placed(conductor, "f", 0, tokens=101)
+
+
+def test_where_none_had_to_be_refused_the_costly_are_taken() -> None:
+    conductor = make(admission=Headroom, ttft_slo_s=6.0, shed_weight=1e6, prefills=1, decodes=9)
+    for name, tokens in zip("abc", (101, 101, 301), strict=True):
+        placed(conductor, name, 0, tokens=tokens)
 
 
 def test_where_all_cost_the_same_none_is_turned_away_for_its_cost() -> None:
@@ -238,18 +249,24 @@ def test_where_all_cost_the_same_none_is_turned_away_for_its_cost() -> None:
     for name in "abcde":
         placed(conductor, name, 0, tokens=101)
     assert "6.06s exceeds the objective of 6s" in refused(conductor, 0).reason
+    conductor.handle(e.RequestEnded("a"), 0)
+    placed(conductor, "f", 0, tokens=101)
 
 
 def test_where_little_room_is_left_a_large_context_counts_more() -> None:
-    """Steps take 10 us per token of context. The last one adds 10 ms, 5 more than the mean; half of 20 ms is taken."""
+    """Steps take 10 us per token of context. One of two was refused; then one adds 10 ms, 6.7 more than the mean, where half
+    of the objective is taken."""
     cost = CostHint(step_base_s=0.0, step_per_sequence_s=0.0, step_per_context_token_s=1e-5)
     decode = DecodeInstance("d", msgspec.structs.replace(offer(), cost=cost))
-    admission = Headroom(AdmissionSettings(tbt_slo_s=0.0205, headroom=0.0, shed_weight=4.0))
+    admission = Headroom(AdmissionSettings(tbt_slo_s=0.0205, shed_weight=8.0))
+    decode.assign("full", Assigned(1, 2100, 9, "", 0.0))
+    assert admission.at_arrival(Asking(0, 9, 0.1), decode, 0) is not None
+    decode.release("full")
     assert admission.at_arrival(Asking(0, 9, 0.1), decode, 0) is None
     decode.assign("a", Assigned(1, 1000, 9, "", 0.0))
     refusal = admission.at_arrival(Asking(1000, 9, 0.1), decode, 0)
     assert refusal is not None
     assert refusal.reason == (
-        "10ms more between tokens where 10ms are used count as 29.8ms, over the objective of 20.5ms: cheaper requests go first"
+        "10ms more between tokens where 10ms are used count as 33ms, over the objective of 20.5ms: cheaper requests go first"
     )
     assert admission.at_arrival(Asking(400, 9, 0.1), decode, 0) is None

@@ -29,7 +29,7 @@ ADMISSIONS: Final = ("none", "baseline", "early", "predictive", "learned-lengths
 PAPERS: Final = ("kvcache-centric", "predictive")
 OURS: Final = ("kvcache-centric", "headroom")
 PAPERS_GRID: Final = {"balancing_threshold": (1.0, 2.0, 4.0), "decode_time": (None, 20.0, 60.0)}
-OUR_GRID: Final = {"headroom": (0.0, 0.03, 0.06), "shed_weight": (0.0, 2.0, 4.0)}
+OUR_GRID: Final = {"shed_weight": (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)}
 """Nine trials each."""
 GENERATORS: Final[Mapping[str, tuple[Families | Sessions, float]]] = {
     "families": (Families(input_tokens=8192, spread=0.5), 0.25),

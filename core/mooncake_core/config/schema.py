@@ -229,18 +229,19 @@ class SchedulerConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=
     admission: str = "predictive"
     """Admission plugin, which turns requests away for an objective. none: nobody; baseline: decoding is looked at when a prefill
     has ended; early: and at arrival, as it is then; predictive: and as it will be when the prefill ends, if all decode for the
-    same time; learned-lengths: the same, by the lengths of answers that were seen; headroom: all that is assigned counts, with
-    something kept free, and who costs most is turned away first."""
+    same time; learned-lengths: the same, by the lengths of answers that were seen; headroom: all that is assigned counts,
+    and the more have to be refused the sooner those who cost most."""
     ttft_slo: Duration | None = None
     """Objective: expected time to first token; null: none."""
     tbt_slo: Duration | None = None
     """Objective: expected time between tokens; null: none."""
     decode_time: Duration | None = None
     """How long admission predictive takes each request to decode; null: the mean of those that have ended."""
-    headroom: Annotated[float, Meta(ge=0, le=1)] = 0.03
+    headroom: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Admission headroom keeps such a share of the time between tokens free."""
-    shed_weight: Annotated[float, Meta(ge=0)] = 4.0
-    """Admission headroom: how much more a request counts where the objective is used up than on an idle instance."""
+    shed_weight: Annotated[float, Meta(ge=0)] = 64.0
+    """Admission headroom: by how much more what a request costs beyond the mean counts where the objective is used up; times the
+    share of requests that are refused."""
     fairness: FairnessConfig | None = field(default_factory=FairnessConfig)
     """Between tenants, under overload; null: who comes first is served first."""
     plan_roles: bool = False

@@ -72,6 +72,7 @@ def _config(cluster: ClusterConfig, engine: EngineConfig) -> SimulationConfig:
                 decode_time=scheduler.decode_time,
                 headroom=scheduler.headroom,
                 shed_weight=scheduler.shed_weight,
+                fairness=scheduler.fairness,
                 plan_roles=scheduler.plan_roles,
             )
         ],

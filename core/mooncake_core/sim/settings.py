@@ -79,10 +79,11 @@ class SystemSettings(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Admission plugin, which turns requests away for the objectives in `slo`."""
     decode_time: Duration | None = None
     """How long admission predictive takes each request to decode; null: the mean of those that have ended."""
-    headroom: Annotated[float, Meta(ge=0, le=1)] = 0.03
+    headroom: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Admission headroom keeps such a share of the time between tokens free."""
-    shed_weight: Annotated[float, Meta(ge=0)] = 4.0
-    """Admission headroom: how much more a request counts where the objective is used up than on an idle instance."""
+    shed_weight: Annotated[float, Meta(ge=0)] = 64.0
+    """Admission headroom: by how much more what a request costs beyond the mean counts where the objective is used up; times the
+    share of requests that are refused."""
     fairness: FairnessConfig | None = None
     """Between the tenants of a trace or workload, under overload; null: none, as in the paper."""
     plan_roles: bool = False

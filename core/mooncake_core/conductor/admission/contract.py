@@ -23,10 +23,10 @@ class AdmissionSettings:
     tbt_slo_s: float | None = None
     decode_time_s: float | None = None
     """How long each request is assumed to decode; None: the mean of those that have ended."""
-    headroom: float = 0.03
+    headroom: float = 0.0
     """Share of the time between tokens that is kept free."""
-    shed_weight: float = 4.0
-    """How much more a request counts where the objective is used up than on an idle instance."""
+    shed_weight: float = 64.0
+    """How much more of a request counts than it takes where the objective is used up and all others are refused."""
 
 
 class Asking(Struct, frozen=True, gc=False):

@@ -1,11 +1,11 @@
 """Admission with headroom: not in the paper, and better than its prediction where either pool has too much to do.
 
 All that is assigned to a decode instance counts, whether it decodes or is still being prefilled, and nothing is taken to have
-ended before it has: what is admitted may then run at the objective to its end, and a little is kept free for what cannot be
-foreseen, such as the wait for the first step. Who costs most is turned away first, so that more requests are served by the same
-instances: what a prefill takes beyond the mean counts more behind a queue, the longer the queue the more, and so does what a
-sequence adds to the steps of a decode instance beyond the mean, the less room is left there. An idle instance takes all that it
-can serve in time, and where all requests cost the same none is turned away for its cost.
+ended before it has: what is admitted may then run at the objective to its end. Some of the time between tokens may be kept free
+for what cannot be foreseen, such as the wait for the first step. Who costs most is turned away first, so that more requests are
+served by the same instances: what a prefill takes beyond the mean counts more behind a queue, the longer the queue the more, and
+so does what a sequence adds to the steps of a decode instance beyond the mean, the less room is left there. How much more depends
+on how many had to be refused lately: in a burst that passes nobody is turned away for what it costs, nor where all cost the same.
 """
 
 from __future__ import annotations
@@ -27,13 +27,18 @@ class Headroom(Objectives):
     def __init__(self, settings: AdmissionSettings) -> None:
         super().__init__(settings)
         self._num_seen = 0
+        self._weight = 0.0
+        """The configured one, by the share of requests that are refused."""
         self._mean_own_s = 0.0
         self._mean_tokens = 0.0
 
     def at_arrival(self, request: Asking, decode: DecodeInstance, now: float) -> Refusal | None:
         self._see(request)
         refusal = super().at_arrival(request, decode, now)
-        return refusal or self._long_prefill(request) or self._large_context(request, decode)
+        refusal = refusal or self._long_prefill(request) or self._large_context(request, decode)
+        overloaded = refusal is not None and refusal.cause != "share"
+        self._weight += (self.settings.shed_weight * overloaded - self._weight) / self._num_seen
+        return refusal
 
     def expect_tbt_s(self, request: Asking, decode: DecodeInstance, now: float) -> float | None:
         return decode.tbt_with(request.prompt_tokens) * (1 + self.settings.headroom)
@@ -49,7 +54,7 @@ class Headroom(Objectives):
             return None
         queue_s = request.ttft_s - request.own_s
         beyond_s = max(0.0, request.own_s - self._mean_own_s)
-        counted_s = request.ttft_s + beyond_s * self.settings.shed_weight * queue_s / slo_s
+        counted_s = request.ttft_s + beyond_s * self._weight * queue_s / slo_s
         if counted_s <= slo_s:
             return None
         what = f"{format_duration(request.own_s)} of prefill behind a queue of {format_duration(queue_s)}"
@@ -62,7 +67,7 @@ class Headroom(Objectives):
         before_s, with_it_s = decode.tbt_before(), decode.tbt_with(request.prompt_tokens)
         used = (before_s - empty_s) / (slo_s - empty_s)
         beyond_s = max(0.0, with_it_s - decode.tbt_with(int(self._mean_tokens)))
-        counted_s = with_it_s + beyond_s * self.settings.shed_weight * used
+        counted_s = with_it_s + beyond_s * self._weight * used
         counted_s *= 1 + self.settings.headroom
         if counted_s <= slo_s:
             return None
