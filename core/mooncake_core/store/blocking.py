@@ -65,12 +65,13 @@ class BlockingStore:
         self._loop = LoopThread(settings.name)
         self._master = Client(settings.master_address, name=settings.name, key=settings.key)
         self._direct = BlockingClient(self._master, self._loop)
+        self._carrier = ThreadCarrier(self._direct, self._engine)
         self._client = StoreClient(
-            self._direct,
+            self._carrier.master,
             engine=self._engine,
             checksum=settings.checksum,
             tenant=settings.tenant,
-            carrier=ThreadCarrier,
+            carrier=self._carrier,
             leases=Leases(),
         )
 
@@ -131,6 +132,7 @@ class BlockingStore:
     def close(self) -> None:
         """Ends calls under way with an error, then everything else. Idempotent."""
         self._engine.close()  # first: a cancelled call waits for its transfers
+        self._carrier.close()
         self._direct.close()
         self._loop.close(self._master.close)
 

@@ -43,7 +43,7 @@ class Ends:
 
 
 class Job(NamedTuple):
-    """All that goes to, or comes from, one segment at once."""
+    """What goes to, or comes from, one segment with one transfer."""
 
     segment: SegmentDescriptor
     ends: Ends
@@ -62,6 +62,9 @@ class Carrier(Protocol):
     @property
     def master(self) -> Asker:
         """Whom to ask."""
+
+    def width(self, kind: Kind, segment: SegmentDescriptor, num_bytes: int) -> int:
+        """How many jobs so many bytes of one node are best divided into."""
 
     async def call_surely(
         self, message: Message, reply_type: type[M], *, timeout_s: float
@@ -94,6 +97,9 @@ class LoopCarrier:
     def __init__(self, master: Asker, engine: TransferEngine) -> None:
         self.master = master
         self._engine = engine
+
+    def width(self, kind: Kind, segment: SegmentDescriptor, num_bytes: int) -> int:
+        return 1  # the engine cuts a job into slices itself, for several connections
 
     async def call_surely(
         self, message: Message, reply_type: type[M], *, timeout_s: float

@@ -6,13 +6,12 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from msgspec import structs
 
 from mooncake_core.errors import MooncakeError, NoSpace, TransferError
 from mooncake_core.store.asking import Asking
-from mooncake_core.store.carrying import Carrier, LoopCarrier
+from mooncake_core.store.carrying import Asker, Carrier, LoopCarrier
 from mooncake_core.store.checksums import Choice
 from mooncake_core.store.leases import Leases
 from mooncake_core.store.putting import Putting
@@ -59,17 +58,17 @@ class StoreClient(Asking):
 
     def __init__(
         self,
-        master: object,
+        master: Asker,
         *,
         engine: TransferEngine,
         checksum: Choice = "auto",
         tenant: str = DEFAULT_TENANT,
-        carrier: Callable[[Any, TransferEngine], Carrier] = LoopCarrier,
+        carrier: Carrier | None = None,
         leases: Leases | None = None,
     ) -> None:
-        """`carrier` says who does the work: with a ThreadCarrier it is the thread that runs the client's coroutines. With
-        `leases` whole objects and ranges are read without asking the master, as long as a lease on them lasts."""
-        self._carrier = carrier(master, engine)
+        """`carrier` does the work: a ThreadCarrier in the thread that runs the client's coroutines; by default the event loop.
+        With `leases` whole objects and ranges are read without asking the master, as long as a lease on them lasts."""
+        self._carrier: Carrier = LoopCarrier(master, engine) if carrier is None else carrier
         super().__init__(self._carrier.master, tenant=tenant)
         self._checksum = checksum
         self._leases = leases

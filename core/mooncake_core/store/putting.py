@@ -11,6 +11,7 @@ from mooncake_core.errors import DeadlineExceeded, InvalidRequest, StaleSegment,
 from mooncake_core.store import checksums
 from mooncake_core.store.carrying import Carrier, Ends, Job
 from mooncake_core.store.coverage import Coverage
+from mooncake_core.store.division import Division
 from mooncake_core.store.layout import SLOT_BYTES, Header, Slot, SlotState, header_bytes, pack_header, pack_slot
 from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.slices import total_bytes
@@ -64,8 +65,17 @@ class _Object:
         return self.digest.intdigest()
 
 
-Writes = dict[str, tuple[list[_Object], Ends]]
-"""Node → whose bytes go there, and what."""
+@dataclass(slots=True)
+class _NodeWrite:
+    """What is written to one node with one transfer."""
+
+    node: str
+    objects: list[_Object] = field(default_factory=list)
+    """Whose bytes these are."""
+    ends: Ends = field(default_factory=Ends)
+
+
+Writes = Division[_NodeWrite]
 
 
 class Putting:
@@ -133,31 +143,39 @@ class Putting:
         wanted = [(index, offset, pieces) for index, offset, pieces in parts if self._is_open(index)]
         for index, offset, pieces in wanted:
             self._check_range(index, offset, total_bytes(pieces))
-        writes: Writes = {}
+        writes = Division(_NodeWrite)
         sums: list[tuple[checksums.Digest, Pieces]] = []
         for index, offset, pieces in wanted:
             item = self._objects[index]
             self._gather(item, offset, pieces, writes)
             if item.digest is not None and item.written.in_order:
                 sums.append((item.digest, pieces))
-        await self._write_nodes(writes, beside=sums)
+        await self._write_nodes(writes.parts, beside=sums)
 
     async def write_whole(self, parts: Mapping[int, Pieces]) -> None:
         """As `write`, of objects from their first byte to their last. Where a path writes in order, the directory's word that
         they are whole goes with them: one round trip less."""
         items = [(self._objects[index], pieces) for index, pieces in parts.items() if self._is_open(index)]
         await self._carrier.feed([(item.digest, pieces) for item, pieces in items if item.digest is not None])
-        writes: Writes = {}
+        segments = self._started.segments
+        num_bytes = sum([item.new.size_bytes for item, _ in items]) if len(items) > 1 else 0
+        writes = Division(
+            _NodeWrite, num_bytes, lambda node: self._carrier.width(Kind.WRITE, segments[node], num_bytes)
+        )
         for item, pieces in items:
             self._gather_whole(item, pieces, writes)
-        segments = self._started.segments
-        ordered = {node: job for node, job in writes.items() if self._carrier.writes_in_order(segments[node])}
-        for node, (objects, ends) in ordered.items():
-            _add_slots(ends, objects, node)
-            for item in objects:
-                item.sealed += (node,)
+        ordered: list[_NodeWrite] = []
+        others: list[_NodeWrite] = []
+        for write in writes.parts:
+            if not self._carrier.writes_in_order(segments[write.node]):
+                others.append(write)
+                continue
+            ordered.append(write)
+            _add_slots(write)
+            for item in write.objects:
+                item.sealed += (write.node,)
         await self._write_nodes(ordered, in_order=True)
-        await self._write_nodes({node: job for node, job in writes.items() if node not in ordered})
+        await self._write_nodes(others)
 
     async def end(self, *, timeout_s: float, commit: bool = True) -> list[str]:
         """Commits the objects that are written whole, gives the space of the others back; one error code each, empty for
@@ -209,8 +227,9 @@ class Putting:
         for placement in item.grant.placements:
             if placement.node in item.lost:
                 continue
-            objects, ends = writes.setdefault(placement.node, ([], Ends()))
-            objects.append(item)
+            write = writes.part(placement.node, length)
+            write.objects.append(item)
+            ends = write.ends
             if not item.begun:
                 reserved = Slot(SlotState.RESERVED, item.grant.allocation_id, placement.offset, item.new.size_bytes, 0)
                 ends.add(placement.slot * SLOT_BYTES, [memoryview(pack_slot(reserved))], SLOT_BYTES)
@@ -226,67 +245,70 @@ class Putting:
         item.begun = True
         item.written.add(0, item.new.size_bytes)
         for placement in item.grant.placements:
-            write = writes.get(placement.node)
-            if write is None:
-                write = writes[placement.node] = ([], Ends())
-            write[0].append(item)
-            write[1].add(placement.offset, [header, *pieces], length)
+            write = writes.part(placement.node, length)
+            write.objects.append(item)
+            write.ends.add(placement.offset, [header, *pieces], length)
 
     async def _write_slots(self, whole: Sequence[_Object]) -> None:
         """The directory's word that an object is whole: written when its data is."""
-        unsealed: dict[str, list[_Object]] = {}
+        writes = Division(_NodeWrite)
         for item in whole:
             for placement in item.grant.placements:
                 if placement.node not in item.sealed and placement.node not in item.lost:
-                    unsealed.setdefault(placement.node, []).append(item)
-        writes: Writes = {node: (objects, Ends()) for node, objects in unsealed.items()}
-        for node, (objects, ends) in writes.items():
-            _add_slots(ends, objects, node)
-        await self._write_nodes(writes)
+                    writes.part(placement.node, SLOT_BYTES).objects.append(item)
+        for write in writes.parts:
+            _add_slots(write)
+        await self._write_nodes(writes.parts)
 
-    async def _write_nodes(self, writes: Writes, *, beside: checksums.Fed = (), in_order: bool = False) -> None:
-        """One transfer carries everything for a node; if it fails, all its objects have lost that node."""
+    async def _write_nodes(
+        self, writes: Sequence[_NodeWrite], *, beside: checksums.Fed = (), in_order: bool = False
+    ) -> None:
+        """If a transfer fails, the objects that it was to carry have lost that node."""
         if not writes:
             await self._carrier.feed(beside)
             return
         patience_s = min(self.deadline - time.monotonic(), self._write_timeout_s)
         if patience_s <= 0:
             await self._carrier.feed(beside)
-            for node, (objects, _) in writes.items():
-                self._lose(node, objects, DeadlineExceeded("the writer's deadline has passed"))
+            for write in writes:
+                _lose(write, DeadlineExceeded("the writer's deadline has passed"))
             return
-        jobs = [Job(self._started.segments[node], ends) for node, (_, ends) in writes.items()]
-        settled = writes.keys() - self._unsettled
+        jobs = [Job(self._started.segments[write.node], write.ends) for write in writes]
+        settled = {write.node for write in writes} - self._unsettled
         self._unsettled |= settled  # an interrupt may keep it from being known
         moved, interrupt = await self._carrier.move(
             Kind.WRITE, jobs, timeout_s=patience_s, in_order=in_order, beside=beside
         )
-        for (node, (objects, ends)), transfer in zip(writes.items(), moved, strict=True):
-            if node in settled and (transfer.error is None or isinstance(transfer.error, StaleSegment)):
-                self._unsettled.discard(node)  # a withdrawn segment is touched by nobody
-            if transfer.error is None:
-                self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + ends.num_bytes
-            else:
-                self._lose(node, objects, transfer.error)
+        for write, transfer in zip(writes, moved, strict=True):
+            error = transfer.error
+            if error is None:
+                num_bytes = write.ends.num_bytes
+                self.bytes_by_path[transfer.path] = self.bytes_by_path.get(transfer.path, 0) + num_bytes
+                continue
+            _lose(write, error)
+            if not isinstance(error, StaleSegment):  # a withdrawn segment is touched by nobody
+                settled.discard(write.node)
+        self._unsettled -= settled
         if interrupt is not None:
             raise interrupt
 
-    def _lose(self, node: str, objects: Sequence[_Object], error: Exception) -> None:
-        _log.warning("cannot write to %s: %s", node, error)
-        for item in objects:
-            item.lost += (node,)
+
+def _lose(write: _NodeWrite, error: Exception) -> None:
+    _log.warning("cannot write to %s: %s", write.node, error)
+    for item in write.objects:
+        item.lost += (write.node,)
 
 
-def _add_slots(ends: Ends, items: Sequence[_Object], node: str) -> None:
-    """What the directory of a node is to say of whole objects. As one piece: their slots lie side by side, mostly."""
+def _add_slots(write: _NodeWrite) -> None:
+    """What the directory of the node is to say of whole objects. As one piece: their slots lie side by side, mostly."""
     slots = bytearray()
-    for item in items:
-        placement = item.placement(node)
+    for item in write.objects:
+        placement = item.placement(write.node)
         slots += pack_slot(
             Slot(SlotState.COMMITTED, item.grant.allocation_id, placement.offset, item.new.size_bytes, item.checksum)
         )
-        ends.add(placement.slot * SLOT_BYTES, (), SLOT_BYTES)
-    ends.near.append(memoryview(slots))
+        write.ends.add(placement.slot * SLOT_BYTES, (), SLOT_BYTES)
+    write.ends.near.append(memoryview(slots))
 
 
 def _header(item: _Object) -> memoryview:

@@ -17,6 +17,7 @@ from mooncake_core.errors import (
 )
 from mooncake_core.store import checksums
 from mooncake_core.store.carrying import Carrier, Ends, Job
+from mooncake_core.store.division import Division
 from mooncake_core.store.layout import SLOT_BYTES, is_committed, names
 from mooncake_core.transfer.batch import Transfer
 from mooncake_core.transfer.contract import Kind
@@ -50,8 +51,9 @@ class _Object:
 
 @dataclass(slots=True)
 class _NodeRead:
-    """What is read from one node at once."""
+    """What is read from one node with one transfer."""
 
+    node: str
     indexes: list[int] = field(default_factory=list)
     unnamed: list[int] = field(default_factory=list)
     """Those of them of which it was not seen yet that this replica is the object's."""
@@ -213,22 +215,25 @@ class Reading:
         left = list(cuts)
         while left:
             reads = self._plan(left, cuts)
-            jobs = [Job(self._got.segments[node], read.ends) for node, read in reads.items()]
+            jobs = [Job(self._got.segments[read.node], read.ends) for read in reads]
             patience_s = max(0.0, until - time.monotonic())
             moved, interrupt = await self._carrier.move(Kind.READ, jobs, timeout_s=patience_s)
             if interrupt is not None:
                 raise interrupt
-            failed = [self._note(read, transfer) for read, transfer in zip(reads.values(), moved, strict=True)]
+            failed = [self._note(read, transfer) for read, transfer in zip(reads, moved, strict=True)]
             left = [index for indexes in failed for index in indexes if self._next_replica(index)]
 
-    def _plan(self, indexes: Sequence[int], cuts: Mapping[int, Sequence[Cut]]) -> dict[str, _NodeRead]:
-        reads: dict[str, _NodeRead] = {}
+    def _plan(self, indexes: Sequence[int], cuts: Mapping[int, Sequence[Cut]]) -> list[_NodeRead]:
+        num_bytes = sum([self._objects[index].found.size_bytes for index in indexes]) if len(indexes) > 1 else 0
+        reads = Division(
+            _NodeRead,
+            num_bytes,
+            lambda node: self._carrier.width(Kind.READ, self._got.segments[node], num_bytes),
+        )
         for index in indexes:
             item = self._objects[index]
             placement = item.found.placements[item.replica]
-            read = reads.get(placement.node)
-            if read is None:
-                read = reads[placement.node] = _NodeRead()
+            read = reads.part(placement.node, item.found.size_bytes)
             read.indexes.append(index)
             if not item.named:
                 read.unnamed.append(index)
@@ -240,9 +245,9 @@ class Reading:
             for start, pieces in cuts[index]:
                 read.ends.add(data + start, pieces, total_bytes(pieces))
         if self._watch:  # last: so they are the newest of what is read
-            for read in reads.values():
+            for read in reads.parts:
                 self._add_slots(read)
-        return reads
+        return reads.parts
 
     def _add_slots(self, read: _NodeRead) -> None:
         """As one piece: objects that were put together mostly have slots side by side."""

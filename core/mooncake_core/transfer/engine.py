@@ -184,6 +184,10 @@ class TransferEngine:
             self.wait_uninterrupted(batch)
         return moved
 
+    def path_to(self, segment: SegmentDescriptor) -> str:
+        """Name of the transport that is preferred for a segment; empty where none reaches it."""
+        return next((transport.name for transport in self._candidates(segment)), "")
+
     def writes_in_order(self, segment: SegmentDescriptor) -> bool:
         """Whether a transfer to this segment can be asked to be `in_order`: its ranges are then written one after the other."""
         return bool(self._candidates(segment, in_order=True))
