@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -136,3 +138,20 @@ def _share(host: netns.Host) -> float:
     time.sleep(QUIET_S)
     moved = [host.carried_bytes(link) - carried for link, carried in enumerate(before)]
     return moved[LINK_CUT] / max(1, sum(moved))
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86_64")
+def test_several_connections_carry_more_where_the_link_delays_and_loses(tmp_path: Path) -> None:
+    """In a virtual machine: few kernels have sch_netem at hand."""
+    limits = ["--delay", "2ms", "--loss", "0.1%"]
+    command = [str(ROOT / "scripts" / "rdma-guest"), sys.executable, "-m", "tests.acceptance.lossy_guest", *limits]
+    environ = {**os.environ, "RDMA_GUEST_OUT": str(tmp_path), "RDMA_GUEST_TIMEOUT": "900"}
+    subprocess.run(command, env=environ, cwd=ROOT, check=True)
+    rows = json.loads((tmp_path / "result.json").read_text())
+    rates = {(row["kind"], row["connections"]): row["mb_per_s"] for row in rows}
+    for kind in ("read", "write"):
+        found = {count: rate for (other, count), rate in rates.items() if other == kind}
+        listed = ", ".join(f"{count}: {rate:.1f} MB/s" for count, rate in found.items())
+        print(f"\n{kind} over a link with {' '.join(limits)} each way, by connections: {listed}")
+        assert max(found.values()) > found[1]
