@@ -34,6 +34,7 @@ and admissions, on the rest of the trace at twice its speed.
 @click.option("--system", "name", help="The cluster.  [default: the first system of the YAML]")
 @click.option("--split", default="30m", show_default=True, type=DURATION, help="The beginning is so long.")
 @click.option("--seeds", default=10, show_default=True, type=click.IntRange(1), help="Of each generated load.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="The first of them.")
 @click.option("--requests", default=800, show_default=True, type=click.IntRange(1), help="Of each generated load.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for report.json.")
@@ -43,6 +44,7 @@ def command(
     name: str | None,
     split: float,
     seeds: int,
+    seed: int,
     requests: int,
     as_json: bool,
     out: Path | None,
@@ -64,7 +66,7 @@ def command(
     if name is not None and name not in systems:
         raise UsageError(f"no system called {name}; the configuration has {', '.join(systems)}")
     cluster = systems[name] if name is not None else setup.config.systems[0]
-    scope = PairsScope(split_s=split, seeds=seeds, requests=requests)
+    scope = PairsScope(split_s=split, seeds=seeds, first_seed=seed, requests=requests)
     report = PairsRun(setup, cluster, asked, scope, console.note).execute()
     if out is not None:
         console.json_file(out / "report.json", report)

@@ -85,6 +85,7 @@ class PairsScope:
     split_s: float = 1800.0
     """Of the trace: what came before is searched on."""
     seeds: int = 10
+    first_seed: int = 0
     requests: int = 800
     """Of each generated load."""
 
@@ -152,7 +153,7 @@ class PairsRun:
         block_tokens = self._setup.config.engine.block_tokens
         found = []
         arrivals = Arrivals(rate=rate * (self._cluster.prefill + self._cluster.decode))
-        for seed in range(self._scope.seeds):
+        for seed in range(self._scope.first_seed, self._scope.first_seed + self._scope.seeds):
             made = generate(load, arrivals, requests=self._scope.requests, block_tokens=block_tokens, seed=seed)
             found.append(self._duel(name, made, speed, systems))
         return Duel(
