@@ -1,5 +1,5 @@
-"""Two hosts whose link delays and loses: what one connection carries, and what several do. Runs where the kernel has sch_netem; its
-arguments are those of `scripts/netns-hosts shape`."""
+"""Two hosts whose link delays and loses: what one connection carries, and what several do. Runs where the kernel has sch_netem;
+its arguments are those of `scripts/netns-hosts shape`."""
 
 from __future__ import annotations
 
