@@ -15,6 +15,7 @@ import pytest
 from mooncake_core.errors import DeadlineExceeded, NoSpace, ObjectNotFound, PeerUnreachable
 from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.store.client import PutObject
+from mooncake_core.store.width import FIRST_MOVES, Widths
 from mooncake_core.transfer.contract import Kind
 from mooncake_core.wire.messages.pool import Exists, NewObject, PutStart
 from tests.store.blocking_world import blocking_world, get, put
@@ -59,6 +60,40 @@ def test_large_batches_for_several_nodes_move_at_the_same_time() -> None:
         values = put(store, "k0", "k1", size=3 << 20, replicas=2)
         assert get(store, "k0", "k1") == values
         assert w.check() == []
+
+
+@pytest.mark.parametrize("transports", [["tcp"], ["shm"]])
+def test_large_batches_for_one_node_come_back_whole_however_they_are_divided(transports: list[Any]) -> None:
+    with blocking_world("a", transports=transports, capacity=64 << 20) as w:
+        store, reader = w.store(), w.store()
+        for turn in range(2 * FIRST_MOVES + 1):  # each width has its turn
+            keys = [f"{turn}-{number}" for number in range(32)]
+            values = put(store, *keys, size=100_000)
+            assert get(reader, *keys) == values
+            assert get(reader, *keys) == values  # under the lease: each part looks at the slots of its objects
+            store.remove(keys, force=True)
+        assert w.check() == []
+
+
+def test_an_interrupt_waits_for_the_thread_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Widths, "choose", lambda *_: 2)
+    gate, transport = held_transport()
+    with blocking_world("a", transports=[transport], capacity=16 << 20) as w:
+        store = w.store()
+        gate.hold(Kind.WRITE, "a")
+
+        def interrupt(*_: object) -> None:
+            gate.open("a")
+            raise KeyboardInterrupt
+
+        with interrupted_by(interrupt):
+            threading.Thread(target=_kill_when, args=(gate.held,)).start()
+            with pytest.raises(KeyboardInterrupt):
+                put(store, *(f"k{number}" for number in range(4)), size=1 << 20)
+        assert w.num_writing() == 0
+        assert get(store, "k0") == [MISSING]
+        values = put(store, "k0")
+        assert get(store, "k0") == values
 
 
 def test_many_threads_put_and_get_at_once() -> None:
