@@ -226,9 +226,9 @@ class Conductor:
         score = request.score
         offer = self._prefill.instances[score.prefill].offer
         dispatch = c.Dispatch(
-            request_id=request_id,
-            prefill=score.prefill,
-            decode=request.decode,
+            request_id,
+            score.prefill,
+            request.decode,
             matched_tokens=(score.local_blocks + score.fetched_blocks) * offer.model.block_tokens,
             expected_ttft_s=request.asking.ttft_s,
             expected_tbt_s=request.tbt_s,

@@ -28,12 +28,9 @@ class DecodeChoice(Struct, frozen=True, gc=False):
     """Infinite where it may not go, or finds no room."""
     free_blocks: Ints
     row: int
+    instance: DecodeInstance
     num_blocks: int
     """That the request needs."""
-
-    @property
-    def instance(self) -> DecodeInstance:
-        return self.table.instances[self.row]
 
 
 class DecodePool:
@@ -108,7 +105,7 @@ class DecodePool:
         row = smallest(tbt_s, self._random)
         if tbt_s.item(row) == np.inf:
             return _no_room(arrival, table, without, needed)
-        return DecodeChoice(table, tbt_s, table.free_blocks.copy(), row, needed)
+        return DecodeChoice(table, tbt_s, table.free_blocks.copy(), row, table.instances[row], needed)
 
     def _serving(self, model: ModelOffer) -> DecodeTable | None:
         wanted = identity(model)

@@ -68,8 +68,12 @@ class TenantShares:
 
     def allow(self, arrival: e.RequestArrived, prefill_s: float, now: float) -> Allowance:
         """What a request may use up that would take so long to prefill."""
-        tenants = self._models.setdefault(arrival.model, {})
-        held = tenants.setdefault(arrival.tenant, _Held())
+        tenants = self._models.get(arrival.model)
+        if tenants is None:
+            tenants = self._models[arrival.model] = {}
+        held = tenants.get(arrival.tenant)
+        if held is None:
+            held = tenants[arrival.tenant] = _Held()
         held.asked_at = now
         if len(tenants) == 1:
             return EVERYTHING
@@ -86,8 +90,8 @@ class TenantShares:
         return Allowance(ttft_part, tbt_part, arrival.tenant, share, prefill, decode)
 
     def placed(self, arrival: e.RequestArrived, prefill_s: float) -> None:
-        """A request has got its instances."""
-        held = self._models.setdefault(arrival.model, {}).setdefault(arrival.tenant, _Held())
+        """A request that has just asked has got its instances."""
+        held = self._models[arrival.model][arrival.tenant]
         held.num_requests += 1
         held.num_prefills += 1
         held.prefill_s += prefill_s

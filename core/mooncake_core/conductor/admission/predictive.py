@@ -32,7 +32,7 @@ class Predictive(Objectives):
         for one in decode.assigned.values():
             since = one.decoding_since
             if since is None:
-                since = begins_at(one, now)
+                since = one.prefill_ends_at if one.prefill_ends_at > now else now  # as begins_at, in half of the time
             if since <= then < since + mean_s:
                 num_sequences += 1
                 tokens += one.prompt_tokens
