@@ -125,7 +125,8 @@ def _explain(decision: Decision) -> None:
     from mooncake_core.units import format_duration
 
     at = "" if decision.stage == "arrival" else f" at {decision.stage}, when its prefill had ended"
-    console.data(f"{decision.request_id}: {decision.outcome}{at} by policy {decision.policy}")
+    whose = f" of tenant {decision.tenant}" if decision.tenant else ""
+    console.data(f"{decision.request_id}{whose}: {decision.outcome}{at} by policy {decision.policy}")
     if decision.reason:
         console.data(decision.reason)
     if decision.candidates:

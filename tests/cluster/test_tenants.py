@@ -55,4 +55,7 @@ def test_who_holds_most_of_the_memory_for_decoding_is_the_first_to_be_refused(cl
         assert "of the tokens to decode, where its share is 50%; 6 of 32 blocks of KV memory would be left" in message
         assert ask("steady").status_code == 200
     decisions = as_json(cluster.command("inspect", "decisions", "--json"))["decisions"]
-    assert next(one["reason"] for one in decisions if one["outcome"] == "rejected") == message
+    rejected = next(one for one in decisions if one["outcome"] == "rejected")
+    assert (rejected["tenant"], rejected["reason"]) == ("flood", message)
+    why = cluster.command("inspect", "decisions", "--why", rejected["request_id"]).stdout
+    assert f"{rejected['request_id']} of tenant flood: rejected" in why

@@ -49,7 +49,7 @@ def test_who_floods_the_queue_leaves_room_in_it_for_others(admission: type[Admis
     (late,) = [reject for number in range(9) if (reject := asks(conductor, "steady", f"s{number}"))][:1]
     assert late.cause == "ttft"  # what it holds is below its share, and yet the objective would be missed
     decision = conductor.decisions(1, "flood-5", 0.0)[0]
-    assert (decision.outcome, decision.reason) == ("rejected", refused.reason)
+    assert (decision.outcome, decision.tenant, decision.reason) == ("rejected", "flood", refused.reason)
     assert conductor.check() == []
 
 

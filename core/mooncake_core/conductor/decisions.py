@@ -63,6 +63,7 @@ class DecisionLog:
         match = ranking.match if ranking else Match(0, [])
         return Decision(
             request_id=arrival.request_id,
+            tenant=arrival.tenant,
             age_s=now - made.at,
             prompt_tokens=arrival.prompt_tokens,
             prompt_blocks=len(arrival.block_keys),

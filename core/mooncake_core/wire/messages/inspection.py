@@ -197,6 +197,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     """The winner and the next eight, or as many as were asked for; and the one with the longest prefix of its own."""
     num_candidates: int = 0
     """There were so many."""
+    tenant: str = ""
+    """Whose request it was; empty where there are no API keys."""
     decodes: list[DecodeScore] = []
     """The one that was chosen and the next best."""
 
