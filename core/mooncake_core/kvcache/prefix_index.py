@@ -11,6 +11,8 @@ from msgspec import Struct
 
 FEW: Final = 8
 """Bits of a mask that are sooner looked at one after the other than together."""
+KNOWN_MASKS: Final = 4096
+"""Of which a column of holders keeps the rows."""
 
 
 class Match(Struct, frozen=True, gc=False):
@@ -58,6 +60,8 @@ class HolderColumn:
     def __init__(self, numbers: Sequence[int]) -> None:
         self.numbers: npt.NDArray[np.intp] = np.array(numbers, np.intp)
         self.rows: dict[int, list[int]] = {}
+        self.rows_of_mask: dict[int, Rows] = {}
+        """Of some masks that were looked at: few sets of holders have most prefixes."""
         self.mask = 0
         for row, number in enumerate(numbers):
             self.rows.setdefault(number, []).append(row)
@@ -133,6 +137,14 @@ class PrefixIndex:
         return Lengths(len(holders.numbers), groups)
 
     def _rows(self, mask: int, holders: HolderColumn) -> Rows:
+        rows = holders.rows_of_mask.get(mask)
+        if rows is None:
+            if len(holders.rows_of_mask) == KNOWN_MASKS:
+                holders.rows_of_mask.clear()
+            rows = holders.rows_of_mask[mask] = self._find_rows(mask, holders)
+        return rows
+
+    def _find_rows(self, mask: int, holders: HolderColumn) -> Rows:
         if mask.bit_count() > FEW:
             packed = np.frombuffer(mask.to_bytes((len(self._names) + 7) // 8, "little"), np.uint8)
             return np.unpackbits(packed, bitorder="little")[holders.numbers].nonzero()[0]
