@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from mooncake_core.errors import DeadlineExceeded, NoSpace, ObjectNotFound, PeerUnreachable
+from mooncake_core.errors import DeadlineExceeded, NoSpace, ObjectNotFound, PathFailed, PeerUnreachable
 from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.store.client import PutObject
 from mooncake_core.store.width import FIRST_MOVES, Widths
+from mooncake_core.transfer.batch import Transfer
 from mooncake_core.transfer.contract import Kind
+from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.messages.pool import Exists, NewObject, PutStart
 from tests.store.blocking_world import blocking_world, get, put
 from tests.store.held_transport import held_transport
@@ -62,17 +65,39 @@ def test_large_batches_for_several_nodes_move_at_the_same_time() -> None:
         assert w.check() == []
 
 
+@pytest.mark.parametrize(("num_objects", "size"), [(32, 100_000), (1, 3_000_001), (3, 1_200_000)])
 @pytest.mark.parametrize("transports", [["tcp"], ["shm"]])
-def test_large_batches_for_one_node_come_back_whole_however_they_are_divided(transports: list[Any]) -> None:
+def test_large_batches_for_one_node_come_back_whole_however_they_are_divided(
+    transports: list[Any], num_objects: int, size: int
+) -> None:
     with blocking_world("a", transports=transports, capacity=64 << 20) as w:
         store, reader = w.store(), w.store()
         for turn in range(2 * FIRST_MOVES + 1):  # each width has its turn
-            keys = [f"{turn}-{number}" for number in range(32)]
-            values = put(store, *keys, size=100_000)
+            keys = [f"{turn}-{number}" for number in range(num_objects)]
+            values = put(store, *keys, size=size)
             assert get(reader, *keys) == values
             assert get(reader, *keys) == values  # under the lease: each part looks at the slots of its objects
             store.remove(keys, force=True)
         assert w.check() == []
+
+
+def test_a_part_that_fails_is_made_up_for_by_the_next_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Widths, "choose", lambda *_: 2)
+    with blocking_world("a", "b", capacity=16 << 20) as w:
+        store, reader = w.store(), w.store()
+        values = put(store, "k0", "k1", size=1_500_000, replicas=2)
+        moved = TransferEngine.move
+        reads = itertools.count()
+
+        def fail_first(engine: TransferEngine, kind: Kind, *args: Any, **options: Any) -> list[Transfer]:
+            (transfer,) = moved(engine, kind, *args, **options)
+            if kind is Kind.READ and next(reads) == 0:
+                transfer.error = PathFailed("this part has failed")
+            return [transfer]
+
+        monkeypatch.setattr(TransferEngine, "move", fail_first)
+        assert get(reader, "k0", "k1") == values
+        assert next(reads) > 2
 
 
 def test_an_interrupt_waits_for_the_thread_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ def sizes(division: Division[list[int]]) -> list[int]:
 def divide(objects: list[tuple[str, int]], width: int) -> Division[list[int]]:
     division: Division[list[int]] = Division(lambda node: [], sum(size for _, size in objects), lambda node: width)
     for node, size in objects:
-        division.part(node, size).append(size)
+        division.part(node).append(size)
+        division.filled(node, size)
     return division
 
 
@@ -30,7 +31,7 @@ def test_a_batch_is_divided_into_parts_of_about_the_same_size() -> None:
 
 
 def test_what_is_small_stays_together() -> None:
-    assert sizes(divide([("a", SMALLEST_PART_BYTES // 2)] * 2, 2)) == [SMALLEST_PART_BYTES]
+    assert sizes(divide([("a", SMALLEST_PART_BYTES // 2)] * 3, 2)) == [SMALLEST_PART_BYTES * 3 // 2]
     assert sizes(divide([("a", MIB)] * 8, 1)) == [8 * MIB]
 
 
@@ -43,9 +44,20 @@ def test_each_node_has_parts_of_its_own_and_is_asked_about_once() -> None:
 
     division: Division[list[int]] = Division(lambda node: [], 8 * MIB, width)
     for number in range(8):
-        division.part("ab"[number % 2], MIB).append(number)
+        node = "ab"[number % 2]
+        division.part(node).append(number)
+        division.filled(node, MIB)
     assert division.parts == [[0, 2, 4, 6], [1, 3, 5, 7]]  # of each node no more than half of all
     assert asked == ["a", "b"]
+
+
+def test_long_bytes_are_divided_where_a_part_is_full_but_not_into_scraps() -> None:
+    division: Division[list[int]] = Division(lambda node: [], 3 * MIB, lambda node: 2)
+    division.part("a").append(MIB)
+    division.filled("a", MIB)
+    assert division.room("a", 2 * MIB) == MIB // 2
+    assert division.room("a", MIB // 2 + 1) == MIB // 2 + 1
+    assert division.room("b", 2 * MIB) == 2 * MIB
 
 
 @pytest.mark.parametrize("seed", range(20))

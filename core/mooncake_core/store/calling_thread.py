@@ -20,7 +20,7 @@ from mooncake_core.wire.blocking import BlockingClient
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
-TOGETHER_BYTES: Final = 2 << 20
+TOGETHER_BYTES: Final = 1 << 20
 """So much is worth several threads that move it at the same time."""
 MOST_TOGETHER: Final = 8
 """Threads that one call uses; it takes as many nodes to need them all."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-SMALLEST_PART_BYTES: Final = 1 << 20
+SMALLEST_PART_BYTES: Final = 512 << 10
 """Less is not worth a thread: waking it takes as long."""
 
 P = TypeVar("P")
 
 
 class Division(Generic[P]):
-    """Objects stay whole: what must be written, or read, in order is of one object, and so in one part."""
+    """Whoever divides keeps an object whole where its bytes must be written in order."""
 
     def __init__(self, make: Callable[[str], P], num_bytes: int = 0, width: Callable[[str], int] | None = None) -> None:
         """`make` makes an empty part of a node. Of `num_bytes` in all, a node's are divided into `width` parts; by default
@@ -27,18 +27,26 @@ class Division(Generic[P]):
         """In what is open of them."""
         self.parts: list[P] = []
 
-    def part(self, node: str, num_bytes: int) -> P:
-        """The part that takes the next object of a node."""
+    def part(self, node: str) -> P:
+        """The part that takes the next bytes of a node."""
         part = self._open.get(node)
         if part is None:
             part = self._begin(node)
             self._divide(node)
-        if self._part_bytes and node in self._part_bytes:
-            if self._room[node] <= 0:
-                part = self._begin(node)
-                self._room[node] = self._part_bytes[node]
-            self._room[node] -= num_bytes
+        elif self._room and self._room.get(node, 1) <= 0:
+            part = self._begin(node)
+            self._room[node] = self._part_bytes[node]
         return part
+
+    def filled(self, node: str, num_bytes: int) -> None:
+        """So many bytes were added to a node's part."""
+        if node in self._room:
+            self._room[node] -= num_bytes
+
+    def room(self, node: str, num_bytes: int) -> int:
+        """How many of the next bytes of a node its part is to take; the rest is for the next one. Few are not divided."""
+        room = self._room.get(node, num_bytes)
+        return room if num_bytes - room >= SMALLEST_PART_BYTES // 2 else num_bytes
 
     def _begin(self, node: str) -> P:
         part = self._open[node] = self._make(node)

@@ -227,7 +227,7 @@ class Putting:
         for placement in item.grant.placements:
             if placement.node in item.lost:
                 continue
-            write = writes.part(placement.node, length)
+            write = writes.part(placement.node)
             write.objects.append(item)
             ends = write.ends
             if not item.begun:
@@ -245,9 +245,10 @@ class Putting:
         item.begun = True
         item.written.add(0, item.new.size_bytes)
         for placement in item.grant.placements:
-            write = writes.part(placement.node, length)
+            write = writes.part(placement.node)
             write.objects.append(item)
             write.ends.add(placement.offset, [header, *pieces], length)
+            writes.filled(placement.node, length)
 
     async def _write_slots(self, whole: Sequence[_Object]) -> None:
         """The directory's word that an object is whole: written when its data is."""
@@ -255,7 +256,7 @@ class Putting:
         for item in whole:
             for placement in item.grant.placements:
                 if placement.node not in item.sealed and placement.node not in item.lost:
-                    writes.part(placement.node, SLOT_BYTES).objects.append(item)
+                    writes.part(placement.node).objects.append(item)
         for write in writes.parts:
             _add_slots(write)
         await self._write_nodes(writes.parts)

@@ -17,11 +17,11 @@ from mooncake_core.errors import (
 )
 from mooncake_core.store import checksums
 from mooncake_core.store.carrying import Carrier, Ends, Job
-from mooncake_core.store.division import Division
+from mooncake_core.store.division import SMALLEST_PART_BYTES, Division
 from mooncake_core.store.layout import SLOT_BYTES, is_committed, names
 from mooncake_core.transfer.batch import Transfer
 from mooncake_core.transfer.contract import Kind
-from mooncake_core.transfer.slices import total_bytes
+from mooncake_core.transfer.slices import split, total_bytes
 from mooncake_core.wire.messages.pool import Got, Located
 from mooncake_core.wire.messages.tiering import DRAM
 
@@ -61,6 +61,12 @@ class _NodeRead:
     """Of the unnamed ones, in order; or else their slots, one after the other."""
     slots: bytearray = field(default_factory=bytearray)
     ends: Ends = field(default_factory=Ends)
+
+    def begin(self, index: int, item: _Object, *, is_named_elsewhere: bool = False) -> None:
+        """Bytes of an object are among what is read."""
+        self.indexes.append(index)
+        if not (item.named or is_named_elsewhere):
+            self.unnamed.append(index)
 
 
 class Reading:
@@ -221,33 +227,53 @@ class Reading:
             if interrupt is not None:
                 raise interrupt
             failed = [self._note(read, transfer) for read, transfer in zip(reads, moved, strict=True)]
-            left = [index for indexes in failed for index in indexes if self._next_replica(index)]
+            lost = dict.fromkeys(index for indexes in failed for index in indexes)
+            left = [index for index in lost if self._next_replica(index)]
 
     def _plan(self, indexes: Sequence[int], cuts: Mapping[int, Sequence[Cut]]) -> list[_NodeRead]:
-        num_bytes = sum([self._objects[index].found.size_bytes for index in indexes]) if len(indexes) > 1 else 0
+        num_bytes = sum([total_bytes(pieces) for index in indexes for _, pieces in cuts[index]])
         reads = Division(
-            _NodeRead,
-            num_bytes,
-            lambda node: self._carrier.width(Kind.READ, self._got.segments[node], num_bytes),
+            _NodeRead, num_bytes, lambda node: self._carrier.width(Kind.READ, self._got.segments[node], num_bytes)
         )
         for index in indexes:
             item = self._objects[index]
             placement = item.found.placements[item.replica]
-            read = reads.part(placement.node, item.found.size_bytes)
-            read.indexes.append(index)
-            if not item.named:
-                read.unnamed.append(index)
-                if not self._watch:
-                    header = bytearray(item.found.header_bytes)
-                    read.headers.append(header)
-                    read.ends.add(placement.offset, [memoryview(header)], item.found.header_bytes)
+            read = reads.part(placement.node)
+            read.begin(index, item)
+            if not (item.named or self._watch):
+                header = bytearray(item.found.header_bytes)
+                read.headers.append(header)
+                read.ends.add(placement.offset, [memoryview(header)], item.found.header_bytes)
             data = placement.offset + item.found.header_bytes
             for start, pieces in cuts[index]:
-                read.ends.add(data + start, pieces, total_bytes(pieces))
+                length = total_bytes(pieces)
+                if length < SMALLEST_PART_BYTES:
+                    read.ends.add(data + start, pieces, length)
+                    reads.filled(placement.node, length)
+                else:
+                    read = self._add_long(reads, index, data + start, pieces)
         if self._watch:  # last: so they are the newest of what is read
             for read in reads.parts:
                 self._add_slots(read)
         return reads.parts
+
+    def _add_long(self, reads: Division[_NodeRead], index: int, start: int, pieces: Pieces) -> _NodeRead:
+        """Bytes of an object that may go to several parts; the part that takes the last. In those after its first one only a slot
+        can name the object: its header is in that."""
+        item = self._objects[index]
+        node = item.found.placements[item.replica].node
+        left = total_bytes(pieces)
+        while True:
+            read = reads.part(node)
+            if read.indexes[-1:] != [index]:
+                read.begin(index, item, is_named_elsewhere=not self._watch)
+            now = reads.room(node, left)
+            first, pieces = (pieces, []) if now == left else split(pieces, now)
+            read.ends.add(start, first, now)
+            reads.filled(node, now)
+            start, left = start + now, left - now
+            if not left:
+                return read
 
     def _add_slots(self, read: _NodeRead) -> None:
         """As one piece: objects that were put together mostly have slots side by side."""

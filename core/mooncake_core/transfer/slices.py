@@ -19,6 +19,12 @@ def total_bytes(pieces: Sequence[memoryview]) -> int:
     return pieces[0].nbytes if len(pieces) == 1 else sum([piece.nbytes for piece in pieces])
 
 
+def split(pieces: Sequence[memoryview], num_bytes: int) -> tuple[list[memoryview], list[memoryview]]:
+    """The first so many bytes, and the others."""
+    near = _cut_near(pieces, num_bytes)
+    return near[0], [piece for part in near[1:] for piece in part]
+
+
 def cut(pieces: Sequence[memoryview], ranges: Sequence[Range], slice_bytes: int = SLICE_BYTES) -> list[Slice]:
     """(pieces, remote ranges) of each slice, in order; together they are the transfer."""
     total = total_bytes(pieces)
