@@ -131,6 +131,18 @@ def measure(num_objects: int) -> dict[str, float]:
     return costs
 
 
+def put_anywhere(master: Master, number: int) -> None:
+    """One object, on whichever node has most room."""
+    started = master.ask(PutStart(objects=[NewObject(key=f"single-{number}", size_bytes=900)]))
+    assert isinstance(started, PutStarted)
+    (grant,) = started.grants
+    nodes = [placement.node for placement in grant.placements]
+    assert len(nodes) == 1
+    master.ask(
+        PutEnd(term=1, commits=[Commit(allocation_id=grant.allocation_id, checksum=1, nodes=nodes)], settled=nodes)
+    )
+
+
 def measure_nodes(num_nodes: int) -> dict[str, float]:
     """Costs of single objects with so many nodes."""
     master = Master(2 * QUESTIONS * BATCH, num_nodes)
@@ -140,6 +152,7 @@ def measure_nodes(num_nodes: int) -> dict[str, float]:
         costs[name] = BATCH * cpu_s_per_key(
             lambda batch, kind=question: master.ask(kind(keys=keys_of(batch)[:1])), batches
         )  # type: ignore[misc]
+    costs["anywhere"] = BATCH * cpu_s_per_key(lambda number: put_anywhere(master, number), batches)
     return costs
 
 
@@ -149,6 +162,7 @@ def test_costs_do_not_depend_on_how_many_nodes_there_are() -> None:
     for count, cost in zip(NODE_COUNTS, costs, strict=True):
         print(
             f"\n{count:,} nodes: {1e6 * cost['put']:.1f} us of CPU time per put in batches of {BATCH}, "
+            f"{1e6 * cost['anywhere']:.1f} per single put to any node, "
             f"{1e6 * cost['get']:.1f} per single get, {1e6 * cost['exists']:.1f} per single probe"
         )
     for name in costs[0]:

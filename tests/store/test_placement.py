@@ -9,16 +9,26 @@ import pytest
 
 from mooncake_core.store.evictions import LRU
 from mooncake_core.store.layout import SLOT_BYTES
+from mooncake_core.store.node_chores import NodeChores
 from mooncake_core.store.node_space import NodeSpace
-from mooncake_core.store.placement import Placing, free_ratio_first, local_first, strategy
+from mooncake_core.store.placement import FreeRatioFirst, Order, Placing, strategy
 from mooncake_core.wire.messages.membership import SegmentOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
+from mooncake_core.wire.messages.pool import SlotClearing
 
 CAPACITY = 64 * 100
 NAMES = ["free-ratio-first", "random", "local-first"]
 
 
-def node(name: str, host: str = "h", *, used: int = 0, ready: bool = True, capacity: int = CAPACITY) -> NodeSpace:
+def node(
+    name: str,
+    host: str = "h",
+    *,
+    used: int = 0,
+    ready: bool = True,
+    capacity: int = CAPACITY,
+    chores: NodeChores | None = None,
+) -> NodeSpace:
     descriptor = SegmentDescriptor(owner=name, host_id=host, incarnation=1, length_bytes=1, paths={})
     offer = SegmentOffer(
         capacity_bytes=capacity,
@@ -28,7 +38,7 @@ def node(name: str, host: str = "h", *, used: int = 0, ready: bool = True, capac
         read=descriptor,
         write=descriptor,
     )
-    made = NodeSpace(name, 1, offer, LRU())
+    made = NodeSpace(name, 1, offer, LRU(), chores)
     if ready:
         made.fenced(descriptor)
         made.end_part(offer.num_slots)
@@ -38,8 +48,16 @@ def node(name: str, host: str = "h", *, used: int = 0, ready: bool = True, capac
     return made
 
 
+def order(*nodes: NodeSpace, by: str = "free-ratio-first", seed: int = 0) -> Order:
+    chores = NodeChores()
+    for made in nodes:
+        chores.joined(made)
+        chores.note_room(made)
+    return strategy(by, random.Random(seed))({made.name: made for made in nodes}, chores)
+
+
 def placing(*nodes: NodeSpace, by: str = "free-ratio-first", preferred: str = "", seed: int = 0) -> Placing:
-    return Placing({made.name: made for made in nodes}, strategy(by, random.Random(seed)), preferred.split())
+    return Placing({made.name: made for made in nodes}, order(*nodes, by=by, seed=seed), preferred.split())
 
 
 def test_the_emptiest_node_comes_first_and_objects_of_a_put_even_out() -> None:
@@ -149,7 +167,61 @@ def test_a_put_that_finds_no_room_is_told_so_without_a_look_at_the_nodes() -> No
     assert not put.place(64 * 3, 3, 1)
 
 
-def test_strategies_by_function_are_those_by_name() -> None:
-    nodes = [node("a", "x", used=64 * 50), node("b", "y")]
-    for chosen, first in ((free_ratio_first, "b"), (local_first, "a")):
-        assert next(chosen(nodes, "x").walk()).name == first
+@pytest.mark.parametrize("seed", range(30))
+def test_the_ranking_is_what_sorting_all_nodes_would_give(seed: int) -> None:
+    rng = random.Random(seed)
+    chores = NodeChores()
+    nodes: dict[str, NodeSpace] = {}
+    ranked = FreeRatioFirst(nodes, chores)
+    for number in range(300):
+        match rng.randrange(8):
+            case 0:
+                name = f"n{rng.randrange(12)}"
+                if name in nodes:
+                    chores.forget(nodes[name])  # it comes back as another one
+                nodes[name] = node(name, capacity=64 * rng.choice([50, 100, 200]), chores=chores)
+            case 1 if nodes:
+                gone = nodes.pop(rng.choice(list(nodes)))
+                chores.forget(gone)
+            case 2 if nodes:
+                rng.choice(list(nodes.values())).drain(rng.random() < 0.5)
+            case 3 | 4 if nodes:
+                some = rng.choice(list(nodes.values()))
+                for extent in list(some.taken.values())[: rng.randrange(4)]:
+                    some.give_up(extent, 0.0, 1.0)
+                some.cleared(
+                    [SlotClearing(slot=slot, allocation_id=x.allocation_id) for slot, x in some.clearing.items()]
+                )
+            case 5 if nodes:  # a preferred node is taken without a walk
+                rng.choice(list(nodes.values())).allocate(64 * rng.randrange(1, 9), number)
+            case _:
+                walk = ranked.walk("")
+                wanted = sorted(
+                    (each for each in nodes.values() if each.accepts), key=lambda each: (-each.free_ratio(), each.name)
+                )
+                steps = rng.randrange(1, 14)
+                assert [each.name for each, _ in zip(walk, range(steps), strict=False)] == [
+                    each.name for each in wanted[:steps]
+                ]
+                if wanted:
+                    wanted[0].allocate(64 * rng.randrange(1, 9), number)
+                walk.close()
+
+
+def test_a_put_looks_at_few_of_many_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [node(f"n{number:03}", f"h{number % 50}") for number in range(500)]
+    ranked = order(*nodes)
+    looks = 0
+    free_ratio = NodeSpace.free_ratio
+
+    def counted(self: NodeSpace) -> float:
+        nonlocal looks
+        looks += 1
+        return free_ratio(self)
+
+    by_name = {made.name: made for made in nodes}
+    assert Placing(by_name, ranked, []).place(64, 0, 1)  # ranks them all
+    monkeypatch.setattr(NodeSpace, "free_ratio", counted)
+    for number in range(1, 101):
+        assert len(Placing(by_name, ranked, []).place(64, number, 2)) == 2
+    assert looks < 100 * 10

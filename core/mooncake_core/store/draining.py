@@ -119,7 +119,7 @@ class Draining:
             raise NodeNotFound(f"expected a node of the pool, got {name}: `mooncake inspect nodes` lists them")
         drain = self._drains.get(name)
         if drain is None or drain.node is not node:
-            node.draining = True
+            node.drain(True)
             self._drains[name] = drain = _Drain(node, force)
             self._ended.pop(name, None)
         drain.force = force
@@ -134,7 +134,7 @@ class Draining:
         drain = self._drains.pop(name, None)
         if drain is None:
             raise NodeNotFound(f"expected a node that is being drained, got {name}")
-        drain.node.draining = False
+        drain.node.drain(False)
         self._ended[name] = _Drain(drain.node, force=False)
 
     def status(self, names: Sequence[str]) -> list[DrainStatus]:
@@ -148,7 +148,7 @@ class Draining:
         if ended is not None and ended.node.incarnation == event.incarnation:
             self._ended[event.name] = _Drain(node, force=False)
         elif drain is not None and drain.node.incarnation == event.incarnation:
-            node.draining = True
+            node.drain(True)
             drain.node, drain.keys, drain.is_marked, drain.look_again_at = node, [], False, 0.0
         else:
             self._drains.pop(event.name, None)

@@ -18,7 +18,7 @@ from mooncake_core.store.layout import extent_bytes
 from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.objects import Counters, PoolObject
 from mooncake_core.store.pins import HARD, soft_until
-from mooncake_core.store.placement import Placing, Strategy
+from mooncake_core.store.placement import Order, Placing
 from mooncake_core.store.pool_settings import MARGIN_S
 from mooncake_core.store.replicas import Replicas
 from mooncake_core.store.tenants import Account, Tenants, prefix_of, qualified
@@ -53,7 +53,7 @@ class Grants:
         *,
         term: int,
         next_id: Callable[[], int],
-        placement: Strategy,
+        order: Order,
         writer_deadline_s: float,
         drop: Callable[[PoolObject, int, float], None],
         committed: Callable[[PoolObject, float], None],
@@ -67,7 +67,7 @@ class Grants:
         self._evicting = evicting
         self._term = term
         self._next_id = next_id
-        self._placement = placement
+        self._order = order
         self._writer_deadline_s = writer_deadline_s
         self._drop = drop
         self._committed = committed
@@ -134,7 +134,7 @@ class Grants:
             raise InvalidRequest(f"expected at least 1 replica, got {message.replicas}", param="replicas")
         preferred = [name for name in (message.preferred_node, *message.preferred_nodes) if name]
         soft = None if message.soft_pin_s is None else soft_until(message.soft_pin_s, now)
-        placing = Placing(self._nodes, self._placement, preferred)
+        placing = Placing(self._nodes, self._order, preferred)
         return _Batch(message, self._tenants.account(message.tenant), placing, soft)
 
     def _grant(self, key: str, parent: str, wanted: NewObject, batch: _Batch, now: float) -> Grant:

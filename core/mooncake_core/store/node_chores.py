@@ -1,5 +1,5 @@
-"""Which nodes are to be asked something, or are waited for: so that what a question costs the master does not grow with the
-number of nodes. Pure."""
+"""Which nodes are to be asked something, are waited for, or have got room: so that what a question costs the master does not
+grow with the number of nodes. Pure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,22 @@ class NodeChores:
         """They join, or shut a writer out."""
         self.unconfirmed: dict[NodeSpace, None] = {}
         """They were asked to clear or mark slots, and have not answered."""
+        self.num_by_host: dict[str, int] = {}
+        """Nodes of each host."""
+        self._roomier: dict[NodeSpace, None] = {}
         self._to_ask: dict[NodeSpace, None] = {}
         self._quarantines: list[tuple[float, int, NodeSpace]] = []
         """When the first one of a node ends, at the latest; the second number only makes them differ."""
         self._numbers = itertools.count()
+
+    def joined(self, node: NodeSpace) -> None:
+        """It is there; not to be written to yet."""
+        self.unwritable[node] = None
+        self.num_by_host[node.host] = self.num_by_host.get(node.host, 0) + 1
+
+    def note_room(self, node: NodeSpace) -> None:
+        """It takes more new objects than before."""
+        self._roomier[node] = None
 
     def ask(self, node: NodeSpace) -> None:
         """It is to be asked to shut a writer out, or to clear or mark slots."""
@@ -34,6 +46,10 @@ class NodeChores:
 
     def forget(self, node: NodeSpace) -> None:
         """It has left. What it waited for comes up once more, and means nothing then."""
+        self.num_by_host[node.host] -= 1
+        if not self.num_by_host[node.host]:
+            del self.num_by_host[node.host]
+        self._roomier.pop(node, None)
         self.unwritable.pop(node, None)
         self.unconfirmed.pop(node, None)
         self._to_ask.pop(node, None)
@@ -43,6 +59,13 @@ class NodeChores:
         if not self._to_ask:  # mostly
             return []
         taken, self._to_ask = self._to_ask, {}
+        return list(taken)
+
+    def take_roomier(self) -> list[NodeSpace]:
+        """Those that have got room since the last call."""
+        if not self._roomier:  # mostly
+            return []
+        taken, self._roomier = self._roomier, {}
         return list(taken)
 
     def take_due(self, now: float) -> list[NodeSpace]:

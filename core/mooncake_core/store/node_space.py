@@ -54,11 +54,11 @@ class NodeSpace:
     ) -> None:
         """`chores` is told what the node has to be asked; it is common to all nodes."""
         self.name = name
-        self._chores = NodeChores() if chores is None else chores
-        self._chores.unwritable[self] = None
         self.incarnation = incarnation
         self.offer = offer
         self.host = offer.read.host_id
+        self._chores = NodeChores() if chores is None else chores
+        self._chores.joined(self)
         self.write: SegmentDescriptor = offer.write
         self.eviction = EvictionOrder(eviction)
         self.state = NodeState.FENCING
@@ -141,6 +141,12 @@ class NodeSpace:
     def free_ratio(self) -> float:
         """Free share of the segment."""
         return self._allocator.free_bytes / self.offer.capacity_bytes
+
+    def drain(self, draining: bool) -> None:
+        """Whether it takes new objects, from now on."""
+        self.draining = draining
+        if not draining:
+            self._chores.note_room(self)
 
     def begin_fence(self, round_: int) -> None:
         """From now on nobody is told where to write, until the fence of this round is done."""
@@ -269,6 +275,7 @@ class NodeSpace:
                 self._free_slots.append(extent.slot)
         if not self.unconfirmed:
             self._chores.unconfirmed.pop(self, None)
+        self._chores.note_room(self)
 
     def check(self, owner_of: Callable[[int], bool]) -> list[str]:
         """What does not add up."""
@@ -305,6 +312,7 @@ class NodeSpace:
     def _note_writable(self) -> None:
         if self.writable:
             self._chores.unwritable.pop(self, None)
+            self._chores.note_room(self)
 
     def _mark(self, extent: Extent) -> None:
         self._marking[extent.slot] = extent

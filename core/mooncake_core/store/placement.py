@@ -1,7 +1,6 @@
 """Which nodes a put takes. Pure.
 
-A strategy (`pool.placement`) orders the nodes once for a whole put, and then costs O(log nodes) at most for each object that
-finds room at once.
+A strategy (`pool.placement`) keeps the nodes in order, and costs O(log nodes) at most for each object that finds room at once.
 """
 
 from __future__ import annotations
@@ -11,78 +10,167 @@ import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Final
 
+from mooncake_core.store.node_chores import NodeChores
 from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.replicas import Replicas
 
 
 class Order(ABC):
-    """The nodes a put may take, in a strategy's order."""
+    """The nodes that take new objects, in a strategy's order. As long-lived as the pool."""
+
+    def __init__(self, nodes: Mapping[str, NodeSpace], chores: NodeChores) -> None:
+        """`chores` tells which of the nodes have got room."""
+        self._nodes = nodes
+        self._chores = chores
+
+    @property
+    def num_hosts(self) -> int:
+        return len(self._chores.num_by_host)
 
     @abstractmethod
+    def walk(self, host: str) -> Generator[NodeSpace, None, None]:
+        """Each node once, as far as the caller goes, in the order for one object of whoever prefers this host (empty: none); it
+        is closed before the next walk begins."""
+
+    def _is_there(self, node: NodeSpace) -> bool:
+        return self._nodes.get(node.name) is node and node.accepts
+
+
+MOST_OUTDATED: Final = 4
+"""Entries of a ranking per node: with more it is made anew."""
+
+
+class _Ranking:
+    """Nodes by their free share, the largest first. What a node has taken since it was ranked shows when its turn comes; that it
+    has got room must be told."""
+
+    def __init__(self, is_there: Callable[[NodeSpace], bool]) -> None:
+        self._is_there = is_there
+        self._heap: list[tuple[float, str, int, NodeSpace]] = []
+        """The number only makes entries differ."""
+        self._numbers = itertools.count()
+        self._ranked: dict[NodeSpace, float] = {}
+        """As it stands in the heap; what else stands there of a node is older, and means nothing."""
+
+    def rank(self, node: NodeSpace) -> None:
+        """By what it has free now."""
+        ratio = node.free_ratio()
+        if self._ranked.get(node) == ratio:
+            return
+        self._ranked[node] = ratio
+        heapq.heappush(self._heap, self._entry(node, ratio))
+        if len(self._heap) > MOST_OUTDATED * len(self._ranked):
+            self._heap = [self._entry(each, known) for each, known in self._ranked.items()]
+            heapq.heapify(self._heap)
+
     def walk(self) -> Generator[NodeSpace, None, None]:
-        """Each node once, as far as the caller goes, in the order for one object; it is closed before the next walk begins."""
-
-
-class FreeRatioFirst(Order):
-    """The node with the largest free share first."""
-
-    def __init__(self, nodes: Sequence[NodeSpace], host: str = "") -> None:
-        """The nodes of `host`, if there are any, before all others."""
-        self._host = host
-        self._heap = [self._ranked(node) for node in nodes]
-        heapq.heapify(self._heap)
-
-    def walk(self) -> Generator[NodeSpace, None, None]:
+        """Each node once; to be closed before anything else is ranked."""
         walked = []
         try:
             while self._heap:
-                node = heapq.heappop(self._heap)[-1]
+                negative, _, _, node = heapq.heappop(self._heap)
+                if self._ranked.get(node) != -negative:
+                    continue
+                del self._ranked[node]
+                if not self._is_there(node):  # it is ranked anew when it is
+                    continue
+                if node.free_ratio() < -negative:
+                    self.rank(node)
+                    continue
                 walked.append(node)
                 yield node
         finally:
             for node in walked:
-                heapq.heappush(self._heap, self._ranked(node))
+                self.rank(node)
 
-    def _ranked(self, node: NodeSpace) -> tuple[bool, float, str, NodeSpace]:
-        return node.host != self._host, -node.free_ratio(), node.name, node
+    def _entry(self, node: NodeSpace, ratio: float) -> tuple[float, str, int, NodeSpace]:
+        return -ratio, node.name, next(self._numbers), node
+
+
+class FreeRatioFirst(Order):
+    """Wherever there is most room."""
+
+    def __init__(self, nodes: Mapping[str, NodeSpace], chores: NodeChores) -> None:
+        super().__init__(nodes, chores)
+        self._ranking = _Ranking(self._is_there)
+
+    def walk(self, host: str) -> Generator[NodeSpace, None, None]:
+        for node in self._chores.take_roomier():
+            self._ranking.rank(node)
+        return self._ranking.walk()
+
+
+class LocalFirst(Order):
+    """On the host of the preferred node while there is room, then wherever there is most."""
+
+    def __init__(self, nodes: Mapping[str, NodeSpace], chores: NodeChores) -> None:
+        super().__init__(nodes, chores)
+        self._ranking = _Ranking(self._is_there)
+        self._by_host: dict[str, _Ranking] = {}
+
+    def walk(self, host: str) -> Generator[NodeSpace, None, None]:
+        for node in self._chores.take_roomier():
+            self._ranking.rank(node)
+            self._by_host.setdefault(node.host, _Ranking(self._is_there)).rank(node)
+        if len(self._by_host) > self.num_hosts:  # some have left
+            for gone in self._by_host.keys() - self._chores.num_by_host.keys():
+                del self._by_host[gone]
+        return self._walk(host)
+
+    def _walk(self, host: str) -> Generator[NodeSpace, None, None]:
+        if host in self._by_host:
+            yield from self._by_host[host].walk()
+        for node in self._ranking.walk():
+            if node.host != host:
+                yield node
 
 
 class AnyNode(Order):
     """Any node as likely as another."""
 
-    def __init__(self, nodes: Sequence[NodeSpace], rng: random.Random) -> None:
-        self._nodes = list(nodes)
+    def __init__(self, nodes: Mapping[str, NodeSpace], chores: NodeChores, rng: random.Random) -> None:
+        super().__init__(nodes, chores)
         self._rng = rng
+        self._known: list[NodeSpace] = []
+        self._places: dict[NodeSpace, int] = {}
 
-    def walk(self) -> Generator[NodeSpace, None, None]:
-        nodes = self._nodes
-        for drawn in range(len(nodes)):
-            chosen = self._rng.randrange(drawn, len(nodes))
-            nodes[drawn], nodes[chosen] = nodes[chosen], nodes[drawn]
-            yield nodes[drawn]
+    def walk(self, host: str) -> Generator[NodeSpace, None, None]:
+        for node in self._chores.take_roomier():
+            if node not in self._places:
+                self._places[node] = len(self._known)
+                self._known.append(node)
+        return self._walk()
+
+    def _walk(self) -> Generator[NodeSpace, None, None]:
+        drawn = 0
+        while drawn < len(self._known):
+            node = self._known[self._rng.randrange(drawn, len(self._known))]
+            if self._is_there(node):
+                self._swap(drawn, self._places[node])
+                drawn += 1
+                yield node
+            else:  # it is told of when it is there again
+                self._swap(self._places[node], len(self._known) - 1)
+                del self._places[self._known.pop()]
+
+    def _swap(self, one: int, other: int) -> None:
+        known = self._known
+        known[one], known[other] = known[other], known[one]
+        self._places[known[one]], self._places[known[other]] = one, other
 
 
-Strategy = Callable[[Sequence[NodeSpace], str], Order]
-"""Makes the order of a put, from the nodes that take new objects, and the host of the preferred one (empty: none is)."""
-
-
-def free_ratio_first(nodes: Sequence[NodeSpace], host: str) -> Order:
-    """Wherever there is most room."""
-    return FreeRatioFirst(nodes)
-
-
-def local_first(nodes: Sequence[NodeSpace], host: str) -> Order:
-    """On the host of the preferred node while there is room, then wherever there is most."""
-    return FreeRatioFirst(nodes, host)
+Strategy = Callable[[Mapping[str, NodeSpace], NodeChores], Order]
+"""Makes the order of a pool's nodes."""
 
 
 def strategy(name: str, rng: random.Random) -> Strategy:
     """By its name in the configuration; `rng` is all the randomness it has."""
     strategies: dict[str, Strategy] = {
-        "free-ratio-first": free_ratio_first,
-        "random": lambda nodes, host: AnyNode(nodes, rng),
-        "local-first": local_first,
+        "free-ratio-first": FreeRatioFirst,
+        "random": lambda nodes, chores: AnyNode(nodes, chores, rng),
+        "local-first": LocalFirst,
     }
     return strategies[name]
 
@@ -91,15 +179,12 @@ class Placing:
     """Finds space for the objects of one put. Preferred nodes get the first replicas where they have room, and further ones
     lie on different nodes, of different hosts where there are."""
 
-    def __init__(self, nodes: Mapping[str, NodeSpace], strategy: Strategy, preferred: Sequence[str]) -> None:
+    def __init__(self, nodes: Mapping[str, NodeSpace], order: Order, preferred: Sequence[str]) -> None:
         """`preferred`: names of nodes, which may have gone."""
         self._nodes = nodes
-        self._strategy = strategy
+        self._order = order
         self._preferred = list(preferred)
         self._near = next((nodes[name].host for name in preferred if name in nodes), "") if preferred else ""
-        self._order: Order | None = None
-        self._num_hosts = 0
-        """Of the nodes in that order."""
         self._too_long: int | None = None
         """No node has room for anything of this length: space is only taken while a put is placed."""
         self.wanting: dict[str, int] = {}
@@ -148,10 +233,7 @@ class Placing:
         for name in itertools.chain(self._preferred, also_preferred):
             if name in self._nodes and self._nodes[name].accepts:
                 yield self._nodes[name]
-        order = self._order
-        if order is None:
-            order = self._order = self._ordered()
-        walk = order.walk()
+        walk = self._order.walk(self._near)
         try:
             later = []
             for node in walk:
@@ -159,15 +241,9 @@ class Placing:
                     yield node
                 else:
                     later.append(node)
-                if len(hosts) == self._num_hosts:
+                if len(hosts) == self._order.num_hosts:
                     break
             yield from later
             yield from walk
         finally:
             walk.close()
-
-    def _ordered(self) -> Order:
-        """Only when preferred nodes have no room: there may be many others."""
-        accepting = [node for node in self._nodes.values() if node.accepts]
-        self._num_hosts = len({node.host for node in accepting})
-        return self._strategy(accepting, self._near)

@@ -32,10 +32,11 @@ from mooncake_core.store.eviction import Eviction
 from mooncake_core.store.grants import Grants
 from mooncake_core.store.index import ObjectIndex
 from mooncake_core.store.lookups import Lookups
+from mooncake_core.store.node_chores import NodeChores
 from mooncake_core.store.node_space import NodeSpace
 from mooncake_core.store.objects import Counters, PoolObject
 from mooncake_core.store.operations import Operations
-from mooncake_core.store.placement import Strategy, free_ratio_first
+from mooncake_core.store.placement import FreeRatioFirst, Strategy
 from mooncake_core.store.pool_settings import MARGIN_S, PoolSettings
 from mooncake_core.store.removals import Removals
 from mooncake_core.store.reports import node_usages
@@ -72,7 +73,7 @@ class Pool:
         term: int,
         next_id: Callable[[], int],
         eviction: Callable[[], Eviction],
-        placement: Strategy = free_ratio_first,
+        placement: Strategy = FreeRatioFirst,
     ) -> None:
         """`next_id` gives numbers that no master of this cluster gave before; `eviction` makes a policy per node."""
         self._settings = settings
@@ -81,6 +82,7 @@ class Pool:
         self._index = ObjectIndex(self._nodes)
         self._tenants = Tenants(settings.quotas)
         self._removals = Removals()
+        chores = NodeChores()
         self._roster = Roster(
             self._nodes,
             self._index,
@@ -89,6 +91,7 @@ class Pool:
             old_lease_s=settings.read_lease_s + MARGIN_S,
             eviction=eviction,
             outdate=self._outdate,
+            chores=chores,
         )
         self._catalogue = Catalogue(self._index, self._nodes, self._tenants, next_id)
         self._sweeps = Sweeps(self._remove_entry)
@@ -129,7 +132,7 @@ class Pool:
             self._evicting,
             term=term,
             next_id=next_id,
-            placement=placement,
+            order=placement(self._nodes, chores),
             writer_deadline_s=settings.writer_deadline_s,
             drop=self._drop,
             committed=self._committed,

@@ -45,6 +45,7 @@ class Roster:
         old_lease_s: float,
         eviction: Callable[[], Eviction],
         outdate: Callable[[str, int, float], None],
+        chores: NodeChores,
     ) -> None:
         """`old_lease_s`: how long a reader of an earlier master may still read what a node reports; `outdate(key,
         allocation_id, now)` drops what is older of a key."""
@@ -56,7 +57,7 @@ class Roster:
         self._eviction = eviction
         self._outdate = outdate
         self._rounds = itertools.count(1)
-        self._chores = NodeChores()
+        self._chores = chores
         self._away: set[str] = set()
         self._clear_again_at: float | None = None
 
