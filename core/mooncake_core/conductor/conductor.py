@@ -12,7 +12,7 @@ from mooncake_core.conductor.admission.contract import Admission, AdmissionSetti
 from mooncake_core.conductor.admission.none import AdmitAll
 from mooncake_core.conductor.admission.objectives import SHORTEST_RETRY_S
 from mooncake_core.conductor.balance import Balance
-from mooncake_core.conductor.decisions import RUNNERS_UP, DecisionLog, Made, Outcome
+from mooncake_core.conductor.decisions import RUNNERS_UP, DecisionLog, Outcome
 from mooncake_core.conductor.decode_pool import RETRY_WITHOUT_INSTANCES_S, DecodeChoice, DecodePool
 from mooncake_core.conductor.instances import Assigned, DecodeInstance, PrefillInstance, Work, identity
 from mooncake_core.conductor.policies.contract import Policy
@@ -187,7 +187,7 @@ class Conductor:
         self._requests.add(request)
         if self._shares is not None:
             self._shares.placed(arrival, own_s)
-        self._log.add(Made(now, arrival, "dispatched", ranking.reason, ranking=ranking, decode=decode))
+        self._log.add(now, arrival, "dispatched", ranking.reason, ranking=ranking, decode=decode)
         # Counted from now on, so that requests arriving together do not all choose the same instance.
         work = Work(best.transfer_s + best.prefill_s, now, arrival.priority, ranking.num_blocks)
         self._prefill.take_on(table, ranking.chosen, arrival.request_id, work)
@@ -275,7 +275,7 @@ class Conductor:
             return []
         if not request.arrival.resumed and (refusal := self._admission.at_decode(request.asking, decode, now)):
             self._forget(event.request_id, now)
-            self._log.add(Made(now, request.arrival, "rejected", refusal.reason, "decode"))
+            self._log.add(now, request.arrival, "rejected", refusal.reason, "decode")
             reject = c.Reject(
                 event.request_id, refusal.reason, refusal.retry_after_s, cause=refusal.cause, stage="decode"
             )
@@ -365,7 +365,7 @@ class Conductor:
         ranking: Ranking | None = None,
     ) -> list[c.Command]:
         outcome: Outcome = "rejected" if isinstance(answer, c.Reject) else "unavailable"
-        self._log.add(Made(now, arrival, outcome, answer.reason, ranking=ranking))
+        self._log.add(now, arrival, outcome, answer.reason, ranking=ranking)
         return [answer]
 
 

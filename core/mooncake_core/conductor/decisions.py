@@ -19,16 +19,21 @@ from mooncake_core.wire.messages.inspection import CandidateScore, Decision, Dec
 
 RUNNERS_UP: Final = 8
 Outcome = Literal["dispatched", "rejected", "unavailable"]
+Stage = Literal["arrival", "decode"]
 
 
 class Made(Struct, frozen=True, gc=False):
     """A decision."""
 
     at: float
-    arrival: e.RequestArrived
+    request_id: str
+    tenant: str
+    prompt_tokens: int
+    prompt_blocks: int
+    """The number of them: their keys would stay for as long as the decision, and a long prompt has thousands."""
     outcome: Outcome
     reason: str = ""
-    stage: Literal["arrival", "decode"] = "arrival"
+    stage: Stage = "arrival"
     ranking: Ranking | None = None
     """None: there was nobody to choose among."""
     decode: DecodeChoice | None = None
@@ -42,9 +47,32 @@ class DecisionLog:
         self._index = index
         self._decisions: deque[Made] = deque(maxlen=size)
 
-    def add(self, made: Made) -> None:
+    def add(
+        self,
+        now: float,
+        arrival: e.RequestArrived,
+        outcome: Outcome,
+        reason: str,
+        stage: Stage = "arrival",
+        *,
+        ranking: Ranking | None = None,
+        decode: DecodeChoice | None = None,
+    ) -> None:
         """Takes note of a decision."""
-        self._decisions.append(made)
+        self._decisions.append(
+            Made(
+                now,
+                arrival.request_id,
+                arrival.tenant,
+                arrival.prompt_tokens,
+                len(arrival.block_keys),
+                outcome,
+                reason,
+                stage,
+                ranking,
+                decode,
+            )
+        )
 
     def latest(self, limit: int, prefix: str, now: float, *, num_candidates: int = RUNNERS_UP + 1) -> list[Decision]:
         """Newest first, of requests whose id begins so."""
@@ -52,21 +80,21 @@ class DecisionLog:
         for made in reversed(self._decisions):
             if len(found) == limit:
                 break
-            if made.arrival.request_id.startswith(prefix):
+            if made.request_id.startswith(prefix):
                 found.append(self._describe(made, now, num_candidates))
         return found
 
     def _describe(self, made: Made, now: float, num_candidates: int) -> Decision:
-        arrival, ranking = made.arrival, made.ranking
+        ranking = made.ranking
         placed = made.outcome == "dispatched"
         best = ranking.best if ranking else None
         match = ranking.match if ranking else Match(0, [])
         return Decision(
-            request_id=arrival.request_id,
-            tenant=arrival.tenant,
+            request_id=made.request_id,
+            tenant=made.tenant,
             age_s=now - made.at,
-            prompt_tokens=arrival.prompt_tokens,
-            prompt_blocks=len(arrival.block_keys),
+            prompt_tokens=made.prompt_tokens,
+            prompt_blocks=made.prompt_blocks,
             policy=self._policy_name,
             outcome=made.outcome,
             stage=made.stage,
