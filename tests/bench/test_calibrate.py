@@ -106,4 +106,4 @@ def test_what_is_written_is_a_part_of_the_configuration(kind: str, tmp_path: Pat
     cluster.write_text(yaml.safe_dump({"prefill": [section], "decode": [section]}))
     cost = load_config(cluster, environ=os.environ).config.prefill[0].engine.cost
     assert cost is not None
-    assert cost.prefill_per_token > 0
+    assert max(cost.prefill_per_token, cost.prefill_per_token2) > 0  # of prompts as short as these either fits

@@ -328,9 +328,14 @@ def test_modes_that_cannot_be(options: list[str], reason: str, capsys: pytest.Ca
     assert reason in capsys.readouterr().err
 
 
-def test_two_engines_are_compared_in_turn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def ours_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drop-in need not be installed for the processes that measure it to find it."""
     dropin = Path(__file__).parents[2] / "dropin"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(dropin), os.environ.get("PYTHONPATH", "")]))
+
+
+def test_two_engines_are_compared_in_turn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ours_first(monkeypatch)
     options = ["--sizes", "4KiB,64KiB", "--batch", "8", "--direction", "write", "--seconds", "10ms", "--json"]
     assert main.run(["bench", "transfer", "--against", sys.executable, *options, "--at-least", "0"]) == exits.DONE
     report = json.loads(capsys.readouterr().out)
@@ -349,7 +354,10 @@ def test_an_interpreter_without_an_engine_is_named(tmp_path: Path, capsys: pytes
     assert "has no mooncake.engine" in capsys.readouterr().err
 
 
-def test_an_interpreter_with_nixl_is_compared_through_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interpreter_with_nixl_is_compared_through_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours_first(monkeypatch)
     package, about = tmp_path / "nixl", tmp_path / "nixl-9.9.dist-info"
     package.mkdir()
     about.mkdir()
