@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mooncake_core.errors import ProtocolError
-from mooncake_core.wire.envelope import BUNDLE_BYTES, Kind, bundles, pack, unpack
+from mooncake_core.wire import envelope
+from mooncake_core.wire.envelope import BUNDLE_BYTES, Cutter, Kind, bundles, pack, unpack
 
 ENVELOPES = st.lists(
     st.tuples(st.sampled_from(Kind), st.integers(0, 2**64 - 1), st.binary(max_size=20), st.binary(max_size=40))
@@ -37,3 +38,11 @@ def test_what_was_cut_off_or_is_something_else_is_refused(cut: int) -> None:
         unpack([b"?" + whole[1:]])
     with pytest.raises(ProtocolError, match="another version"):
         unpack([b"Q", b"12345678", b"", b""])
+
+
+def test_an_envelope_that_is_too_long_is_refused_though_it_came_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pack(Kind.REQUEST, 1, b"head", b"x" * 100)
+    assert len(Cutter().feed(data)) == 1
+    monkeypatch.setattr(envelope, "MAX_MESSAGE_BYTES", 103)
+    with pytest.raises(ProtocolError, match="at most 103 bytes"):
+        Cutter().feed(data)

@@ -154,12 +154,12 @@ class Cutter:
 
 
 def whole(data: bytes) -> Envelope | None:
-    """The envelope that `data` is; None where it is anything else: a part of one, several, or none."""
+    """The envelope that `data` is; None where it is anything else: a part of one, several, one that is too long, or none."""
     if len(data) < _PREFIX.size:
         return None
     kind, number, head_bytes, body_bytes = _PREFIX.unpack_from(data)
     body = _PREFIX.size + head_bytes
-    if kind not in _KINDS or body + body_bytes != len(data):
+    if kind not in _KINDS or body + body_bytes != len(data) or head_bytes + body_bytes > MAX_MESSAGE_BYTES:
         return None
     return Envelope(_KINDS[kind], number, data[_PREFIX.size : body], data[body:])
 
