@@ -15,14 +15,15 @@ import pytest
 
 from mooncake_core.errors import DeadlineExceeded, NoSpace, ObjectNotFound, PathFailed, PeerUnreachable
 from mooncake_core.roles.master.pool import PoolDriver
+from mooncake_core.store.blocking import BlockingStore
 from mooncake_core.store.client import PutObject
-from mooncake_core.store.width import FIRST_MOVES, Widths
+from mooncake_core.store.width import FIRST_MOVES, Way, Widths
 from mooncake_core.transfer.batch import Transfer
 from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.messages.pool import Exists, NewObject, PutStart
 from tests.store.blocking_world import blocking_world, get, put
-from tests.store.held_transport import held_transport
+from tests.store.held_transport import Gate, held_transport
 
 MISSING = ObjectNotFound.code
 
@@ -35,6 +36,20 @@ def interrupted_by(handler: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def interrupt_a_put(store: BlockingStore, gate: Gate, *keys: str, **options: Any) -> None:
+    """While its bytes are on their way to node a, whose gate opens only then."""
+    gate.hold(Kind.WRITE, "a")
+
+    def interrupt(*_: object) -> None:
+        gate.open("a")
+        raise KeyboardInterrupt
+
+    with interrupted_by(interrupt):
+        threading.Thread(target=_kill_when, args=(gate.held,)).start()
+        with pytest.raises(KeyboardInterrupt):
+            put(store, *keys, **options)
 
 
 @pytest.mark.parametrize("transports", [["tcp"], ["shm"], ["shm", "tcp"], [held_transport()[1]]])
@@ -81,6 +96,31 @@ def test_large_batches_for_one_node_come_back_whole_however_they_are_divided(
         assert w.check() == []
 
 
+def test_how_a_batch_moved_is_noted_where_the_next_one_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where headers and slots make it longer than the next power of two."""
+    asked: set[Way] = set()
+    noted: set[Way] = set()
+    choose, note = Widths.choose, Widths.note
+
+    def ask(widths: Widths, way: Way) -> int:
+        asked.add(way)
+        return choose(widths, way)
+
+    def keep(widths: Widths, way: Way, *args: Any) -> None:
+        noted.add(way)
+        note(widths, way, *args)
+
+    monkeypatch.setattr("mooncake_core.store.calling_thread.HAS_CORES", True)
+    monkeypatch.setattr(Widths, "choose", ask)
+    monkeypatch.setattr(Widths, "note", keep)
+    with blocking_world("a", capacity=16 << 20) as w:
+        keys = [f"k{number}" for number in range(32)]
+        values = put(w.store(), *keys, size=(2 << 20) // 32 - 1)
+        assert get(w.store(), *keys) == values
+    assert len(noted) == 2
+    assert noted == asked
+
+
 def test_a_part_that_fails_is_made_up_for_by_the_next_replica(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Widths, "choose", lambda *_: 2)
     with blocking_world("a", "b", capacity=16 << 20) as w:
@@ -105,16 +145,7 @@ def test_an_interrupt_waits_for_the_thread_that_helps(monkeypatch: pytest.Monkey
     gate, transport = held_transport()
     with blocking_world("a", transports=[transport], capacity=16 << 20) as w:
         store = w.store()
-        gate.hold(Kind.WRITE, "a")
-
-        def interrupt(*_: object) -> None:
-            gate.open("a")
-            raise KeyboardInterrupt
-
-        with interrupted_by(interrupt):
-            threading.Thread(target=_kill_when, args=(gate.held,)).start()
-            with pytest.raises(KeyboardInterrupt):
-                put(store, *(f"k{number}" for number in range(4)), size=1 << 20)
+        interrupt_a_put(store, gate, *(f"k{number}" for number in range(4)), size=1 << 20)
         assert w.num_writing() == 0
         assert get(store, "k0") == [MISSING]
         values = put(store, "k0")
@@ -145,16 +176,7 @@ def test_an_interrupt_while_bytes_move_gives_the_space_back() -> None:
     gate, transport = held_transport()
     with blocking_world("a", transports=[transport]) as w:
         store = w.store()
-        gate.hold(Kind.WRITE, "a")
-
-        def interrupt(*_: object) -> None:
-            gate.open("a")
-            raise KeyboardInterrupt
-
-        with interrupted_by(interrupt):
-            threading.Thread(target=_kill_when, args=(gate.held,)).start()
-            with pytest.raises(KeyboardInterrupt):
-                put(store, "k")
+        interrupt_a_put(store, gate, "k")
         assert w.num_writing() == 0
         assert get(store, "k") == [MISSING]
         assert get(store, "k") == [MISSING]

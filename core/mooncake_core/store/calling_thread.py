@@ -70,21 +70,25 @@ class ThreadCarrier:
         return self._widths.choose(self._way(kind, segment, num_bytes)) if HAS_CORES else 1
 
     async def move(
-        self, kind: Kind, jobs: Sequence[Job], *, timeout_s: float, in_order: bool = False, beside: checksums.Fed = ()
+        self,
+        kind: Kind,
+        jobs: Sequence[Job],
+        *,
+        timeout_s: float,
+        in_order: bool = False,
+        beside: checksums.Fed = (),
+        divided_bytes: int = 0,
     ) -> tuple[list[Transfer], BaseException | None]:
         until = time.monotonic() + timeout_s
-        num_bytes = sum([job.ends.num_bytes for job in jobs])
-        if num_bytes < TOGETHER_BYTES:
+        if sum([job.ends.num_bytes for job in jobs]) < TOGETHER_BYTES:
             moved = [self._move(kind, job, until, in_order) for job in jobs]
             checksums.feed_now(beside)
             return moved, None
-        segment = jobs[0].segment
-        num_segments = len({id(job.segment) for job in jobs})
         begun = time.monotonic()
         moved = self._move_together(kind, jobs, until, in_order, beside)
-        if num_segments == 1 and not beside:
-            way = self._way(kind, segment, num_bytes)
-            self._widths.note(way, len(jobs), num_bytes, time.monotonic() - begun)
+        if divided_bytes and len({id(job.segment) for job in jobs}) == 1:
+            way = self._way(kind, jobs[0].segment, divided_bytes)
+            self._widths.note(way, len(jobs), divided_bytes, time.monotonic() - begun)
         return moved, None
 
     def close(self) -> None:

@@ -72,11 +72,19 @@ class Carrier(Protocol):
         """A call that an interrupt does not cut short: the answer, and the interrupt to raise when it was taken care of."""
 
     async def move(
-        self, kind: Kind, jobs: Sequence[Job], *, timeout_s: float, in_order: bool = False, beside: checksums.Fed = ()
+        self,
+        kind: Kind,
+        jobs: Sequence[Job],
+        *,
+        timeout_s: float,
+        in_order: bool = False,
+        beside: checksums.Fed = (),
+        divided_bytes: int = 0,
     ) -> tuple[list[Transfer], BaseException | None]:
-        """Moves bytes, all jobs at once where that is of use, and meanwhile takes others into their sums. What became of each
-        job, and the interrupt to raise when that was noted. Returns, or raises an interrupt that kept it from being known, only
-        when nothing uses the pieces any more."""
+        """Moves bytes, all jobs at once where that is of use, and meanwhile takes others into their sums. `divided_bytes`: for
+        how many bytes `width` was asked how to divide them; 0 where it was not. What became of each job, and the interrupt to
+        raise when that was noted. Returns, or raises an interrupt that kept it from being known, only when nothing uses the
+        pieces any more."""
 
     def writes_in_order(self, segment: SegmentDescriptor) -> bool:
         """As TransferEngine.writes_in_order."""
@@ -107,7 +115,14 @@ class LoopCarrier:
         return await outlasting(self.master.call(message, reply_type, timeout_s=timeout_s))
 
     async def move(
-        self, kind: Kind, jobs: Sequence[Job], *, timeout_s: float, in_order: bool = False, beside: checksums.Fed = ()
+        self,
+        kind: Kind,
+        jobs: Sequence[Job],
+        *,
+        timeout_s: float,
+        in_order: bool = False,
+        beside: checksums.Fed = (),
+        divided_bytes: int = 0,
     ) -> tuple[list[Transfer], BaseException | None]:
         moved: list[list[Transfer]] = [[] for _ in jobs]
 

@@ -18,7 +18,7 @@ class Division(Generic[P]):
         """`make` makes an empty part of a node. Of `num_bytes` in all, a node's are divided into `width` parts; by default
         not at all."""
         self._make = make
-        self._num_bytes = num_bytes
+        self.num_bytes = num_bytes
         self._width = width
         self._open: dict[str, P] = {}
         self._part_bytes: dict[str, int] = {}
@@ -54,8 +54,8 @@ class Division(Generic[P]):
         return part
 
     def _divide(self, node: str) -> None:
-        most = self._num_bytes // SMALLEST_PART_BYTES
+        most = self.num_bytes // SMALLEST_PART_BYTES
         if self._width is not None and most > 1:
             width = min(self._width(node), most)
             if width > 1:
-                self._part_bytes[node] = self._room[node] = -(-self._num_bytes // width)
+                self._part_bytes[node] = self._room[node] = -(-self.num_bytes // width)

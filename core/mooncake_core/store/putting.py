@@ -174,8 +174,8 @@ class Putting:
             _add_slots(write)
             for item in write.objects:
                 item.sealed += (write.node,)
-        await self._write_nodes(ordered, in_order=True)
-        await self._write_nodes(others)
+        await self._write_nodes(ordered, in_order=True, divided_bytes=num_bytes)
+        await self._write_nodes(others, divided_bytes=num_bytes)
 
     async def end(self, *, timeout_s: float, commit: bool = True) -> list[str]:
         """Commits the objects that are written whole, gives the space of the others back; one error code each, empty for
@@ -262,7 +262,12 @@ class Putting:
         await self._write_nodes(writes.parts)
 
     async def _write_nodes(
-        self, writes: Sequence[_NodeWrite], *, beside: checksums.Fed = (), in_order: bool = False
+        self,
+        writes: Sequence[_NodeWrite],
+        *,
+        beside: checksums.Fed = (),
+        in_order: bool = False,
+        divided_bytes: int = 0,
     ) -> None:
         """If a transfer fails, the objects that it was to carry have lost that node."""
         if not writes:
@@ -278,7 +283,7 @@ class Putting:
         settled = {write.node for write in writes} - self._unsettled
         self._unsettled |= settled  # an interrupt may keep it from being known
         moved, interrupt = await self._carrier.move(
-            Kind.WRITE, jobs, timeout_s=patience_s, in_order=in_order, beside=beside
+            Kind.WRITE, jobs, timeout_s=patience_s, in_order=in_order, beside=beside, divided_bytes=divided_bytes
         )
         for write, transfer in zip(writes, moved, strict=True):
             error = transfer.error

@@ -221,16 +221,18 @@ class Reading:
         left = list(cuts)
         while left:
             reads = self._plan(left, cuts)
-            jobs = [Job(self._got.segments[read.node], read.ends) for read in reads]
+            jobs = [Job(self._got.segments[read.node], read.ends) for read in reads.parts]
             patience_s = max(0.0, until - time.monotonic())
-            moved, interrupt = await self._carrier.move(Kind.READ, jobs, timeout_s=patience_s)
+            moved, interrupt = await self._carrier.move(
+                Kind.READ, jobs, timeout_s=patience_s, divided_bytes=reads.num_bytes
+            )
             if interrupt is not None:
                 raise interrupt
-            failed = [self._note(read, transfer) for read, transfer in zip(reads, moved, strict=True)]
+            failed = [self._note(read, transfer) for read, transfer in zip(reads.parts, moved, strict=True)]
             lost = dict.fromkeys(index for indexes in failed for index in indexes)
             left = [index for index in lost if self._next_replica(index)]
 
-    def _plan(self, indexes: Sequence[int], cuts: Mapping[int, Sequence[Cut]]) -> list[_NodeRead]:
+    def _plan(self, indexes: Sequence[int], cuts: Mapping[int, Sequence[Cut]]) -> Division[_NodeRead]:
         num_bytes = sum([total_bytes(pieces) for index in indexes for _, pieces in cuts[index]])
         reads = Division(
             _NodeRead, num_bytes, lambda node: self._carrier.width(Kind.READ, self._got.segments[node], num_bytes)
@@ -255,7 +257,7 @@ class Reading:
         if self._watch:  # last: so they are the newest of what is read
             for read in reads.parts:
                 self._add_slots(read)
-        return reads.parts
+        return reads
 
     def _add_long(self, reads: Division[_NodeRead], index: int, start: int, pieces: Pieces) -> _NodeRead:
         """Bytes of an object that may go to several parts; the part that takes the last. In those after its first one only a slot
