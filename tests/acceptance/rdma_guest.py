@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +22,11 @@ PAIRS = 10
 REGION_BYTES = 64 << 20
 SECONDS = 0.5
 READY_S = 1500.0
-"""Emulated, torch and transformers take minutes to import, and writing the model down as a graph and timing it as many again."""
+"""Emulated, torch and transformers take minutes to import, and writing the model down as a graph some more."""
+COST = "{prefill_per_token: 100ms, step_base: 2s}"
+"""So that no engine times itself when it starts, which takes more minutes."""
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""In each process: there are as many as cores."""
 
 
 def bandwidth(sizes: list[int]) -> list[dict[str, object]]:
@@ -62,7 +67,12 @@ def cluster(folder: Path, prompt: list[int], count: int) -> dict[str, object]:
     """The tokens that prefill and decode, and a pool, make of a prompt, twice, with nothing but rdma between them."""
     folder.mkdir(parents=True, exist_ok=True)
     before = sent_packets()
-    sides = [f"{side}.0.engine.dtype=float32" for side in ("prefill", "decode")]
+    os.environ.update(THREADS)
+    sides = [
+        f"{side}.0.engine.{setting}"
+        for side in ("prefill", "decode")
+        for setting in ("dtype=float32", "threads=1", f"cost={COST}")
+    ]
     running = Cluster(CONFIGS / "1p1d.yaml", folder, "transfer.transports=[rdma]", *sides, ready_s=READY_S)
     running.http.timeout = READY_S
     try:

@@ -12,9 +12,12 @@ import pytest
 import torch
 import transformers
 
+from mooncake_core.conductor.cost import hint_of
+from mooncake_core.config.schema import ClusterConfig, CostConfig, EngineConfig, InstanceConfig
 from mooncake_core.errors import ConfigError, ModelError, ModelNotFound, ModelTooLarge
 from mooncake_core.inference.batching import Batching, Sequence
 from mooncake_core.inference.contract import EngineSettings, Slice
+from mooncake_core.inference.loading import load_engine
 from mooncake_core.inference.loop import EngineLoop
 from mooncake_core.inference.torch import flat_model
 from mooncake_core.inference.torch.decode_graphs import Bucket, DecodeGraphs
@@ -133,6 +136,16 @@ def test_what_cannot_be_served_is_refused_with_a_reason(tmp_path: Path) -> None:
     (model / "config.json").write_bytes(msgspec.json.encode({**config, "model_type": "nonsense"}))
     with pytest.raises(ModelError, match="not understood"):
         TorchEngine(settings(model))
+
+
+def test_a_configured_cost_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama", tmp_path / "model")
+    cost = CostConfig(prefill_per_token=0.002, step_base=0.01)
+    section = InstanceConfig(engine=EngineConfig(device="cpu", kv_memory=16 << 20, cost=cost))
+    monkeypatch.setattr(TorchEngine, "step", lambda *_: pytest.fail("it was timed"))
+    engine = load_engine(ClusterConfig(model=str(model)), section)
+    assert engine.info.cost == hint_of(cost)
+    engine.close()
 
 
 def test_weights_that_are_missing_or_damaged_are_refused(tmp_path: Path) -> None:

@@ -152,7 +152,8 @@ class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     chunk_tokens: Count = 512
     """Most tokens computed in one step: longer prompts are prefilled in chunks of so many."""
     cost: CostConfig | None = None
-    """How long computations take, by which the scheduler begins; null: what the engine itself says."""
+    """How long computations take, by which the scheduler begins; null: what the engine itself says, which times some when it
+    starts."""
     options: dict[str, Any] = {}
     """The engine's own options."""
 

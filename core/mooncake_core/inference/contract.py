@@ -30,6 +30,8 @@ class EngineSettings:
     kv_memory_bytes: int = 512 << 20
     threads: int = 0
     """Compute threads; 0 leaves the choice to the engine."""
+    cost: CostHint | None = None
+    """How long its computations take, where that is known already: it need not time any."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The engine's own settings from the YAML; it refuses what it does not know with ConfigError."""
 

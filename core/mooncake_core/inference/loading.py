@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from mooncake_core import registry
+from mooncake_core.conductor.cost import hint_of
 from mooncake_core.config.schema import ClusterConfig, InstanceConfig
 from mooncake_core.inference.contract import Engine, EngineSettings
 from mooncake_core.inference.models import resolve_model
@@ -28,6 +29,7 @@ def load_engine(config: ClusterConfig, section: InstanceConfig) -> Engine:
             block_tokens=config.block_tokens,
             kv_memory_bytes=section.engine.kv_memory,
             threads=section.engine.threads or _shared_threads(config, section.host),
+            cost=hint_of(section.engine.cost) if section.engine.cost else None,
             options=section.engine.options,
         )
     )

@@ -85,7 +85,7 @@ class TorchEngine(Engine):
             max_context_tokens=int(config.max_position_embeddings),
             vocab_size=int(config.vocab_size),
             eos_token_ids=eos_token_ids(folder),
-            cost=self._calibrate(layout, num_blocks),
+            cost=settings.cost or self._calibrate(layout, num_blocks),
         )
 
     @property
