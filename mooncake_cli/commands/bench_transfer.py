@@ -235,6 +235,11 @@ def _print(report: TransferReport) -> None:
         f"regions of {format_size(report.memory_bytes)}, {settings.pairs} pairs of {settings.seconds:g}s, "
         f"{report.cores} cores"
     )
+    for transport in dict.fromkeys(lane.transport for lane in report.lanes):
+        lanes = [lane for lane in report.lanes if lane.transport == transport]
+        if len(lanes) > 1:
+            carried = ", ".join(f"{lane.local} to {lane.peer} {format_size(lane.num_bytes)}" for lane in lanes)
+            console.data(f"{transport} by link: {carried}")
     if report.unfinished:
         console.data(f"not measured: {report.unfinished} rows")
 

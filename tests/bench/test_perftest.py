@@ -47,6 +47,17 @@ def test_a_program_that_fails_is_an_error_with_its_words(tmp_path: Path, monkeyp
         measure(_mover(), 0.1)
 
 
+def test_a_rate_of_nothing_is_no_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    rate = "'$([ -e {folder}/again ] && echo 100.00 || echo 0.00)'"
+    says = SAYS.replace("100.00", rate) + "touch {folder}/again\n"
+    _program(tmp_path, "ib_write_bw", says.format(folder=tmp_path))
+    assert measure(_mover(), 0.1).bytes_per_s == pytest.approx(100 << 20)
+    _program(tmp_path, "ib_write_bw", SAYS.replace("100.00", "0.00").format(folder=tmp_path))
+    with pytest.raises(TransferError, match="measured 0 MB/s 5 times"):
+        measure(_mover(), 0.1)
+
+
 def test_both_programs_have_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not PerftestMover.is_available()

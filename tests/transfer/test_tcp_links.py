@@ -20,7 +20,9 @@ from mooncake_core.transfer import handshake
 from mooncake_core.transfer.contract import Kind, Transport, TransportSettings
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.exports import Exports
+from mooncake_core.transfer.lanes import Lanes
 from mooncake_tcp import TcpTransport, links
+from mooncake_tcp.connecting import Dialer
 from mooncake_tcp.frames import NAME, REQUEST
 from mooncake_tcp.links import FIRST_BACK_OFF_S, Links
 from mooncake_tcp.target import Target
@@ -58,7 +60,7 @@ class TestSeveralAddresses(TransportContract):
 
 
 def test_what_failed_is_set_aside_longer_each_time() -> None:
-    found = Links(None)
+    found = Links(Dialer(None, Lanes()))
     assert found.good(PEER, 0.0) == [*PEER]
     found.fail(PEER[0], 0.0)
     assert found.good(PEER, 0.5 * FIRST_BACK_OFF_S) == [PEER[1]]
@@ -72,7 +74,7 @@ def test_what_failed_is_set_aside_longer_each_time() -> None:
 
 
 def test_links_take_turns() -> None:
-    found = Links(None)
+    found = Links(Dialer(None, Lanes()))
     assert [found.open(PEER).address for _ in range(4)] == [*PEER, *PEER]
 
 

@@ -24,6 +24,7 @@ from mooncake_core.errors import (
 from mooncake_core.transfer import handshake
 from mooncake_core.transfer.contract import Kind, Operation
 from mooncake_core.transfer.copying import copy
+from mooncake_core.transfer.lanes import Lane
 from mooncake_core.transfer.sockets import family_of, name_of, notice_vanished_host
 from mooncake_rdma.conversation import WITHDRAWN, Connect, Connected, Refused, receive, send
 from mooncake_rdma.messages import Message
@@ -81,11 +82,13 @@ class Connection:
         path: RdmaPath,
         *,
         secret: bytes | None,
+        lane: Lane,
         numbers: Iterator[int],
         withdrawn: Callable[[int], None],
     ) -> None:
         """`numbers` are those of work requests, of all connections; `withdrawn` is told which exports the peer has ended."""
         self.rail = rail
+        self.lane = lane
         self.peer = name_of(path.host, path.port)
         self.pending_bytes = 0
         self._tell_withdrawn = withdrawn

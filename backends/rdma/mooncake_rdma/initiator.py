@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from mooncake_core.errors import DeadlineExceeded, PathFailed, StaleSegment, TransferError
 from mooncake_core.transfer.contract import Completion
+from mooncake_core.transfer.lanes import Lane, Lanes
 from mooncake_core.transfer.sieve import Sieve
 from mooncake_rdma.connection import Connection, Registered, Work
 from mooncake_rdma.messages import Message
@@ -76,6 +77,7 @@ class Initiator:
         *,
         owner: str,
         secret: bytes | None,
+        lanes: Lanes,
         messages: Callable[[Work], Iterable[Message[Registered]]],
         complete: Callable[[Completion], None],
     ) -> None:
@@ -83,6 +85,7 @@ class Initiator:
         self._devices = devices
         self._ports = ports
         self._secret = secret
+        self._lanes = lanes
         self._messages = messages
         self._complete = complete
         self._closed = PathFailed(f"the transport of {owner} was closed", path="rdma", errno=errno.ESHUTDOWN)
@@ -156,7 +159,7 @@ class Initiator:
             opener.join()
         for connection in connections:
             for work in connection.end():
-                self._complete(Completion(work.operation.operation_id, self._closed))
+                self._complete(Completion(work.operation.operation_id, self._closed, connection.lane))
         self._epoll.close()
         with self._lock:
             os.close(self._wake_fd)
@@ -205,6 +208,7 @@ class Initiator:
                 rail,
                 path,
                 secret=self._secret,
+                lane=self._lanes.get("rdma", str(self._ports[rail.ours]), f"{path.host} {path.ports[rail.theirs]}"),
                 numbers=self._numbers,
                 withdrawn=peer.note_withdrawn,
             )
@@ -322,18 +326,18 @@ class Initiator:
             if connection is None or not connection.holds(ended.number):
                 continue  # of a queue pair that was closed
             if ended.status == "SUCCESS":
-                self._succeed(connection.succeeded(ended.number))
+                self._succeed(connection.succeeded(ended.number), connection.lane)
             else:
                 self._fail(connection, ended)
 
-    def _succeed(self, works: Iterable[Work]) -> None:
+    def _succeed(self, works: Iterable[Work], lane: Lane) -> None:
         for work in works:
-            self._complete(Completion(work.operation.operation_id))
+            self._complete(Completion(work.operation.operation_id, None, lane))
 
     def _fail(self, connection: Connection, ended: Ended) -> None:
         """A work request failed, and the queue pair with it: the others are tried again."""
         done, to_blame, reason = connection.failed(ended)
-        self._succeed(done)
+        self._succeed(done, connection.lane)
         self._end(connection, to_blame if ended.status == "REM_ACCESS_ERR" else None, reason)
 
     def _end(self, connection: Connection, to_blame: Work | None, reason: TransferError) -> None:
@@ -349,31 +353,32 @@ class Initiator:
             return
         for work in left:
             if work.path.export == to_blame.path.export:
-                self._complete(Completion(work.operation.operation_id, stale))
-        self._again([work for work in left if work.path.export != to_blame.path.export], reason)
+                self._complete(Completion(work.operation.operation_id, stale, connection.lane))
+        self._again([work for work in left if work.path.export != to_blame.path.export], connection, reason)
 
     def _fail_over(self, works: Iterable[Work], connection: Connection, reason: TransferError) -> None:
         """Works of a connection that is broken, on other rails."""
         if isinstance(reason, StaleSegment):
             for work in works:
-                self._complete(Completion(work.operation.operation_id, reason))
+                self._complete(Completion(work.operation.operation_id, reason, connection.lane))
             return
         for work in works:
             work.tried.add(connection.rail)
-        self._again(works, reason)
+        self._again(works, connection, reason)
 
-    def _again(self, works: Iterable[Work], reason: TransferError) -> None:
+    def _again(self, works: Iterable[Work], connection: Connection, reason: TransferError) -> None:
         """Works whose connection ended, on another one; or the reason, where there is none."""
         now = time.monotonic()
         retried: list[Work] = []
         for work in works:
             work.in_flight = 0
             if work.operation.deadline_s <= now:
-                self._complete(Completion(work.operation.operation_id, _late(work)))
+                self._complete(Completion(work.operation.operation_id, _late(work), connection.lane))
             elif self._has_rails_left(work):
+                connection.lane.num_failures += 1
                 retried.append(work)
             else:
-                self._complete(Completion(work.operation.operation_id, reason))
+                self._complete(Completion(work.operation.operation_id, reason, connection.lane))
         self.start(retried)
 
     def _has_rails_left(self, work: Work) -> bool:
@@ -385,11 +390,11 @@ class Initiator:
         for connection in self._all():
             given_up, must_end = connection.expired(now)
             for work in given_up:
-                self._complete(Completion(work.operation.operation_id, _late(work)))
+                self._complete(Completion(work.operation.operation_id, _late(work), connection.lane))
             if must_end:  # only so it is sure that the memory of what is late is not touched any more
                 missed = connection.failure("a transfer missed its deadline", errno.ETIMEDOUT)
                 self._forget(connection)
-                self._again(connection.end(), missed)
+                self._again(connection.end(), connection, missed)
             elif (deadline_s := connection.earliest_deadline_s()) is not None:
                 self._note_deadline(deadline_s)
 
@@ -422,6 +427,7 @@ class Initiator:
             if set_aside:
                 track.back_off_s = min(max(2 * track.back_off_s, FIRST_BACK_OFF_S), LAST_BACK_OFF_S)
                 track.set_aside_until_s = time.monotonic() + track.back_off_s
+                connection.lane.num_set_aside += 1
             return True
         return False
 

@@ -89,6 +89,7 @@ class RdmaTransport(Transport):
             self._ports,
             owner=settings.owner,
             secret=settings.secret,
+            lanes=settings.lanes,
             messages=self._messages,
             complete=self._completions.add,
         )

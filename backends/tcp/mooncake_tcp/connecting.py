@@ -9,34 +9,49 @@ from typing import Final
 
 from mooncake_core.errors import PathFailed
 from mooncake_core.transfer import handshake
-from mooncake_core.transfer.sockets import name_of
+from mooncake_core.transfer.lanes import Lane, Lanes
+from mooncake_core.transfer.sockets import family_of, name_of
 from mooncake_tcp.clock import PeerClock
 from mooncake_tcp.frames import tune
 
+TRANSPORT: Final = "tcp"
 CONNECT_TIMEOUT_S: Final = 5.0
 _DROP_UNSENT: Final = struct.pack("ii", 1, 0)
 """SO_LINGER: closing resets the connection and forgets what the kernel has not sent yet."""
 
 
-def connect(
-    sock: socket.socket,
-    peer: tuple[str, int],
-    secret: bytes | None,
-    clock: PeerClock,
-    timeout_s: float = CONNECT_TIMEOUT_S,
-) -> None:
-    """Connects, and does the handshake. Another thread may shut the socket down meanwhile.
+class Dialer:
+    """Connects to peers."""
 
-    Raises:
-        OSError: there is no connection.
-        AuthenticationFailed, VersionMismatch: the peer is not one to talk to.
-    """
-    sock.settimeout(timeout_s)
-    sock.connect(peer)
-    tune(sock)
-    sock.settimeout(handshake.TIMEOUT_S)
-    clock.hear(handshake.introduce(sock, secret, name_of(*peer)))
-    sock.settimeout(None)
+    def __init__(self, secret: bytes | None, lanes: Lanes) -> None:
+        self._secret = secret
+        self._lanes = lanes
+
+    def new_socket(self, host: str) -> socket.socket:
+        """To be connected."""
+        return socket.socket(family_of(host), socket.SOCK_STREAM)
+
+    def connect(
+        self, sock: socket.socket, peer: tuple[str, int], clock: PeerClock, timeout_s: float = CONNECT_TIMEOUT_S
+    ) -> Lane:
+        """Connects, and does the handshake; what the bytes go by from now on. Another thread may shut the socket down
+        meanwhile.
+
+        Raises:
+            OSError: there is no connection.
+            AuthenticationFailed, VersionMismatch: the peer is not one to talk to.
+        """
+        sock.settimeout(timeout_s)
+        sock.connect(peer)
+        tune(sock)
+        sock.settimeout(handshake.TIMEOUT_S)
+        clock.hear(handshake.introduce(sock, self._secret, name_of(*peer)))
+        sock.settimeout(None)
+        return self._lanes.get(TRANSPORT, sock.getsockname()[0], peer[0])
+
+    def unconnected(self, host: str) -> Lane:
+        """What stands for a way to a host over which there was no connection yet."""
+        return self._lanes.get(TRANSPORT, "", host)
 
 
 def break_off(sock: socket.socket, *, drop_unsent: bool) -> None:

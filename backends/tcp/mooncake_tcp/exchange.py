@@ -13,9 +13,10 @@ from typing import Final
 
 from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, PathFailed, TransferError, VersionMismatch
 from mooncake_core.transfer.contract import Completion, Kind, Operation
-from mooncake_core.transfer.sockets import family_of, name_of, receive_into
+from mooncake_core.transfer.lanes import Lane
+from mooncake_core.transfer.sockets import name_of, receive_into
 from mooncake_tcp.clock import PeerClock
-from mooncake_tcp.connecting import break_off, connect, path_failed
+from mooncake_tcp.connecting import Dialer, break_off, path_failed
 from mooncake_tcp.frames import (
     RANGE,
     REQUEST,
@@ -50,7 +51,7 @@ class Exchange:
         host: str,
         port: int,
         *,
-        secret: bytes | None,
+        dialer: Dialer,
         note_deadline: Callable[[float], None],
         link: Link | None = None,
     ) -> None:
@@ -58,7 +59,8 @@ class Exchange:
         self._address = host, port
         self.link = link
         self._peer = name_of(host, port)
-        self._secret = secret
+        self._dialer = dialer
+        self._lane: Lane | None = None
         self._note_deadline = note_deadline
         self._clock = PeerClock()
         self._header = memoryview(bytearray(RESPONSE.size))
@@ -139,14 +141,14 @@ class Exchange:
             sock = self._socket
             is_new = sock is None
             if sock is None:
-                sock = self._socket = socket.socket(family_of(self._address[0]), socket.SOCK_STREAM)
+                sock = self._socket = self._dialer.new_socket(self._address[0])
                 self._poller.register(sock, select.POLLIN)
         self._note_deadline(deadline_s)
         if is_new:
             if self.link is None:
-                connect(sock, self._address, self._secret, self._clock)
+                self._lane = self._dialer.connect(sock, self._address, self._clock)
             else:
-                self.link.connect(sock, self._clock)
+                self._lane = self.link.connect(sock, self._clock)
         return sock
 
     def _is_lost(self, link: Link) -> bool:
@@ -165,13 +167,13 @@ class Exchange:
             if operation_id != operation.operation_id:
                 raise ValueError(f"an answer to operation {operation_id} where {operation.operation_id} was asked")
             if number != Status.OK:
-                ended.append(Completion(operation_id, error_of(Status(number), self._peer)))
+                ended.append(Completion(operation_id, error_of(Status(number), self._peer), self._lane))
                 if more_bytes:
                     raise _MixedUpError
             else:
                 if operation.kind is Kind.READ:
                     self._receive_rest(sock, operation, length, more_bytes)
-                ended.append(Completion(operation_id))
+                ended.append(Completion(operation_id, None, self._lane))
         self._clock.hear(clock_s)
 
     def _receive_header(self, sock: socket.socket, operation: Operation) -> int:
@@ -204,7 +206,8 @@ class Exchange:
         late = DeadlineExceeded(f"{self._peer} over tcp did not finish the transfer in time")
         reason = self._broken if self.link is None else certain(self.link, self._broken, [pair[0] for pair in pairs])
         for operation, _ in pairs:
-            yield Completion(operation.operation_id, late if operation.deadline_s <= now else reason)
+            error = late if operation.deadline_s <= now else reason
+            yield Completion(operation.operation_id, error, self._lane or self._dialer.unconnected(self._address[0]))
 
 
 def _together(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:

@@ -77,7 +77,7 @@ class Exchanges:
             if exchange.is_good():
                 return exchange
             exchange.end(PathFailed("its peer has ended it"))
-        return Exchange(*peer[0], secret=self._links.secret, note_deadline=self._note_deadline)
+        return Exchange(*peer[0], dialer=self._links.dialer, note_deadline=self._note_deadline)
 
     def _pick_link(self, peer: Peer, idle: list[Exchange]) -> Exchange:
         """One over the link whose turn it is."""
@@ -87,7 +87,7 @@ class Exchanges:
             if exchange.is_good():
                 return exchange
             exchange.end(PathFailed("its peer has ended it"))
-        return Exchange(*link.address, secret=self._links.secret, note_deadline=self._note_deadline, link=link)
+        return Exchange(*link.address, dialer=self._links.dialer, note_deadline=self._note_deadline, link=link)
 
     def _take_back(self, exchange: Exchange) -> None:
         with self._lock:

@@ -13,9 +13,10 @@ from typing import Final
 
 from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, PathFailed, TransferError, VersionMismatch
 from mooncake_core.transfer.contract import Completion, Kind, Operation
-from mooncake_core.transfer.sockets import family_of, name_of
+from mooncake_core.transfer.lanes import Lane
+from mooncake_core.transfer.sockets import name_of
 from mooncake_tcp.clock import PeerClock
-from mooncake_tcp.connecting import break_off, connect, path_failed
+from mooncake_tcp.connecting import Dialer, break_off, path_failed
 from mooncake_tcp.frames import (
     REQUEST,
     RESPONSE,
@@ -41,7 +42,7 @@ class Connection:
         host: str,
         port: int,
         *,
-        secret: bytes | None,
+        dialer: Dialer,
         complete: Callable[[Completion], None],
         on_end: Callable[[Connection], None],
         link: Link | None = None,
@@ -50,7 +51,8 @@ class Connection:
         self.link = link
         self._host, self._port = host, port
         self.peer = name_of(host, port)
-        self._secret = secret
+        self._dialer = dialer
+        self._lane: Lane | None = None
         self._complete = complete
         self._on_end = on_end
         self._changed = threading.Condition()
@@ -155,15 +157,15 @@ class Connection:
         self._fail_pending()
 
     def _connect(self) -> socket.socket:
-        sock = socket.socket(family_of(self._host), socket.SOCK_STREAM)
+        sock = self._dialer.new_socket(self._host)
         with self._changed:
             self._socket = sock  # from here on, `end` interrupts
             if self._broken:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "ended before it was connected")
         if self.link is None:
-            connect(sock, (self._host, self._port), self._secret, self._clock)
+            self._lane = self._dialer.connect(sock, (self._host, self._port), self._clock)
         else:
-            self.link.connect(sock, self._clock)
+            self._lane = self.link.connect(sock, self._clock)
         return sock
 
     def _next_frames(self) -> list[bytes | memoryview]:
@@ -216,7 +218,8 @@ class Connection:
         with self._changed:
             del self._pending[operation_id]
             self.pending_bytes -= operation.length
-        self._complete(Completion(operation_id, None if status is Status.OK else error_of(status, self.peer)))
+        error = None if status is Status.OK else error_of(status, self.peer)
+        self._complete(Completion(operation_id, error, self._lane))
 
     def _fail_pending(self) -> None:
         now = time.monotonic()
@@ -225,10 +228,11 @@ class Connection:
             pending, self._pending = self._pending, {}
         if self.link is not None:
             reason = certain(self.link, reason, [*pending.values()]) or reason
+        lane = self._lane or self._dialer.unconnected(self._host)
         for operation in pending.values():
             late = operation.deadline_s <= now
             error = DeadlineExceeded(f"{self.peer} over tcp did not finish the transfer in time") if late else reason
-            self._complete(Completion(operation.operation_id, error))
+            self._complete(Completion(operation.operation_id, error, lane))
 
 
 def _num_bytes(operations: Sequence[tuple[Operation, bytes]]) -> int:

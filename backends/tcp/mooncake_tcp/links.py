@@ -14,9 +14,10 @@ from typing import Final
 
 from mooncake_core.errors import AuthenticationFailed, PathFailed, TransferError, VersionMismatch
 from mooncake_core.transfer.contract import Kind, Operation
-from mooncake_core.transfer.sockets import family_of, receive_into
+from mooncake_core.transfer.lanes import Lane
+from mooncake_core.transfer.sockets import receive_into
 from mooncake_tcp.clock import PeerClock
-from mooncake_tcp.connecting import connect
+from mooncake_tcp.connecting import Dialer
 from mooncake_tcp.frames import BREAK_OFF, NAME, REQUEST, RESPONSE, Status
 
 FIRST_BACK_OFF_S: Final = 1.0
@@ -46,13 +47,14 @@ class _Track:
     num_turns: int = 0
     set_aside_until_s: float = 0.0
     back_off_s: float = 0.0
+    lane: Lane | None = None
 
 
 class Links:
     """Those to all peers that have several. Any thread."""
 
-    def __init__(self, secret: bytes | None) -> None:
-        self.secret = secret
+    def __init__(self, dialer: Dialer) -> None:
+        self.dialer = dialer
         self.is_closed = False
         self._lock = threading.Lock()
         self._tracks: dict[Address, _Track] = {}
@@ -88,11 +90,14 @@ class Links:
             if track.set_aside_until_s <= now:  # several connections fail at once
                 track.back_off_s = min(max(2 * track.back_off_s, FIRST_BACK_OFF_S), LAST_BACK_OFF_S)
                 track.set_aside_until_s = now + track.back_off_s
+                lane = track.lane or self.dialer.unconnected(address[0])
+                lane.num_set_aside += 1
 
-    def succeed(self, address: Address) -> None:
+    def succeed(self, address: Address, lane: Lane) -> None:
         """A connection was made: the next failure is a first one again, if it comes a while later."""
         with self._lock:
             track = self._track(address)
+            track.lane = lane
             if track.set_aside_until_s + track.back_off_s <= time.monotonic():
                 track.back_off_s = 0.0
 
@@ -110,14 +115,15 @@ class Link:
         self._name = secrets.token_bytes(16)
         self._is_named = False
 
-    def connect(self, sock: socket.socket, clock: PeerClock) -> None:
-        """As connecting.connect, and then tells the peer the name, and has the kernel ask whether the other end is there."""
-        connect(sock, self.address, self._links.secret, clock, timeout_s=SILENT_S)
+    def connect(self, sock: socket.socket, clock: PeerClock) -> Lane:
+        """As a dialer, and then tells the peer the name, and has the kernel ask whether the other end is there."""
+        lane = self._links.dialer.connect(sock, self.address, clock, timeout_s=SILENT_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_S)
         self._is_named = True
         sock.sendall(REQUEST.pack(NAME, 0, 0, self._name, 0.0, 0, 0))
-        self._links.succeed(self.address)
+        self._links.succeed(self.address, lane)
+        return lane
 
     def is_lost(self, sock: socket.socket) -> bool:
         """Whether the other end does not answer the kernel, and there is another link to go to."""
@@ -147,8 +153,9 @@ class Link:
 
     def _ask(self, address: Address, timeout_s: float) -> bool:
         answer = memoryview(bytearray(RESPONSE.size))
-        with socket.socket(family_of(address[0]), socket.SOCK_STREAM) as sock:
-            connect(sock, address, self._links.secret, PeerClock(), timeout_s=min(timeout_s, SILENT_S))
+        dialer = self._links.dialer
+        with dialer.new_socket(address[0]) as sock:
+            dialer.connect(sock, address, PeerClock(), timeout_s=min(timeout_s, SILENT_S))
             sock.settimeout(timeout_s)
             sock.sendall(REQUEST.pack(BREAK_OFF, 0, 0, self._name, 0.0, 0, 0))
             receive_into(sock, answer)

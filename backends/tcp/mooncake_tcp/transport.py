@@ -17,6 +17,7 @@ from mooncake_core.errors import DeadlineExceeded, PathFailed
 from mooncake_core.transfer.contract import Capabilities, Completion, Operation, TransportSettings
 from mooncake_core.transfer.exporting import ExportingTransport
 from mooncake_core.transfer.slices import SLICE_BYTES
+from mooncake_tcp.connecting import TRANSPORT, Dialer
 from mooncake_tcp.exchange import Pair
 from mooncake_tcp.exchanges import Exchanges
 from mooncake_tcp.initiator import Connection
@@ -47,7 +48,7 @@ class _Reach(NamedTuple):
 class TcpTransport(ExportingTransport):
     """Reads and writes over TCP connections, several per peer, opened on demand."""
 
-    name: ClassVar[str] = "tcp"
+    name: ClassVar[str] = TRANSPORT
     capabilities: ClassVar[Capabilities] = Capabilities(in_order=True)
 
     def __init__(self, settings: TransportSettings) -> None:
@@ -63,7 +64,8 @@ class TcpTransport(ExportingTransport):
         self._connections: dict[Peer, list[Connection]] = {}
         self._ending: list[Connection] = []
         """Calling back what was on its way."""
-        self._links = Links(settings.secret)
+        self._dialer = Dialer(settings.secret, settings.lanes)
+        self._links = Links(self._dialer)
         self._exchanges = Exchanges(self._links, self._note_deadline)
         self._turns = itertools.count()
         """Which connection of several that have nothing to do is the first one."""
@@ -172,7 +174,7 @@ class TcpTransport(ExportingTransport):
         link = None if address is None else self._links.open(peer, address)
         return Connection(
             *(address or peer[0]),
-            secret=self._settings.secret,
+            dialer=self._dialer,
             complete=self.completions.add,
             on_end=self._ended,
             link=link,

@@ -97,6 +97,15 @@ class Cell(Struct, frozen=True, kw_only=True):
     """Of the baseline without a checksum, whatever this cell has; None where that was not measured."""
 
 
+class LaneBytes(Struct, frozen=True, kw_only=True):
+    """What one address or NIC carried, of all that was measured and before."""
+
+    transport: str
+    local: str
+    peer: str
+    num_bytes: int
+
+
 class TransferReport(Struct, frozen=True, kw_only=True):
     """What was measured."""
 
@@ -106,6 +115,7 @@ class TransferReport(Struct, frozen=True, kw_only=True):
     skipped: dict[str, str]
     """Transport → why it is not available."""
     cells: list[Cell]
+    lanes: list[LaneBytes]
     unfinished: int
     """Cells that an interrupt left out."""
 
@@ -153,6 +163,7 @@ class TransferRun:
         self._memory_bytes = region_bytes(settings)
         self._skipped: dict[str, str] = {}
         self._cells: list[Cell] = []
+        self._lanes: list[LaneBytes] = []
         self._kinds = [Kind[name.upper()] for name in settings.kinds]
 
     def execute(self) -> TransferReport:
@@ -184,6 +195,7 @@ class TransferRun:
             cores=os.cpu_count() or 1,
             skipped=dict(self._skipped),
             cells=list(self._cells),
+            lanes=list(self._lanes),
             unfinished=num_cells(self._settings, wanted) - done,
         )
 
@@ -223,6 +235,10 @@ class TransferRun:
                 for block_bytes in self._settings.sizes:
                     self._measure_cells(setting, kind, block_bytes)
         finally:
+            self._lanes += [
+                LaneBytes(transport=lane.transport, local=lane.local, peer=lane.peer, num_bytes=lane.num_bytes)
+                for lane in engine.lanes()
+            ]
             engine.close()
 
     def _measure_cells(self, setting: _Setting, kind: Kind, block_bytes: int) -> None:

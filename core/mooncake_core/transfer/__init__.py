@@ -4,12 +4,14 @@ from mooncake_core.transfer.addresses import Span
 from mooncake_core.transfer.batch import Batch, State, Transfer
 from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.endpoint import Endpoint, Notification, Request
+from mooncake_core.transfer.lanes import Carried
 from mooncake_core.transfer.memory import Memory
 from mooncake_core.transfer.peer import Peer, Remote
 from mooncake_core.transfer.shared_memory import SharedMemory
 
 __all__ = [
     "Batch",
+    "Carried",
     "Endpoint",
     "Kind",
     "Memory",

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from mooncake_core.errors import TransferError
 from mooncake_core.transfer.contract import Kind, Range
+from mooncake_core.transfer.lanes import Carried, Lane, Part, carried
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
 
@@ -35,10 +36,24 @@ class TransferRequest(Struct, frozen=True):
 class Transfer:
     """A submitted request: what became of it."""
 
-    __slots__ = ("deadline_s", "error", "path", "remaining", "request", "state")
+    __slots__ = (
+        "deadline_s",
+        "error",
+        "num_bytes",
+        "parts",
+        "path",
+        "remaining",
+        "request",
+        "started_s",
+        "state",
+        "whole",
+    )
 
-    def __init__(self, request: TransferRequest, deadline_s: float) -> None:
+    def __init__(self, request: TransferRequest, num_bytes: int, started_s: float, deadline_s: float) -> None:
         self.request = request
+        self.num_bytes = num_bytes
+        self.started_s = started_s
+        """As deadline_s by time.monotonic()."""
         self.deadline_s = deadline_s
         self.state = State.PENDING
         self.error: TransferError | TimeoutError | None = None
@@ -46,6 +61,17 @@ class Transfer:
         """Name of the transport that carried it, or was tried last."""
         self.remaining = 0
         """Slices under way."""
+        self.parts: list[Part] = []
+        """What of it has moved, where it was cut."""
+        self.whole: tuple[Lane, float] | None = None
+        """What moved all of it at once, and when that was done."""
+
+    def carried(self) -> list[Carried]:
+        """What each address or NIC has carried of it until now, and the time that took."""
+        if self.whole is not None:
+            lane, ended_s = self.whole
+            return carried([Part(lane, self.num_bytes, ended_s)], self.started_s)
+        return carried(self.parts, self.started_s)
 
 
 class Batch:

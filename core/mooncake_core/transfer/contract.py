@@ -17,6 +17,7 @@ from typing import ClassVar
 from msgspec import Struct
 
 from mooncake_core.errors import TransferError
+from mooncake_core.transfer.lanes import Lane, Lanes
 from mooncake_core.transfer.topology import Priority
 
 
@@ -60,6 +61,8 @@ class TransportSettings:
     connections_per_peer: int = 1
     topology: Mapping[str, Priority] = field(default_factory=dict)
     """What configuration says of NICs by location of memory, instead of what sysfs shows."""
+    lanes: Lanes = field(default_factory=Lanes)
+    """Where a transport that has several ways to its peers names them, for `Completion.lane`."""
     deliver: Callable[[Completion], None] | None = None
     """Where given, takes a completion in the thread that found it, instead of `poll`: a transport with threads of its own
     saves the way over another one. To be called without a lock that `post` takes."""
@@ -104,6 +107,8 @@ class Completion(Struct, frozen=True):
 
     operation_id: int
     error: TransferError | TimeoutError | None = None
+    lane: Lane | None = None
+    """What carried it, or failed to: of the settings' `lanes`. None where the transport has but one way."""
 
 
 class Transport(ABC):

@@ -28,6 +28,7 @@ from mooncake_core.transfer.contract import (
     Transport,
     TransportSettings,
 )
+from mooncake_core.transfer.lanes import Lane, Lanes, Part
 from mooncake_core.transfer.local import LocalTransport
 from mooncake_core.transfer.slices import cut, total_bytes
 from mooncake_core.transfer.topology import Priority
@@ -60,6 +61,8 @@ class _Slice:
     """One operation under way, and where it may go if its path fails."""
 
     operation: Operation
+    name: str
+    """Of the transport that has it."""
     batch: Batch
     transfer: Transfer
     others: list[Transport]
@@ -87,6 +90,9 @@ class TransferEngine:
         self._operation_ids = itertools.count(1)
         self._slices: dict[int, _Slice] = {}
         self._lock = threading.Lock()
+        self._lanes = Lanes()
+        self._only_lanes: dict[str, Lane] = {}
+        """Of transports that have but one."""
         settings = TransportSettings(
             owner=owner,
             host_id=host_id,
@@ -97,6 +103,7 @@ class TransferEngine:
             secret=secret,
             connections_per_peer=connections_per_peer,
             topology=topology or {},
+            lanes=self._lanes,
             deliver=self._complete,
         )
         self._settings = settings
@@ -183,6 +190,10 @@ class TransferEngine:
             self._start(batch, left)
             self.wait_uninterrupted(batch)
         return moved
+
+    def lanes(self) -> list[Lane]:
+        """All that have carried something, or failed to, and how much."""
+        return self._lanes.all()
 
     def path_to(self, segment: SegmentDescriptor) -> str:
         """Name of the transport that is preferred for a segment; empty where none reaches it."""
@@ -290,14 +301,17 @@ class TransferEngine:
         os.close(self._wake_fd)
 
     def _transfers(self, requests: Sequence[TransferRequest], timeout_s: float | None) -> list[Transfer]:
+        started_s = time.monotonic()
+        deadline_s = started_s + (self._timeout_s if timeout_s is None else timeout_s)
+        transfers = []
         for request in requests:
             ranges = request.ranges
             near = total_bytes(request.pieces)
             far = ranges[0].length if len(ranges) == 1 else sum([part.length for part in ranges])
             if near != far:
                 raise OutOfRange(f"the local pieces have {near} bytes, the remote ranges {far}")
-        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
-        return [Transfer(request, deadline_s) for request in requests]
+            transfers.append(Transfer(request, near, started_s, deadline_s))
+        return transfers
 
     def _start(self, batch: Batch, transfers: Sequence[Transfer]) -> None:
         with self._lock:
@@ -324,16 +338,36 @@ class TransferEngine:
         left: list[Transfer] = []
         groups = [transfers] if len(transfers) == 1 else _together(transfers)
         completions = best.move([self._operation(group, segment.paths[best.name]) for group in groups])
+        ended_s = time.monotonic()
         for group, completion in zip(groups, completions, strict=True):
-            error = None if completion is None else completion.error
-            if completion is None or isinstance(error, PathFailed) or (error is not None and len(group) > 1):
+            if completion is None:
+                left += group
+                continue
+            error = completion.error
+            num_bytes = group[0].num_bytes if len(group) == 1 else sum([transfer.num_bytes for transfer in group])
+            lane = self._booked(best.name, completion, num_bytes)
+            if isinstance(error, PathFailed) or (error is not None and len(group) > 1):
                 left += group
                 continue
             for transfer in group:
                 transfer.path = best.name
                 transfer.error = error
                 transfer.state = State.DONE if error is None else State.FAILED
+                if error is None:
+                    transfer.whole = lane, ended_s
         return left
+
+    def _booked(self, name: str, completion: Completion, num_bytes: int) -> Lane:
+        """What an operation went by, or failed to, where that is counted."""
+        lane = completion.lane or self._only_lanes.get(name)
+        if lane is None:
+            lane = self._only_lanes[name] = self._lanes.get(name)
+        error = completion.error
+        if error is None:
+            lane.count(num_bytes)
+        elif isinstance(error, PathFailed | TimeoutError):
+            lane.num_failures += 1
+        return lane
 
     def _operation(self, group: Sequence[Transfer], path: bytes) -> Operation:
         """One that carries several transfers."""
@@ -377,7 +411,7 @@ class TransferEngine:
             )
             transfer.path = best.name
             with self._lock:
-                self._slices[operation.operation_id] = _Slice(operation, batch, transfer, [*others, best])
+                self._slices[operation.operation_id] = _Slice(operation, best.name, batch, transfer, [*others, best])
             posts.setdefault(best.name, []).append(operation)
 
     def _candidates(self, segment: SegmentDescriptor, in_order: bool = False) -> list[Transport]:
@@ -432,10 +466,14 @@ class TransferEngine:
         if piece is None:
             _log.warning("operation %d was completed twice", completion.operation_id)
             return
+        transfer = piece.transfer
+        num_bytes = piece.operation.length
+        lane = self._booked(piece.name, completion, num_bytes)
+        if completion.error is None:
+            transfer.parts.append(Part(lane, num_bytes, time.monotonic()))
         if isinstance(completion.error, PathFailed) and self._may_retry(piece):
             self._retry(piece)
             return
-        transfer = piece.transfer
         with self._lock:
             transfer.error = transfer.error or completion.error
             transfer.remaining -= 1
@@ -453,7 +491,9 @@ class TransferEngine:
         operation = msgspec.structs.replace(piece.operation, path=path)
         piece.transfer.path = transport.name
         with self._lock:
-            self._slices[operation.operation_id] = _Slice(operation, piece.batch, piece.transfer, others)
+            self._slices[operation.operation_id] = _Slice(
+                operation, transport.name, piece.batch, piece.transfer, others
+            )
         self._post(transport, [operation])
 
     def _end(self, batch: Batch, transfer: Transfer, error: TransferError | TimeoutError | None) -> None:
