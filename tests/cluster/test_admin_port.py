@@ -18,7 +18,7 @@ MOCK = Path(__file__).parents[2] / "configs" / "mock.yaml"
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    started = Cluster(MOCK, tmp_path)
+    started = Cluster(MOCK, tmp_path, "prefill.0.metrics_port=0", "prefill.0.local_node.metrics_port=0")
     yield started
     started.stop()
 
@@ -33,5 +33,10 @@ def test_the_admin_port_is_published_and_outlives_its_master(cluster: Cluster) -
     assert pause is not None
     assert float(pause[1]) > 0
     assert 'mooncake_members{role="prefill",state="ready"} 3.0' in metrics
+    urls = {name: url for process in cluster.state.processes for name, url in process.metrics_urls.items()}
+    assert sorted(urls) == [f"prefill-{number}{node}" for number in range(3) for node in ("", "-node")]
+    cluster.complete("In the beginning", max_tokens=2)
+    carried = [httpx.get(f"{urls[f'prefill-{number}']}/metrics").text for number in range(3)]
+    assert any(re.search(r'^mooncake_transfer_bytes_total{.*transport="shm"} [1-9]', text, re.M) for text in carried)
     cluster.wait_until_back("master", cluster.kill("master"))
     assert "role=leader" in httpx.get(f"{url}/metrics/summary").text

@@ -201,6 +201,10 @@ def test_a_wrong_item_leaves_the_numbers_of_the_others(tmp_path: Path) -> None:
             "master: {admin_port: 8000}",
             "c.yaml:1:22: master.admin_port: expected ports to be used once per host, got 8000",
         ),
+        (
+            "store: [{data_port: 5001, metrics_port: 5001}]",
+            "c.yaml:1:41: store.0.metrics_port: expected ports to be used once per host, got 5001 for store",
+        ),
         ("master: {admin_port: x}", 'c.yaml:1:22: master.admin_port: expected a whole number, got "x"'),
         ("? [a]\n: b", "c.yaml:1:3: expected a name before the colon, got a list or a mapping"),
         ("store: [{}, {}]", "c.yaml:1:13: store.1: expected each process to have a name of its own, got store twice"),

@@ -61,37 +61,39 @@ def _names(specs: list[ProcessSpec]) -> Iterator[Finding]:
 
 
 def _ports(specs: list[ProcessSpec]) -> Iterator[Finding]:
-    first: dict[tuple[str, int], ProcessSpec] = {}
+    first: dict[tuple[str, int], tuple[str, ProcessSpec]] = {}
     for spec in specs:
-        port = _port(spec)
-        other = first.setdefault((spec.host, port), spec) if port else spec
-        if other is not spec:
-            yield Finding(
-                _port_path(spec),
-                f"expected ports to be used once per host, got {port} for {other.name} and {spec.name}",
-                because=(_port_path(other), f"{spec.path}.host", f"{other.path}.host"),
-            )
+        for path, port in _ports_of(spec):
+            if not port:
+                continue
+            other_path, other = first.setdefault((spec.host, port), (path, spec))
+            if (other_path, other) != (path, spec):
+                names = other.name if other is spec else f"{other.name} and {spec.name}"
+                yield Finding(
+                    path,
+                    f"expected ports to be used once per host, got {port} for {names}",
+                    because=(other_path, f"{spec.path}.host", f"{other.path}.host"),
+                )
 
 
 def _admin_port(master: MasterConfig, specs: list[ProcessSpec]) -> Iterator[Finding]:
     for spec in specs:
-        if master.admin_port and (spec.host, _port(spec)) == (master.host, master.admin_port):
-            yield Finding(
-                "master.admin_port",
-                f"expected ports to be used once per host, got {master.admin_port} for it and for {spec.name}",
-                because=(_port_path(spec), "master.host", f"{spec.path}.host"),
-            )
+        for path, port in _ports_of(spec):
+            if master.admin_port and (spec.host, port) == (master.host, master.admin_port):
+                yield Finding(
+                    "master.admin_port",
+                    f"expected ports to be used once per host, got {master.admin_port} for it and for {spec.name}",
+                    because=(path, "master.host", f"{spec.path}.host"),
+                )
 
 
-def _port(spec: ProcessSpec) -> int:
+def _ports_of(spec: ProcessSpec) -> list[tuple[str, int]]:
+    """(where it stands in the YAML, port), the first one that of its server; 0 for free ones."""
     section = spec.section
-    return section.port if isinstance(section, MasterConfig | GatewayConfig) else section.data_port
-
-
-def _port_path(spec: ProcessSpec) -> str:
-    if isinstance(spec.section, MasterConfig | GatewayConfig):
-        return f"{spec.path}.port"
-    return f"{spec.path}.local_node.data_port" if spec.local_to else f"{spec.path}.data_port"
+    if isinstance(section, MasterConfig | GatewayConfig):
+        return [(f"{spec.path}.port", section.port)]
+    path = f"{spec.path}.local_node" if spec.local_to else spec.path
+    return [(f"{path}.data_port", section.data_port), (f"{path}.metrics_port", section.metrics_port or 0)]
 
 
 def _hosts(config: ClusterConfig) -> Iterator[Finding]:

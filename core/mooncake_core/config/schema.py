@@ -102,6 +102,9 @@ class NodeConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     cleared it; else whenever something is written to a part for the first time."""
     data_port: Port = 0
     """Port of the data server; 0 takes a free one."""
+    metrics_port: Port | None = None
+    """HTTP port of `GET /metrics` for Prometheus, without a key: what was transferred, by transport and link. 0 takes a free
+    one, which is published in the run directory; null: none."""
     drain_on_stop: bool = False
     """When it is told to stop (SIGTERM), first move its objects to nodes that have room, for drain_timeout at most."""
     tiers: list[TierConfig] = []
@@ -169,6 +172,9 @@ class InstanceConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """So many of `count` share one process, and so do their local nodes; for the mock engine."""
     data_port: Port = 0
     """Port of the data server; 0 takes a free one."""
+    metrics_port: Port | None = None
+    """HTTP port of `GET /metrics` for Prometheus, without a key: what was transferred, by transport and link. 0 takes a free
+    one, which is published in the run directory; null: none."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """What computes."""
     local_node: NodeConfig | None = field(default_factory=NodeConfig)

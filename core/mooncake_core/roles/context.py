@@ -68,11 +68,11 @@ class RoleContext:
 
         return self.config.transfer.host_id or default_host_id()
 
-    def announce(self, address: str, *, admin_url: str = "") -> None:
+    def announce(self, address: str, *, admin_url: str = "", metrics_url: str = "") -> None:
         """Tells the supervisor that this member is ready."""
         self.ready = True
         self.pauses.begin()
-        announce(self.name, address, admin_url=admin_url)
+        announce(self.name, address, admin_url=admin_url, metrics_url=metrics_url)
 
     def transfer_engine(self, host: str, data_port: int) -> TransferEngine:
         """A Transfer Engine as the configuration wants it, listening on host:data_port."""

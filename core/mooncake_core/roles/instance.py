@@ -19,6 +19,7 @@ from mooncake_core.inference.loading import load_engine
 from mooncake_core.inference.loop import EngineLoop
 from mooncake_core.inference.models import model_name
 from mooncake_core.roles.context import RoleContext
+from mooncake_core.roles.metrics import MetricsPort
 from mooncake_core.roles.timeline import timeline_handlers
 from mooncake_core.transfer.contract import Range
 from mooncake_core.units import format_size
@@ -45,6 +46,7 @@ class Instance:
         self.layer_bytes = self.block_bytes // engine.info.layout.num_layers
         self.transfer = context.transfer_engine(section.host, section.data_port)
         self.region = self.transfer.register_memory(engine.kv_memory, engine.kv_descriptor)
+        self._metrics = MetricsPort(section.host, section.metrics_port, self.transfer)
         self.loop = EngineLoop(engine, _batching(engine, section))
         self.sequence_ids = itertools.count(1)
         """For all roles that it ever has: the engine may keep what it knows of a sequence."""
@@ -86,7 +88,7 @@ class Instance:
                 self.context.clients.get(self.context.master_address),
                 join=lambda: self._join(role, address),
                 load=self._load,
-                on_joined=lambda joined: self.context.announce(address.url),
+                on_joined=lambda joined: self.context.announce(address.url, metrics_url=self._metrics.url),
             )
             await self.context.serve(member, lambda: self.context.idle(is_busy), until=self._changes)
         finally:
@@ -95,6 +97,7 @@ class Instance:
 
     async def close(self) -> None:
         """Ends the steps, then the transfers, then frees the memory they used."""
+        await self._metrics.close()
         await self.loop.close()
         await self.context.clients.close()
         self.transfer.close()

@@ -36,6 +36,8 @@ class Announcement(Struct, frozen=True, kw_only=True):
     address: str
     admin_url: str = ""
     """Of the HTTP port for operators, where the member has one."""
+    metrics_url: str = ""
+    """Of the HTTP port for Prometheus, where it has another one for that."""
 
 
 def read_boot() -> Boot:
@@ -43,9 +45,9 @@ def read_boot() -> Boot:
     return msgspec.json.decode(_read_line(sys.stdin.fileno()), type=Boot)
 
 
-def announce(name: str, address: str, *, admin_url: str = "") -> None:
+def announce(name: str, address: str, *, admin_url: str = "", metrics_url: str = "") -> None:
     """Tells the supervisor that a member is ready."""
-    announcement = Announcement(name=name, address=address, admin_url=admin_url)
+    announcement = Announcement(name=name, address=address, admin_url=admin_url, metrics_url=metrics_url)
     os.write(sys.stdout.fileno(), msgspec.json.encode(announcement) + b"\n")
 
 

@@ -24,6 +24,8 @@ class ProcessState(Struct, frozen=True, kw_only=True):
     role: str
     pid: int
     ready: bool = False
+    metrics_urls: dict[str, str] = {}
+    """Of its members that serve metrics on a port of their own."""
 
 
 class StartState(Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from mooncake_core.address import HostPort
 from mooncake_core.config.schema import NodeConfig
 from mooncake_core.errors import MooncakeError
 from mooncake_core.roles.context import RoleContext
+from mooncake_core.roles.metrics import MetricsPort
 from mooncake_core.store.node import Node
 from mooncake_core.store.tiered_node import TieredNode
 from mooncake_core.store.tiers.stack import open_tiers
@@ -33,6 +34,7 @@ async def run(context: RoleContext) -> None:
     assert isinstance(section, NodeConfig)  # what config.processes gives a store role
     engine = context.transfer_engine(host, section.data_port)
     node = _node(context, section, engine)
+    metrics = MetricsPort(host, section.metrics_port, engine)
     server = Server(context.name, node.handlers(), key=context.key)
     try:
         address = await server.start(HostPort(host, 0))
@@ -41,11 +43,12 @@ async def run(context: RoleContext) -> None:
             master,
             join=lambda: _join(context, node, address),
             load=lambda: None,
-            on_joined=lambda joined: context.announce(address.url),
+            on_joined=lambda joined: context.announce(address.url, metrics_url=metrics.url),
         )
         await context.serve(member, (lambda: _drain(context, master)) if section.drain_on_stop else None)
     finally:
         await server.close()
+        await metrics.close()
         await context.clients.close()
         node.close()
         engine.close()

@@ -45,6 +45,8 @@ class Child:
         self._announced: set[str] = set()
         self.address = ""
         self.admin_url = ""
+        self.metrics_urls: dict[str, str] = {}
+        """Of its members that have a port for it."""
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         """Set while no process of it runs."""
@@ -89,6 +91,8 @@ class Child:
                 announcement = msgspec.json.decode(line, type=Announcement)
                 self.address = announcement.address
                 self.admin_url = announcement.admin_url
+                if announcement.metrics_url:
+                    self.metrics_urls[announcement.name] = announcement.metrics_url
                 self._announced.add(announcement.name)
                 if self._announced == self._members:
                     self.was_ready = True
@@ -290,6 +294,7 @@ class Supervisor:
                     role=child.role,
                     pid=child.process.pid if child.process else 0,
                     ready=child.ready.is_set(),
+                    metrics_urls=dict(child.metrics_urls),
                 )
                 for child in self._children
             ],

@@ -43,9 +43,13 @@ def _listeners(config: ClusterConfig) -> Iterator[Listener]:
     yield Listener("gateway.port", config.gateway.host, config.gateway.port)
     for number, store in enumerate(config.store):
         yield Listener(f"store[{number}].data_port", store.host, store.data_port)
+        if store.metrics_port:
+            yield Listener(f"store[{number}].metrics_port", store.host, store.metrics_port)
     for role, instances in (("prefill", config.prefill), ("decode", config.decode)):
         for number, instance in enumerate(instances):
             yield Listener(f"{role}[{number}].data_port", instance.host, instance.data_port)
+            if instance.metrics_port:
+                yield Listener(f"{role}[{number}].metrics_port", instance.host, instance.metrics_port)
 
 
 def _finding(listener: Listener, running: str) -> Finding:
