@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import NOTHING, Changes, PoolObject, check
 from mooncake_core.store.pins import HARD, Pins
+from mooncake_core.store.tenants import Account
 
 
 class ObjectIndex:
@@ -237,10 +238,12 @@ class ObjectIndex:
         self._changes = Changes()
         return changes
 
-    def check(self, arriving: Set[int] = frozenset()) -> list[str]:
+    def check(self, accounts: Iterable[Account], arriving: Set[int]) -> list[str]:
         """What does not add up. `arriving`: allocation ids that have space which is not their object's yet."""
         unnamed = [entry for entry in self._writing.values() if self._by_key.get(entry.key) is not entry]
-        problems = check(self._nodes, [*self._by_key.values(), *unnamed], set(self._writing), self._children, arriving)
+        problems = check(
+            self._nodes, [*self._by_key.values(), *unnamed], set(self._writing), self._children, accounts, arriving
+        )
         if any(self._by_key.get(key) in (None, entry) for key, entry in self._replacing.items()):
             problems.append("what is being written replaces nothing")
         grouped = {entry.allocation_id for entry in self.all_readable() if entry.group}

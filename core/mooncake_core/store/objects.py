@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -129,7 +129,8 @@ def check(
     objects: Sequence[PoolObject],
     writing: set[int],
     children: Mapping[str, int],
-    arriving: Set[int] = frozenset(),
+    accounts: Iterable[Account],
+    arriving: Set[int],
 ) -> list[str]:
     """What does not add up; empty when every byte and slot is accounted for exactly once. `arriving`: allocation ids that
     have space which is not their object's yet."""
@@ -137,7 +138,7 @@ def check(
     problems = [problem for node in nodes.values() for problem in node.check(owners.__contains__)]
     for entry in objects:
         problems += _check_object(entry, nodes, writing)
-    problems += _check_accounts(objects)
+    problems += _check_accounts(objects, accounts)
     problems += _check_leaving(objects, nodes)
     counted: dict[str, int] = {}
     for entry in objects:
@@ -157,16 +158,12 @@ def _check_object(entry: PoolObject, nodes: Mapping[str, NodeSpace], writing: se
             yield f"{entry.key}: its replica on {name} is not that node's"
 
 
-def _check_accounts(objects: Sequence[PoolObject]) -> Iterator[str]:
-    """Those of tenants that have no object are not seen here."""
-    found: dict[str, list[PoolObject]] = {}
-    for entry in objects:
-        found.setdefault(entry.account.tenant, []).append(entry)
-    for tenant, entries in found.items():
-        account = entries[0].account
+def _check_accounts(objects: Sequence[PoolObject], accounts: Iterable[Account]) -> Iterator[str]:
+    for account in accounts:
+        entries = [entry for entry in objects if entry.account is account]
         counted = (sum(entry.extent_bytes for entry in entries), sum(entry.readable for entry in entries))
         if counted != (account.used_bytes, account.num_objects):
-            yield f"tenant {tenant} has {counted} bytes and objects, its account says otherwise"
+            yield f"tenant {account.tenant} has {counted} bytes and objects, its account says otherwise"
 
 
 def _check_leaving(objects: Sequence[PoolObject], nodes: Mapping[str, NodeSpace]) -> Iterator[str]:

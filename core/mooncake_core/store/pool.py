@@ -254,7 +254,7 @@ class Pool:
 
     def check(self) -> list[str]:
         """The integrity check: what does not add up. Empty when every byte and slot is accounted for exactly once."""
-        return self._index.check(self._tiering.arriving())
+        return self._index.check(self._tenants, self._tiering.arriving())
 
     def _asked(self, token: int, message: Question, now: float) -> list[Command]:
         """The answer; or none yet, for what is done in slices, and for a get of objects that have to be brought from a tier."""
