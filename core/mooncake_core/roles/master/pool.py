@@ -63,6 +63,8 @@ class PoolDriver:
         """The answer to that, where it comes at once."""
         self._asked: dict[int, asyncio.Future[Message]] = {}
         self._tasks = Tasks()
+        self._silent: set[str] = set()
+        """Nodes that did not answer the last time: that is said once, and not with every try."""
         self._marks = Marks(self._tasks)
 
     def handlers(self) -> dict[type, Handler]:
@@ -184,10 +186,14 @@ class PoolDriver:
         if client is None:
             return None
         try:
-            return await client.call(message, reply_type, timeout_s=NODE_TIMEOUT_S)
+            answer = await client.call(message, reply_type, timeout_s=NODE_TIMEOUT_S)
         except MooncakeError as error:
-            _log.warning("node %s did not answer %s: %s", name, type(message).__name__, error)
+            level = logging.DEBUG if name in self._silent else logging.WARNING
+            _log.log(level, "node %s did not answer %s: %s", name, type(message).__name__, error)
+            self._silent.add(name)
             return None
+        self._silent.discard(name)
+        return answer
 
 
 def _tell(news: p.EvictionStalled | p.EvictionGoesOn) -> None:
