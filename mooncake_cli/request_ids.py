@@ -9,6 +9,14 @@ from typing import Final
 ID: Final = re.compile(r"[^-.]*")
 """What comes before the number of a choice (-1) or of an attempt (.2)."""
 SHOWN: Final = 8
+IN_BODIES: Final = re.compile(r"(chat)?cmpl-")
+"""What an id begins with in the body of an answer; in its header, and in tables, it does not."""
+
+
+def bare(given: str) -> str:
+    """An id as the processes know it."""
+    match = IN_BODIES.match(given)
+    return given[match.end() :] if match else given
 
 
 def resolve(given: str, known: Iterable[str]) -> str | None:

@@ -8,7 +8,7 @@ import click
 
 from mooncake_cli import console, exits
 from mooncake_cli.options import ask, cluster_options, json_option
-from mooncake_cli.request_ids import belongs, resolve
+from mooncake_cli.request_ids import bare, belongs, resolve
 
 if TYPE_CHECKING:
     from mooncake_core.wire.messages.inspection import CandidateScore, Decision
@@ -50,6 +50,7 @@ The scheduler keeps its latest decisions (scheduler.decisions), each with what i
 @json_option
 def command(request_id: str | None, limit: int, why: str | None, candidates: int, as_json: bool, **where: Any) -> int:
     request_id = request_id or (why if why != EACH else None)
+    request_id = bare(request_id) if request_id else None
     found = _decisions_of(request_id, candidates, where) if request_id else _latest(limit, candidates, where)
     if request_id and not found:
         console.error(

@@ -9,7 +9,7 @@ import click
 
 from mooncake_cli import console, exits
 from mooncake_cli.options import ask, cluster_options, json_option
-from mooncake_cli.request_ids import resolve
+from mooncake_cli.request_ids import bare, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,12 +54,13 @@ def command(
         request_id = found[0].request_id
     else:
         known = (request.request_id for request in ask(ListRequests(limit=ALL_KEPT), Requests, **where).requests)
+        request_id = bare(request_id)
         request_id = resolve(request_id, known) or request_id  # others may know what its gateway has forgotten
     timeline = ask(GetSpans(request_id=request_id), SpansOf, **where)
     if not timeline.spans:
         console.error(
             f"nobody knows a request {request_id}",
-            "`mooncake inspect requests` lists the latest; an answer's id is in its x-request-id header",
+            "`mooncake inspect requests` lists the latest; an answer's id is in its body, and in its x-request-id header",
         )
         return exits.FAILED
     if timeline.silent:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mooncake_cli.request_ids import resolve
+from mooncake_cli.request_ids import bare, resolve
 from mooncake_core.errors import UsageError
 
 KNOWN = ["abc1", "abc1-1", "abc1-10", "abc1.2", "abd2", "e3-1.2"]
@@ -33,3 +33,8 @@ def test_what_several_requests_begin_with_names_none_and_lists_them() -> None:
         resolve("ab", KNOWN)
     with pytest.raises(UsageError, match=r"20 requests begin with r: .* r107 and 12 more"):
         resolve("r", [f"r{number}" for number in range(100, 120)])
+
+
+@pytest.mark.parametrize("given", ["3f2a", "cmpl-3f2a", "chatcmpl-3f2a"])
+def test_an_id_may_be_copied_from_the_body_of_an_answer(given: str) -> None:
+    assert bare(given) == "3f2a"
