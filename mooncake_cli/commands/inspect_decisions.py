@@ -133,7 +133,8 @@ def _explain(decision: Decision) -> None:
     if decision.candidates:
         shown, known = len(decision.candidates), decision.num_candidates
         console.data(f"prefill: {shown} of {known} instances" if shown < known else f"prefill: all {known} instances")
-        columns = ["candidate", "", "local", "fetched", "queue", "transfer", "prefill", "ttft", "free blocks"]
+        blocks = ["local", "fetched", "loaded", "recomputed"]
+        columns = ["candidate", "", *blocks, "queue", "transfer", "prefill", "ttft", "free blocks"]
         console.table(columns, [_candidate(decision, score) for score in decision.candidates])
     if decision.decodes:
         console.data("decode: instances with room")
@@ -152,12 +153,12 @@ def _explain(decision: Decision) -> None:
 def _candidate(decision: Decision, score: CandidateScore) -> list[object]:
     from mooncake_core.units import format_duration
 
-    longest = max(other.local_blocks for other in decision.candidates)
+    longest = max(_held(other) for other in decision.candidates)
     marks = [
         mark
         for mark, holds in (
             ("chosen", score.prefill == decision.prefill),
-            ("best match", bool(longest) and score.local_blocks == longest),
+            ("best match", bool(longest) and _held(score) == longest),
         )
         if holds
     ]
@@ -166,9 +167,16 @@ def _candidate(decision: Decision, score: CandidateScore) -> list[object]:
         ", ".join(marks),
         score.local_blocks,
         score.fetched_blocks,
+        score.loaded_blocks,
+        score.recomputed_blocks,
         format_duration(score.queue_s),
         format_duration(score.transfer_s),
         format_duration(score.prefill_s),
         format_duration(score.ttft_s),
         score.free_blocks,
     ]
+
+
+def _held(score: CandidateScore) -> int:
+    """Of a master of the version before, which does not say it, what it would use."""
+    return max(score.held_blocks, score.local_blocks)

@@ -80,7 +80,7 @@ def test_no_term_is_negative() -> None:
         for tokens, seconds in ((16, 0.02), (64, 0.03), (256, 0.05), (1024, 0.06))
     ]
     decode = [StepPoint(batch=size, context_tokens=size * 100, measured_s=0.01) for size in (1, 2, 4)]
-    found = fit(prefill, decode, fetch_bytes_per_s=1e9)
+    found = fit(prefill, decode, CostHint(fetch_bytes_per_s=2e9, load_bytes_per_s=3e9))
     assert found.cost.prefill_per_token2 == 0
     assert min(vars_of(hint_of(found.cost)).values()) >= 0
     assert found.prefill_error.p99 > 0.05

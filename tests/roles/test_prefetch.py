@@ -6,6 +6,7 @@ import random
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from mooncake_core.conductor import events as e
@@ -24,7 +25,7 @@ from mooncake_core.wire.messages.serving import Place
 from tests.roles.test_conductor_driver import MODEL, FakeDecode
 
 
-async def test_the_objects_of_a_placed_prompt_are_prefetched() -> None:
+async def test_what_the_prefill_of_a_placed_prompt_will_read_is_prefetched() -> None:
     wanted: list[list[str]] = []
     conductor = Conductor(ConductorSettings(), KVCacheCentric(PolicySettings()), "test", random.Random(0))
     driver = ConductorDriver(
@@ -50,7 +51,10 @@ async def test_the_objects_of_a_placed_prompt_are_prefetched() -> None:
     for role in ("prefill", "decode"):
         driver.feed(e.InstanceJoined(role[0], cast(Any, role), InstanceOffer(model=MODEL, num_blocks=9)))
     await cast(Any, driver.handlers()[Place](place, call))
-    assert wanted == [["31" * 16, "32" * 16]]
+    assert wanted == [], "the pool has none of it"
+    driver.feed(e.BlocksStored("far", place.block_keys[:1], "lower"))
+    await cast(Any, driver.handlers()[Place](msgspec.structs.replace(place, request_id="s"), call))
+    assert wanted == [["31" * 16]]
     await driver.close()
 
 

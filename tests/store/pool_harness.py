@@ -35,6 +35,7 @@ from mooncake_core.wire.messages.pool import (
     StoredObject,
 )
 from mooncake_core.wire.messages.tasks import Pull
+from mooncake_core.wire.messages.tiering import Tier
 
 NODES = ["a", "b", "c"]
 KEYS = [f"k{number}" for number in range(12)]
@@ -113,7 +114,8 @@ class Harness:
         self.tokens = itertools.count()
         self.terms = itertools.count(1)
         self.ids = itertools.count(1)
-        self.index: dict[str, set[str]] = {}
+        self.index: dict[str, dict[str, Tier]] = {}
+        """Node → key → where its fastest copy lies, as the Conductor hears of it."""
         self.unanswered: list[p.Event] = []
         self.orders = itertools.count(1)
         self.pulls: list[tuple[int, int, p.PullToNode]] = []
@@ -159,12 +161,13 @@ class Harness:
                 if node is not None and node.incarnation == incarnation:
                     node.draining = draining
                     self.unanswered.append(p.NodeMarked(name, incarnation, draining))
-            case p.BlocksStored(node_name, keys):
-                assert not self.index.setdefault(node_name, set()) & set(keys)
-                self.index[node_name] |= set(keys)
+            case p.BlocksStored(node_name, keys, tier):
+                held = self.index.setdefault(node_name, {})
+                assert all(held.get(key) != tier for key in keys)
+                held.update(dict.fromkeys(keys, tier))
             case p.BlocksRemoved(node_name, keys):
-                assert self.index[node_name] >= set(keys)
-                self.index[node_name] -= set(keys)
+                for key in keys:
+                    del self.index[node_name][key]
 
     def ask(self, message: object) -> object:
         token = next(self.tokens)

@@ -111,7 +111,7 @@ def test_a_group_goes_from_all_its_nodes() -> None:
     for number in range(9):
         harness.store(f"x{number}", BLOCK, preferred="a")
     assert harness.exists("g0", "g1") == [False, False]
-    assert harness.index["b"] == set()
+    assert harness.index["b"] == {}
 
 
 def test_a_softly_pinned_group_goes_where_nothing_else_can(harness: Harness) -> None:

@@ -136,7 +136,7 @@ def test_an_object_lives_as_long_as_one_of_its_nodes(harness: Harness) -> None:
     assert harness.exists("k") == [True]
     harness.feed(p.NodeLeft("b", harness.nodes["b"].incarnation))
     assert harness.exists("k") == [False]
-    assert harness.index == {"a": set(), "b": set()}
+    assert harness.index == {"a": {}, "b": {}}
 
 
 def test_a_new_master_knows_what_was_committed_and_only_that(harness: Harness) -> None:

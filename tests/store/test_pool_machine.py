@@ -191,8 +191,11 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def index_is_right(self) -> None:
-        readable = {key for key in KEYS if self.harness.exists(key) == [True]}
-        assert set().union(*self.harness.index.values(), set()) == readable
+        objects = [entry for key in KEYS if (entry := self.harness.pool._index.readable(key)) is not None]
+        for name in self.harness.nodes:
+            held = {entry.key: tier for entry in objects if (tier := entry.tier_on(name)) is not None}
+            assert self.harness.index.get(name, {}) == held
+        assert set().union(*self.harness.index.values(), set()) == {entry.key for entry in objects}
 
     def teardown(self) -> None:
         self.harness.settle()

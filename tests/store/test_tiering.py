@@ -11,7 +11,7 @@ from mooncake_core.store.tier_events import AskTierReport, DemoteObjects, Forget
 from mooncake_core.store.tier_node import COPY_DEADLINE_S
 from mooncake_core.store.tiers.contract import TierKey
 from mooncake_core.wire.messages.pool import Got, Remove, RemoveAll
-from mooncake_core.wire.messages.tiering import Prefetch, Prefetching
+from mooncake_core.wire.messages.tiering import DRAM, LOWER, Prefetch, Prefetching
 from tests.store.pool_harness import SETTINGS
 from tests.store.tier_harness import TieredHarness, TieredNodeModel
 
@@ -245,7 +245,7 @@ def test_a_new_master_learns_what_tiers_hold(harness: TieredHarness) -> None:
     harness.answer_all()
     everything = sorted(in_tier | in_memory)
     assert harness.exists(*everything) == [True] * len(everything)
-    assert harness.index["a"] == in_tier | in_memory
+    assert harness.index["a"] == {**dict.fromkeys(in_tier, LOWER), **dict.fromkeys(in_memory, DRAM)}
     assert harness.pool.check() == []
 
 
@@ -337,6 +337,7 @@ def test_written_through_objects_are_copied_when_they_are_put() -> None:
     harness.answer_all()
     assert "k" in harness.tier_of("a")
     assert in_dram(harness, "k")
+    assert harness.index["a"] == {"k": DRAM}
     harness.leave("a")
     harness.join("a", write_through=True)
     harness.answer_all()
@@ -345,9 +346,11 @@ def test_written_through_objects_are_copied_when_they_are_put() -> None:
 
 def test_prefetch_brings_objects_up_before_they_are_read(harness: TieredHarness) -> None:
     demote(harness, "k")
+    assert harness.index["a"]["k"] == LOWER
     assert harness.ask(Prefetch(keys=["k", "unknown"])) == Prefetching(num_objects=1)
     harness.answer_all()
     assert in_dram(harness, "k")
+    assert harness.index["a"]["k"] == DRAM
     assert found(harness.get("k")) == [True]
     assert harness.ask(Prefetch(keys=["k"])) == Prefetching(num_objects=0)
 
@@ -358,8 +361,9 @@ def test_what_a_tier_drops_is_there_no_more(harness: TieredHarness) -> None:
     node.most_objects = 2
     demote(harness, "k0", "k1", "k2", "k3", "k4", "k5")
     assert len(node.tier) == 2
-    expected = set(node.tier) | {stored.key for stored in node.slots.values()}
-    assert {key for key in (f"k{number}" for number in range(6)) if harness.exists(key) == [True]} <= expected
+    in_memory = {stored.key for stored in node.slots.values()}
+    expected = {**dict.fromkeys(node.tier, LOWER), **dict.fromkeys(in_memory, DRAM)}
+    assert {key for key in (f"k{number}" for number in range(6)) if harness.exists(key) == [True]} <= set(expected)
     assert harness.index["a"] == expected
 
 

@@ -8,6 +8,7 @@ from mooncake_core.errors import NoSpace, ObjectBusy, ObjectExists, ObjectLeased
 from mooncake_core.store import events as p
 from mooncake_core.store.pool_settings import MARGIN_S
 from mooncake_core.wire.messages.pool import Remove, RemoveAll, Removed, RemovedAll
+from mooncake_core.wire.messages.tiering import DRAM
 from tests.store.pool_harness import SETTINGS, Harness
 
 
@@ -37,7 +38,7 @@ def test_readers_see_the_old_object_until_the_commit_and_then_the_new_one(harnes
     assert described is not None
     assert described.size_bytes == 128
     assert harness.pool.report(0).num_objects == 1
-    assert harness.index == {"a": {"k"}}
+    assert harness.index == {"a": {"k": DRAM}}
 
 
 def test_the_space_of_what_was_replaced_waits_for_its_readers(harness: Harness) -> None:
@@ -143,7 +144,7 @@ def test_an_upsert_outlives_the_node_of_the_old_object(harness: Harness) -> None
     assert harness.exists("k") == [False]
     assert harness.end(new) == ""
     assert allocation(harness) == new.allocation_id
-    assert harness.index == {"a": set(), "b": {"k"}}
+    assert harness.index == {"a": {}, "b": {"k": DRAM}}
 
 
 @pytest.mark.parametrize("first", ["a", "b"])

@@ -23,6 +23,7 @@ from mooncake_core.conductor.cost import HintCosts, hint_of
 from mooncake_core.config.schema import CostConfig
 from mooncake_core.errors import UsageError
 from mooncake_core.inference.contract import Engine, Slice
+from mooncake_core.wire.messages.membership import CostHint
 from mooncake_core.wire.messages.serving import Sampling
 
 PREFIXES: Final = (0.0, 0.5, 0.75)
@@ -96,7 +97,7 @@ def calibrate(
         step_s = bench.step_s(batch, context)
         decode.append(StepPoint(batch=batch, context_tokens=batch * context, measured_s=step_s))
         progress(next(done))
-    return fit(prefill, decode, fetch_bytes_per_s=engine.info.cost.fetch_bytes_per_s)
+    return fit(prefill, decode, engine.info.cost)
 
 
 def num_points(engine: Engine, limits: CalibrationLimits) -> int:
@@ -105,8 +106,8 @@ def num_points(engine: Engine, limits: CalibrationLimits) -> int:
     return len(bench.prompts()) + len(bench.batches())
 
 
-def fit(prefill: Sequence[PrefillPoint], decode: Sequence[StepPoint], *, fetch_bytes_per_s: float) -> Calibration:
-    """The cost model that fits best, and how well."""
+def fit(prefill: Sequence[PrefillPoint], decode: Sequence[StepPoint], hint: CostHint) -> Calibration:
+    """The cost model that fits best, and how well. What the engine alone does not show is as in its hint."""
     base, per_token, per_token2 = _fit(
         [
             (1.0, point.prompt_tokens - point.matched_tokens, point.prompt_tokens**2 - point.matched_tokens**2)
@@ -124,7 +125,8 @@ def fit(prefill: Sequence[PrefillPoint], decode: Sequence[StepPoint], *, fetch_b
         step_base=step_base,
         step_per_sequence=per_sequence,
         step_per_context_token=per_context,
-        fetch_bytes_per_s=fetch_bytes_per_s,
+        fetch_bytes_per_s=hint.fetch_bytes_per_s,
+        load_bytes_per_s=hint.load_bytes_per_s,
     )
     costs = HintCosts(hint_of(cost))
     prefill = [

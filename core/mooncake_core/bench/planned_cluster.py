@@ -82,5 +82,6 @@ def _cost(setup: Setup) -> dict[str, float]:
         "step_per_sequence": hint.step_per_sequence_s,
         "step_per_context_token": hint.step_per_context_token_s,
         "fetch_bytes_per_s": hint.fetch_bytes_per_s,
+        "load_bytes_per_s": hint.load_bytes_per_s,
     }
     return {name: float(f"{value:.4g}") for name, value in found.items()}

@@ -17,6 +17,8 @@ class ReserveDecode(Struct, frozen=True, gc=False):
     max_tokens: int
     deadline: float
     """The request's: nobody needs the memory after it."""
+    matched_blocks: int = 0
+    """Leading blocks of the prompt that its prefill will read from the pool."""
 
 
 class Dispatch(Struct, frozen=True, gc=False):

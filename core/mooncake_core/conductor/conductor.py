@@ -90,8 +90,8 @@ class Conductor:
                 return self._prefill_ended(event, now)
             case e.RequestEnded():
                 return self._request_ended(event, now)
-            case e.BlocksStored(node, keys):
-                self._prefill.index.stored(node, keys)
+            case e.BlocksStored(node, keys, tier):
+                self._prefill.index.stored(node, keys, tier)
             case e.BlocksRemoved(node, keys):
                 self._prefill.index.removed(node, keys)
             case e.LoadReported(name, load):
@@ -216,7 +216,14 @@ class Conductor:
             prefill_ends_at=now + request.asking.ttft_s,
         )
         self._decode.assign(choice, arrival.request_id, assigned)
-        return c.ReserveDecode(arrival.request_id, name, arrival.prompt_tokens, arrival.max_tokens, arrival.deadline)
+        return c.ReserveDecode(
+            arrival.request_id,
+            name,
+            arrival.prompt_tokens,
+            arrival.max_tokens,
+            arrival.deadline,
+            matched_blocks=request.score.matched_blocks,
+        )
 
     def _granted(self, request_id: str) -> list[c.Command]:
         request = self._requests.get(request_id)
@@ -229,16 +236,16 @@ class Conductor:
             request_id,
             score.prefill,
             request.decode,
-            matched_tokens=(score.local_blocks + score.fetched_blocks) * offer.model.block_tokens,
+            matched_tokens=score.matched_blocks * offer.model.block_tokens,
             expected_ttft_s=request.asking.ttft_s,
             expected_tbt_s=request.tbt_s,
         )
         threshold = self._settings.replication_threshold
-        if threshold is None or not offer.local_node or request.reach <= score.local_blocks * threshold:
+        if threshold is None or not offer.local_node or request.reach <= score.held_blocks * threshold:
             return [dispatch]
         return [
             dispatch,
-            c.CopyBlocks(offer.local_node, request.arrival.block_keys[score.local_blocks : request.reach]),
+            c.CopyBlocks(offer.local_node, request.arrival.block_keys[score.held_blocks : request.reach]),
         ]
 
     def _refused(self, refusal: e.ReservationRefused, now: float) -> list[c.Command]:

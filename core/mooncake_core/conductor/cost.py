@@ -75,6 +75,7 @@ def hint_of(cost: CostConfig) -> CostHint:
         step_per_sequence_s=cost.step_per_sequence,
         step_per_context_token_s=cost.step_per_context_token,
         fetch_bytes_per_s=cost.fetch_bytes_per_s,
+        load_bytes_per_s=cost.load_bytes_per_s,
     )
 
 
@@ -131,6 +132,7 @@ class PrefillCosts:
         self._per_token = _column([hint.prefill_per_token_s for hint in hints])
         self._per_token2 = _column([hint.prefill_per_token2_s for hint in hints])
         self._rates = _column([hint.fetch_bytes_per_s for hint in hints])
+        self._load_rates = _column([hint.load_bytes_per_s for hint in hints])
         self.alike = len(set(hints)) == 1
         """They differ in their corrections only."""
         self._hint = hints[0]
@@ -176,6 +178,11 @@ class PrefillCosts:
     def fetch_s(self, num_bytes: Ints) -> Floats:
         """Time to fetch so many bytes from other nodes."""
         found: Floats = num_bytes / self._rates
+        return found
+
+    def load_s(self, num_bytes: Ints) -> Floats:
+        """Time to load so many bytes from below DRAM."""
+        found: Floats = num_bytes / self._load_rates
         return found
 
 

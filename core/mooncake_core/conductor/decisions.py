@@ -103,6 +103,7 @@ class DecisionLog:
             decode=made.decode.instance.name if made.decode and placed else "",
             best_match_blocks=match.longest,
             best_match_holder=self._index.names(match.ends[-1][1])[0] if match.ends else "",
+            best_match_lower_blocks=match.longest_lower,
             expected_ttft_s=best.ttft_s if best and placed else 0.0,
             expected_tbt_s=float(made.decode.tbt_s[made.decode.row]) if made.decode and placed else 0.0,
             candidates=_prefills(ranking, num_candidates) if ranking else [],
@@ -122,6 +123,9 @@ def _prefills(ranking: Ranking, limit: int) -> list[CandidateScore]:
             prefill_s=score.prefill_s,
             ttft_s=score.ttft_s,
             free_blocks=max(0, free),
+            held_blocks=score.held_blocks,
+            loaded_blocks=score.loaded_blocks,
+            recomputed_blocks=score.recomputed_blocks,
         )
         for score, free in ranking.in_order(limit)
     ]

@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from mooncake_core.wire.messages.membership import InstanceLoad, InstanceOffer
+from mooncake_core.wire.messages.tiering import DRAM, Tier
 
 
 class InstanceJoined(Struct, frozen=True, gc=False):
@@ -51,14 +52,16 @@ class LoadReported(Struct, frozen=True, gc=False):
 
 
 class BlocksStored(Struct, frozen=True, gc=False):
-    """A node has these blocks now."""
+    """A node has these blocks now, or has them in another tier than before."""
 
     node: str
     keys: Sequence[bytes]
+    tier: Tier = DRAM
+    """Where its fastest copy lies."""
 
 
 class BlocksRemoved(Struct, frozen=True, gc=False):
-    """A node has these blocks no more."""
+    """A node has these blocks no more, in none of its tiers."""
 
     node: str
     keys: Sequence[bytes]

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from mooncake_core.conductor import events as e
 from mooncake_core.conductor.cost import Floats, Ints
@@ -50,8 +50,9 @@ class Ranking(Struct, frozen=True, gc=False):
         is not among them."""
         others = np.argsort(self.ranks, kind="stable").tolist()
         rows = [self.chosen, *(row for row in others if row != self.chosen)][:limit]
-        longest = int(self.scores.local_blocks.argmax())
-        if longest not in rows and self.scores.local_blocks[longest]:
+        held = self.scores.held_blocks
+        longest = int(held.argmax())
+        if longest not in rows and held[longest]:
             rows.append(longest)
         return [(self.scores.of(row, self.names[row]), int(self.free_blocks[row])) for row in rows]
 
@@ -146,6 +147,7 @@ class PrefillPool:
             lengths=self.index.lengths(match, table.holders),
             queue_s=table.queue_s(now, arrival.priority),
             costs=table.costs,
+            lower=self.index.lower(match, table.holders) if match.lower else (),
         )
         request = RequestView(
             number=self._num_ranked,
@@ -200,8 +202,7 @@ class PrefillPool:
             mask = table.holders.mask
             common = self._shared.too_rare(len(table.names), lambda key: (self.index.holders(key) & mask).bit_count())
             if common:
-                levelled = structs.replace(views, lengths=views.lengths.at_least(common))
-                scores = self._policy.score(request, levelled)
+                scores = self._policy.score(request, views.at_least(common))
         return self._policy.rank(request, scores)
 
     def _with_room(self, ranks: Floats, roomy: npt.NDArray[np.bool_], best: int) -> int:

@@ -85,6 +85,7 @@ class Roofline:
             step_per_sequence_s=(self.step_s(HINT_BATCH, 0) - empty_s) / HINT_BATCH,
             step_per_context_token_s=self._context_s,
             fetch_bytes_per_s=self.hardware.nic_bytes_per_s * self.efficiency.network,
+            load_bytes_per_s=self.hardware.disk_bytes_per_s or CostHint().load_bytes_per_s,
         )
 
     @cached_property

@@ -137,6 +137,8 @@ class CostConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Of each token that one of them has."""
     fetch_bytes_per_s: Annotated[float, Meta(gt=0)] = 1e9
     """From other nodes."""
+    load_bytes_per_s: Annotated[float, Meta(gt=0)] = 1e9
+    """From a node's tiers below DRAM to its DRAM."""
 
 
 class EngineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -48,7 +48,7 @@ def cost_of(options: MockOptions) -> CostHint:
     """What its computations take, the speed taken into account."""
     cost = options.cost
     times = {name: getattr(cost, name) / options.speed for name in cost.__struct_fields__ if name.endswith("_s")}
-    times.pop("fetch_bytes_per_s")
+    times = {name: value for name, value in times.items() if not name.endswith("_bytes_per_s")}
     return msgspec.structs.replace(cost, **times)
 
 

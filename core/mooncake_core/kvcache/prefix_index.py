@@ -1,18 +1,31 @@
-"""Which node holds which block, and how long a prefix each of them has."""
+"""Which node holds which block in which tier, and how long a prefix each of them has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from mooncake_core.wire.messages.tiering import DRAM, Tier
+
 FEW: Final = 8
 """Bits of a mask that are sooner looked at one after the other than together."""
 KNOWN_MASKS: Final = 4096
 """Of which a column of holders keeps the rows."""
+
+
+class LowerRun(Struct, frozen=True, gc=False):
+    """Blocks in a row that somebody has below DRAM, and not in DRAM."""
+
+    start: int
+    end: int
+    mask: int
+    """Of those holders."""
+    only_there: bool
+    """Nobody else has them: whoever wants them waits for them to be loaded."""
 
 
 class Match(Struct, frozen=True, gc=False):
@@ -22,11 +35,20 @@ class Match(Struct, frozen=True, gc=False):
     """Leading blocks that somebody has, whoever it is: what can be fetched block by block."""
     ends: list[tuple[int, int]]
     """A length, and a bit mask of the holders whose prefix is that long; the longest last."""
+    lower: Sequence[LowerRun] = ()
+    """Within reach."""
 
     @property
     def longest(self) -> int:
         """Of the prefix that a single holder has."""
         return self.ends[-1][0] if self.ends else 0
+
+    @property
+    def longest_lower(self) -> int:
+        """Of these, how many the first of such holders has below DRAM."""
+        mask = self.ends[-1][1] if self.ends else 0
+        first = mask & -mask
+        return sum(run.end - run.start for run in self.lower if run.mask & first and run.end <= self.longest)
 
 
 Rows = Sequence[int] | npt.NDArray[np.intp]
@@ -54,6 +76,15 @@ class Lengths(Struct, frozen=True, gc=False):
         return Lengths(self.num_rows, groups, max(self.rest, number))
 
 
+class LowerBlocks(Struct, frozen=True, gc=False):
+    """A LowerRun, with the rows of a table whose holders have it so."""
+
+    start: int
+    end: int
+    rows: Rows
+    only_there: bool
+
+
 class HolderColumn:
     """The holders that somebody has in rows of a table; one may be in several of them."""
 
@@ -69,40 +100,38 @@ class HolderColumn:
 
 
 class PrefixIndex:
-    """Block key → bit mask of holders. A match is a prefix: the first block that a holder lacks ends it."""
+    """Block key → bit mask of holders. A match is a prefix: the first block that a holder lacks ends it.
+
+    Beside it, for what lies below DRAM only: who has it so. Where nothing does, a match costs what it would without tiers.
+    """
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
         self._names: list[str] = []
         self._masks: dict[bytes, int] = {}
+        self._lower: dict[bytes, int] = {}
+        """Block key → bit mask of the holders whose fastest copy lies below DRAM. Keys that have none are not there."""
 
     def __len__(self) -> int:
         return len(self._masks)
 
-    def stored(self, holder: str, keys: Iterable[bytes]) -> None:
-        """The holder has these blocks now."""
+    def stored(self, holder: str, keys: Sequence[bytes], tier: Tier = DRAM) -> None:
+        """The holder has these blocks now, the fastest copy in this tier."""
         bit = 1 << self.number(holder)
-        masks = self._masks
-        before, after = 0, bit
-        for key in keys:
-            mask = masks.get(key, 0)
-            if mask != before:
-                before, after = mask, mask | bit
-            masks[key] = (
-                after  # one object for neighbours that are held alike: a mask of a thousand holders has 160 bytes
-            )
+        _add(self._masks, bit, keys)
+        if tier != DRAM:
+            _add(self._lower, bit, keys)
+        elif self._lower:
+            _take(self._lower, bit, keys)
 
-    def removed(self, holder: str, keys: Iterable[bytes]) -> None:
+    def removed(self, holder: str, keys: Sequence[bytes]) -> None:
         """The holder has these blocks no more."""
         if holder not in self._numbers:
             return
         bit = 1 << self._numbers[holder]
-        for key in keys:
-            mask = self._masks.get(key, 0) & ~bit
-            if mask:
-                self._masks[key] = mask
-            else:
-                self._masks.pop(key, None)
+        _take(self._masks, bit, keys)
+        if self._lower:
+            _take(self._lower, bit, keys)
 
     def drop(self, holder: str) -> None:
         """The holder is gone with all it had."""
@@ -129,12 +158,40 @@ class PrefixIndex:
             length += 1
         if length and alive:
             ends.append((length, alive))
-        return Match(length, ends)
+        if not self._lower:
+            return Match(length, ends)
+        return Match(length, ends, self._lower_runs(keys[:length]))
 
     def lengths(self, match: Match, holders: HolderColumn) -> Lengths:
         """Leading blocks that each row's holder has."""
         groups = [(length, self._rows(held, holders)) for length, mask in match.ends if (held := mask & holders.mask)]
         return Lengths(len(holders.numbers), groups)
+
+    def lower(self, match: Match, holders: HolderColumn) -> list[LowerBlocks]:
+        """What of it each row's holder, or all, would have to load."""
+        return [
+            LowerBlocks(run.start, run.end, self._rows(held, holders) if held else (), run.only_there)
+            for run in match.lower
+            if (held := run.mask & holders.mask) or run.only_there
+        ]
+
+    def _lower_runs(self, keys: Sequence[bytes]) -> Sequence[LowerRun]:
+        lower, masks = self._lower, self._masks
+        if lower.keys().isdisjoint(keys):
+            return ()
+        runs: list[LowerRun] = []
+        start, before, alone = 0, 0, False
+        for position, key in enumerate(keys):
+            mask = lower.get(key, 0)
+            only_there = bool(mask) and mask == masks[key]
+            if mask == before and only_there == alone:
+                continue
+            if before:
+                runs.append(LowerRun(start, position, before, alone))
+            start, before, alone = position, mask, only_there
+        if before:
+            runs.append(LowerRun(start, len(keys), before, alone))
+        return runs
 
     def _rows(self, mask: int, holders: HolderColumn) -> Rows:
         rows = holders.rows_of_mask.get(mask)
@@ -171,6 +228,10 @@ class PrefixIndex:
         """A mask of those that have a block."""
         return self._masks.get(key, 0)
 
+    def lower_holders(self, key: bytes) -> int:
+        """A mask of those of them that have it below DRAM only."""
+        return self._lower.get(key, 0)
+
     def names(self, mask: int) -> list[str]:
         """Of the holders in a mask."""
         found = []
@@ -179,3 +240,21 @@ class PrefixIndex:
             found.append(self._names[bit.bit_length() - 1])
             mask ^= bit
         return found
+
+
+def _add(masks: dict[bytes, int], bit: int, keys: Sequence[bytes]) -> None:
+    before, after = 0, bit
+    for key in keys:
+        mask = masks.get(key, 0)
+        if mask != before:
+            before, after = mask, mask | bit
+        masks[key] = after  # one object for neighbours that are held alike: a mask of a thousand holders has 160 bytes
+
+
+def _take(masks: dict[bytes, int], bit: int, keys: Sequence[bytes]) -> None:
+    for key in keys:
+        mask = masks.get(key, 0) & ~bit
+        if mask:
+            masks[key] = mask
+        else:
+            masks.pop(key, None)

@@ -29,7 +29,7 @@ from mooncake_core.wire.messages.pool import (
     SlotClearing,
 )
 from mooncake_core.wire.messages.tasks import OperatorQuestion, Pull
-from mooncake_core.wire.messages.tiering import Prefetch
+from mooncake_core.wire.messages.tiering import DRAM, Prefetch, Tier
 
 QuestionAboutObjects = Describe | ListKeys | Pin | SetQuota | ListTenants
 Question = (
@@ -173,15 +173,17 @@ class ClearNodeSlots:
 
 @dataclass(frozen=True, slots=True)
 class BlocksStored:
-    """A node has these objects now."""
+    """A node has these objects now, or has them in another tier than before."""
 
     node: str
     keys: Sequence[str]
+    tier: Tier = DRAM
+    """Where its fastest copy lies."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlocksRemoved:
-    """A node has these objects no more."""
+    """A node has these objects no more, in none of its tiers."""
 
     node: str
     keys: Sequence[str]

@@ -9,6 +9,7 @@ from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.objects import NOTHING, Changes, PoolObject, check
 from mooncake_core.store.pins import HARD, Pins
 from mooncake_core.store.tenants import Account
+from mooncake_core.wire.messages.tiering import DRAM, Tier
 
 
 class ObjectIndex:
@@ -112,21 +113,22 @@ class ObjectIndex:
         if entry.pin_until:
             self._pins.set(entry, entry.pin_until)
         for name in entry.replicas:
-            self._changes.stored.setdefault(name, {})[entry.key] = None
+            self._changes.note(name, entry.key, None, DRAM)
             self._rank(entry, name)
 
     def add_replica(self, entry: PoolObject, name: str, extent: Extent) -> None:
         """An object is in one node's DRAM more."""
-        if entry.readable and not entry.is_on(name):
-            self._changes.stored.setdefault(name, {})[entry.key] = None
+        before = entry.tier_on(name)
         entry.account.used_bytes += extent.length
         self._put_in(entry, name, extent)
+        self._moved(entry, name, before)
 
     def drop_replica(self, entry: PoolObject, name: str) -> Extent:
         """A replica goes; what is nowhere any more is forgotten. Returns where it was."""
+        before = entry.tier_on(name)
         extent = self._take_out(entry, name)
         entry.account.used_bytes -= extent.length
-        self._gone_from(entry, name)
+        self._gone_from(entry, name, before)
         return extent
 
     def begin_leaving(self, entry: PoolObject, name: str) -> Extent:
@@ -143,22 +145,24 @@ class ObjectIndex:
 
     def end_leaving(self, entry: PoolObject, name: str) -> Extent:
         """A replica that was about to go goes. Returns where it was."""
+        before = entry.tier_on(name)
         extent = self._leave_no_more(entry, name)
         entry.account.used_bytes -= extent.length
-        self._gone_from(entry, name)
+        self._gone_from(entry, name, before)
         return extent
 
     def add_tier(self, entry: PoolObject, name: str) -> None:
         """An object is in a node's tiers."""
-        if not entry.is_on(name):
-            self._changes.stored.setdefault(name, {})[entry.key] = None
+        before = entry.tier_on(name)
         if name not in entry.tiered:
             entry.tiered = (*entry.tiered, name)
+        self._moved(entry, name, before)
 
     def drop_tier(self, entry: PoolObject, name: str) -> None:
         """A node's tiers have it no more; what is nowhere any more is forgotten."""
+        before = entry.tier_on(name)
         entry.tiered = tuple(node for node in entry.tiered if node != name)
-        self._gone_from(entry, name)
+        self._gone_from(entry, name, before)
 
     def copy_begins(self, entry: PoolObject) -> None:
         """A node copies an object from another one: until that ends it stays."""
@@ -233,7 +237,7 @@ class ObjectIndex:
         if self._held_groups:
             self._held_groups.clear()
         changes = self._changes
-        if not (changes.stored or changes.removed):
+        if not changes.moves:
             return None
         self._changes = Changes()
         return changes
@@ -296,13 +300,12 @@ class ObjectIndex:
         self._nodes[name].end_leaving(extent)
         return extent
 
-    def _gone_from(self, entry: PoolObject, name: str) -> None:
-        if entry.readable and not entry.is_on(name):
-            stored = self._changes.stored.get(name, {})
-            if entry.key in stored:  # it came and went with one event
-                del stored[entry.key]
-            else:
-                self._changes.removed.setdefault(name, []).append(entry.key)
+    def _moved(self, entry: PoolObject, name: str, before: Tier | None) -> None:
+        if entry.readable and (after := entry.tier_on(name)) != before:
+            self._changes.note(name, entry.key, before, after)
+
+    def _gone_from(self, entry: PoolObject, name: str, before: Tier | None) -> None:
+        self._moved(entry, name, before)
         if entry.is_nowhere:
             self._forget(entry)
 

@@ -13,7 +13,7 @@ from mooncake_core.store.node_space import Extent, NodeSpace
 from mooncake_core.store.replicas import Replicas
 from mooncake_core.store.tenants import Account, split
 from mooncake_core.wire.messages.inspection import CacheEntry
-from mooncake_core.wire.messages.tiering import DRAM
+from mooncake_core.wire.messages.tiering import DRAM, LOWER, Tier
 
 NOTHING: Final[Mapping[str, Extent]] = MappingProxyType({})
 """Shared by all objects that have nothing there: there are many of them."""
@@ -63,9 +63,12 @@ class PoolObject(Struct, gc=False):
     def is_nowhere(self) -> bool:
         return not (self.replicas or self.leaving or self.tiered)
 
-    def is_on(self, node: str) -> bool:
-        """Whether a node has it in DRAM or in a tier."""
-        return node in self.replicas or node in self.leaving or node in self.tiered
+    def tier_on(self, node: str) -> Tier | None:
+        """Where a node's fastest copy lies; None: it has none. What leaves DRAM is there until it has left: who asks for it
+        meanwhile gets it from there."""
+        if node in self.replicas or node in self.leaving:
+            return DRAM
+        return LOWER if node in self.tiered else None
 
     def describe(self, now: float) -> CacheEntry:
         """For people."""
@@ -118,10 +121,26 @@ class Counters:
 
 @dataclass(slots=True)
 class Changes:
-    """What a single event changed, for the Conductor's index: node → keys."""
+    """What a single event changed, for the Conductor's index."""
 
-    stored: dict[str, dict[str, None]] = field(default_factory=dict)
-    removed: dict[str, list[str]] = field(default_factory=dict)
+    moves: dict[str, dict[str, tuple[Tier | None, Tier | None]]] = field(default_factory=dict)
+    """Node → key → where the node had it before the event, and where it has it now."""
+
+    def note(self, node: str, key: str, before: Tier | None, after: Tier | None) -> None:
+        """A node has an object elsewhere than before. What comes and goes with one event has not moved."""
+        keys = self.moves.setdefault(node, {})
+        first = keys[key][0] if key in keys else before
+        if first == after:
+            keys.pop(key, None)
+        else:
+            keys[key] = (first, after)
+
+    def by_tier(self) -> Iterator[tuple[str, Tier | None, list[str]]]:
+        """Node, where it has them now, and keys: first what it has no more."""
+        for tier in (None, DRAM, LOWER):
+            for node, keys in self.moves.items():
+                if found := [key for key, (_, after) in keys.items() if after == tier]:
+                    yield node, tier, found
 
 
 def check(

@@ -369,9 +369,10 @@ class Pool:
         changes = self._index.take_changes()
         if changes is None:
             return []
-        removed: list[Command] = [BlocksRemoved(name, keys) for name, keys in changes.removed.items()]
-        stored: list[Command] = [BlocksStored(name, list(keys)) for name, keys in changes.stored.items()]
-        return [*removed, *stored]
+        return [
+            BlocksRemoved(name, keys) if tier is None else BlocksStored(name, keys, tier)
+            for name, tier, keys in changes.by_tier()
+        ]
 
 
 def _any_key(key: str) -> bool:

@@ -6,14 +6,16 @@ It does so for all instances at once: a column has one entry for each of them, a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from mooncake_core.conductor.cost import Floats, Ints, PrefillCosts
-from mooncake_core.kvcache.prefix_index import Lengths
+from mooncake_core.conductor.cuts import soonest
+from mooncake_core.kvcache.prefix_index import Lengths, LowerBlocks
 
 Blocks = TypeVar("Blocks", int, Ints)
 
@@ -29,11 +31,18 @@ class PrefillViews(Struct, frozen=True, gc=False):
     queue_s: Floats
     """Predicted time until it has finished what was dispatched to it before and goes first."""
     costs: PrefillCosts
+    lower: Sequence[LowerBlocks] = ()
+    """What of the prompt somebody has below DRAM, and has to load."""
 
     @property
     def local_blocks(self) -> Ints:
         """The same as a column."""
         return self.lengths.column()
+
+    def at_least(self, number: int) -> PrefillViews:
+        """As if all had so many leading blocks, in DRAM."""
+        beyond = [structs.replace(run, start=max(run.start, number)) for run in self.lower if run.end > number]
+        return structs.replace(self, lengths=self.lengths.at_least(number), lower=beyond)
 
 
 class RequestView(Struct, frozen=True, gc=False):
@@ -53,16 +62,37 @@ class Score(Struct, frozen=True, gc=False):
 
     prefill: str
     local_blocks: int
+    """Leading blocks that it would take from its local node."""
     fetched_blocks: int
-    """Blocks beyond the local ones that it would fetch rather than recompute."""
+    """Blocks that it would fetch rather than recompute: beyond the local ones, or such as another node has in DRAM, and its
+    own below."""
     queue_s: float
     transfer_s: float
     prefill_s: float
+    held_blocks: int
+    """Leading blocks that its local node has, used or not."""
+    loaded_blocks: int = 0
+    """Of those it would use: below DRAM, here or elsewhere."""
+    recomputed_blocks: int = 0
+    """Blocks that it could have, and would rather compute than load or fetch."""
+
+    @property
+    def matched_blocks(self) -> int:
+        """Leading blocks that it would not compute."""
+        return self.local_blocks + self.fetched_blocks
 
     @property
     def ttft_s(self) -> float:
         """Predicted time to first token."""
         return self.queue_s + self.transfer_s + self.prefill_s
+
+
+class LowerScores(Struct, frozen=True, gc=False):
+    """What a Score has of tiers below DRAM: columns."""
+
+    held_blocks: Ints
+    loaded_blocks: Ints
+    recomputed_blocks: Ints
 
 
 class Scores(Struct, frozen=True, gc=False):
@@ -73,14 +103,22 @@ class Scores(Struct, frozen=True, gc=False):
     queue_s: Floats
     transfer_s: Floats
     prefill_s: Floats
+    lower: LowerScores | None = None
+    """None: nothing of the prompt lies below DRAM."""
 
     @property
     def ttft_s(self) -> Floats:
         """Predicted times to first token."""
         return self.queue_s + self.transfer_s + self.prefill_s
 
+    @property
+    def held_blocks(self) -> Ints:
+        """Leading blocks that each one's local node has, used or not."""
+        return self.local_blocks if self.lower is None else self.lower.held_blocks
+
     def of(self, row: int, prefill: str) -> Score:
         """One instance's."""
+        lower = self.lower
         return Score(
             prefill,
             self.local_blocks.item(row),
@@ -88,6 +126,9 @@ class Scores(Struct, frozen=True, gc=False):
             self.queue_s.item(row),
             self.transfer_s.item(row),
             self.prefill_s.item(row),
+            self.held_blocks.item(row),
+            lower.loaded_blocks.item(row) if lower else 0,
+            lower.recomputed_blocks.item(row) if lower else 0,
         )
 
 
@@ -123,8 +164,11 @@ class Wanted(Protocol):
 
 
 def fetching(request: RequestView, instances: PrefillViews, wanted: Wanted) -> Scores:
-    """Scores where each instance fetches what is wanted, unless it is sooner done without: recomputing that is then cheaper."""
+    """Scores where each instance fetches what is wanted, unless it is sooner done without: recomputing that is then cheaper.
+    Where blocks have to be loaded from below DRAM, it uses what pays of them, local ones too."""
     costs = instances.costs
+    if instances.lower:
+        return _by_cut(request, instances, wanted)
     dearer = costs.may_be_dearer(request.block_bytes / request.block_tokens)
     if dearer or not costs.alike or len(instances.lengths.groups) > FEW:
         return _by_instance(request, instances, wanted, dearer=dearer)
@@ -132,7 +176,7 @@ def fetching(request: RequestView, instances: PrefillViews, wanted: Wanted) -> S
 
 
 def not_fetching(request: RequestView, instances: PrefillViews) -> Scores:
-    """Scores where each instance uses what its local node has, and no more."""
+    """Scores where each instance uses what its local node has, as far as that pays, and no more."""
     return fetching(request, instances, _nothing)
 
 
@@ -153,6 +197,15 @@ def _by_instance(request: RequestView, instances: PrefillViews, wanted: Wanted, 
         transfer_s = np.where(sooner_alone, 0.0, transfer_s)
         prefill_s = np.where(sooner_alone, alone_s, prefill_s)
     return Scores(local, fetched, instances.queue_s, transfer_s, prefill_s)
+
+
+def _by_cut(request: RequestView, instances: PrefillViews, wanted: Wanted) -> Scores:
+    local = instances.local_blocks
+    ends = local + wanted(local)
+    cuts = soonest(request, instances.costs, local, ends, instances.lower)
+    lower = LowerScores(local, cuts.loaded, ends - cuts.used)
+    used_local = cuts.used - cuts.fetched
+    return Scores(used_local, cuts.fetched, instances.queue_s, cuts.transfer_s, cuts.prefill_s, lower)
 
 
 def _by_length(request: RequestView, instances: PrefillViews, wanted: Wanted) -> Scores:

@@ -98,9 +98,13 @@ class ConductorDriver:
     def on_pool_change(self, change: BlocksStored | BlocksRemoved) -> None:
         """What nodes have is what a prefill can reuse."""
         keys = [key for key in map(block_key, change.keys) if key is not None]
-        if keys:
-            event = e.BlocksStored if isinstance(change, BlocksStored) else e.BlocksRemoved
-            self.feed(event(change.node, keys))
+        if not keys:
+            return
+        match change:
+            case BlocksStored(node=node, tier=tier):
+                self.feed(e.BlocksStored(node, keys, tier))
+            case BlocksRemoved(node=node):
+                self.feed(e.BlocksRemoved(node, keys))
 
     def now(self) -> float:
         return self._drive.now()
@@ -164,9 +168,9 @@ class ConductorDriver:
 
     def _execute(self, command: c.Command) -> None:
         match command:
-            case c.ReserveDecode(request_id=request_id):
-                if placement := self._placing.get(request_id):
-                    self._prefetch(map(pool_key, placement.block_keys))
+            case c.ReserveDecode(request_id=request_id, matched_blocks=matched):
+                if matched and (placement := self._placing.get(request_id)):
+                    self._prefetch(map(pool_key, placement.block_keys[:matched]))
                 self._tasks.start(self._reserve(command))
             case c.Dispatch():
                 self._dispatch(command)

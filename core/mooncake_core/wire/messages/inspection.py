@@ -163,6 +163,12 @@ class CandidateScore(Struct, frozen=True, kw_only=True):
     ttft_s: float
     free_blocks: int = 0
     """KV memory beside the prompts that ran or waited there."""
+    held_blocks: int = 0
+    """Leading blocks that its local node had, in whatever tier, used or not."""
+    loaded_blocks: int = 0
+    """Of the local and fetched ones: below DRAM, to be loaded first."""
+    recomputed_blocks: int = 0
+    """Blocks that it could have had, and would have computed rather than loaded."""
 
 
 class DecodeScore(Struct, frozen=True, kw_only=True):
@@ -191,6 +197,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     decode: str
     best_match_blocks: int
     best_match_holder: str
+    best_match_lower_blocks: int = 0
+    """Of that match: below DRAM there."""
     expected_ttft_s: float
     expected_tbt_s: float
     candidates: list[CandidateScore]

@@ -58,6 +58,9 @@ class CostHint(Struct, frozen=True, kw_only=True):
     step_per_sequence_s: float = 5e-4
     step_per_context_token_s: float = 1e-7
     fetch_bytes_per_s: float = 1e9
+    """From other nodes."""
+    load_bytes_per_s: float = 1e9
+    """From a node's tiers below DRAM to its DRAM."""
 
 
 class InstanceOffer(Struct, frozen=True, kw_only=True):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 
 DRAM: Final = "dram"
 """Among kinds of tiers: the node's memory."""
+LOWER: Final = "lower"
+"""Any tier below DRAM, where it does not matter of which kind."""
+Tier = Literal["dram", "lower"]
+"""Where the fastest copy lies that a node has."""
 
 
 class TierFill(Struct, frozen=True, kw_only=True):
