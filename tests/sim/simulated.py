@@ -42,7 +42,7 @@ class RoundCosts:
     def step_s(self, batch: int, context_tokens: int) -> float:
         return self.step_base_s + self.sequence_s * batch + self.context_s * context_tokens
 
-    def hint(self, fetch_bytes_per_s: float) -> CostHint:
+    def hint(self, shape: HostShape) -> CostHint:
         return CostHint(
             prefill_base_s=0.0,
             prefill_per_token_s=self.token_s,
@@ -50,7 +50,8 @@ class RoundCosts:
             step_base_s=self.step_base_s,
             step_per_sequence_s=self.sequence_s,
             step_per_context_token_s=self.context_s,
-            fetch_bytes_per_s=fetch_bytes_per_s,
+            fetch_bytes_per_s=shape.nic_bytes_per_s,
+            load_bytes_per_s=shape.ssd_bytes_per_s,
         )
 
 
@@ -102,6 +103,7 @@ def conducted(
     timeline = Timeline()
     ordered = sorted(jobs, key=lambda one: (one.arrived_at, one.number))
     simulation = Simulation(timeline, iter(ordered), report_interval_s=reports_s, sample_interval_s=samples_s)
+    tiers = [("dram", shape.dram_blocks), *([("ssd", shape.ssd_blocks)] if shape.ssd_blocks else [])]
     conductor = Conductor(
         ConductorSettings(), policy or KVCacheCentric(PolicySettings()), "tested", random.Random(0), admission, balance
     )
@@ -116,9 +118,9 @@ def conducted(
             model=MODEL,
             host=shape,
             costs=costs,
-            hint=costs.hint(shape.nic_bytes_per_s),
+            hint=costs.hint(shape),
             new_pipeline=lambda: Pipeline(costs, stages=stages, chunk_tokens=chunk_tokens),
-            new_cache=lambda: BlockCache([("dram", shape.dram_blocks)], LRU),
+            new_cache=lambda: BlockCache(tiers, LRU),
         ),
         ended=simulation.ended,
     )

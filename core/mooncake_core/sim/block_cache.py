@@ -29,6 +29,8 @@ class BlockCache:
         self._held: list[dict[bytes, int]] = [{} for _ in tiers]
         """By tier: block → its position in the prompt."""
         self._users: dict[bytes, int] = {}
+        self._moved: dict[bytes, None] = {}
+        """Blocks that were in another tier before."""
 
     def __contains__(self, key: bytes) -> bool:
         return any(key in held for held in self._held)
@@ -71,6 +73,7 @@ class BlockCache:
             if key in first:
                 self.tiers[0].order.touched(pool_key(key))
             elif self._take_out(key):
+                self._moved[key] = None
                 gone += self._put(0, key, position, now)
         return gone
 
@@ -87,6 +90,14 @@ class BlockCache:
             return new, gone
         fresh = set(new)
         return [key for key in new if key in self], [key for key in gone if key not in fresh]
+
+    def take_moved(self) -> tuple[list[bytes], list[bytes]]:
+        """Blocks that changed their tier since the last call, and are here: those in the first tier now, and those below."""
+        if not self._moved:
+            return [], []
+        moved, self._moved = self._moved, {}
+        first = self._held[0]
+        return [key for key in moved if key in first], [key for key in moved if key not in first and key in self]
 
     def pin(self, keys: Sequence[bytes]) -> None:
         """Blocks are in use: they stay where they are until they are unpinned as often."""
@@ -116,6 +127,7 @@ class BlockCache:
                 self.tiers[number].order.removed(pool_key(key))
             held.clear()
         self._users.clear()
+        self._moved.clear()
         return lost
 
     def _put(self, number: int, key: bytes, position: int, now: float) -> list[bytes]:
@@ -133,7 +145,11 @@ class BlockCache:
             tier.order.removed(name)
             key = bytes.fromhex(name)
             position = held.pop(key)
-            gone += self._put(number + 1, key, position, now) if number + 1 < len(self.tiers) else [key]
+            if number + 1 == len(self.tiers):
+                gone.append(key)
+                continue
+            self._moved[key] = None
+            gone += self._put(number + 1, key, position, now)
         return gone
 
     def _take_out(self, key: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,7 @@ from mooncake_core.sim.decode import DecodeInstance
 from mooncake_core.sim.job import Job, Outcome
 from mooncake_core.sim.members import Members
 from mooncake_core.sim.network import Flow, Network
-from mooncake_core.sim.pool import Pool
+from mooncake_core.sim.pool import Pool, Source
 from mooncake_core.sim.prefill import Loaded, PrefillInstance
 from mooncake_core.sim.series import Sample, mean
 from mooncake_core.sim.shapes import HostShape, ModelShape
@@ -70,7 +71,7 @@ class ConductedCluster:
     ) -> None:
         self.timeline = timeline
         self.network = Network(timeline)
-        self.pool = Pool(self._blocks_changed)
+        self.pool = Pool(self.tell)
         self.conductor = conductor
         self._model = model
         self._host = host
@@ -139,33 +140,27 @@ class ConductedCluster:
     def load(self, instance: PrefillInstance, job: Job) -> None:
         """A prefill instance takes a job: its prefix comes from the local node and, where it is to, from others."""
         now, name, model = self.timeline.now, instance.name, self._model
-        cache = self.pool.node(name)
-        by_tier = cache.match(job.keys)
-        local = sum(by_tier)
-        sources = self.pool.sources(job.keys[local : job.matched_tokens // model.block_tokens], without=name)
-        fetched = sum(len(source.keys) for source in sources)
+        blocks, local, loaded, sources = self.pool.prefix(name, job.keys, job.matched_tokens // model.block_tokens)
         moving = self._moving[job] = _Moving(job.context_tokens * model.kv_bytes_per_token)
+        load_s = self._load_s(name, loaded, sources)
         self.pool.use(name, job.keys[:local], now)
         self._pin(moving, name, job.keys[:local])
-        upper, lower = by_tier[0], local - by_tier[0]
-        local_s = model.block_bytes * (upper / self._host.device_bytes_per_s + lower / self._host.ssd_bytes_per_s)
-        fetch_s = fetched * model.block_bytes / self._host.nic_bytes_per_s
-        first_s = max(local_s, fetch_s) / model.num_layers
-        matched = (local + fetched) * model.block_tokens
-        if not job.prefilled:
-            job.cached_tokens = matched
-        prefix = Loaded(matched, now + first_s, now + local_s)
-        if not sources:
-            instance.loaded(job, prefix)
-            return
-        missing = dict.fromkeys(range(len(sources)))
-        for number, source in enumerate(sources):
+        for source in sources:
             self.pool.use(source.node, source.keys, now)
             self._pin(moving, source.node, source.keys)
-            done = partial(self._fetched, instance, job, prefix, missing, number)
-            cap = self._host.ssd_bytes_per_s if source.tier else math.inf
-            size = len(source.keys) * model.block_bytes
-            moving.flows.append(self.network.start(source.node, name, size, done, cap=cap))
+        fetched = sum(len(source.keys) for source in sources)
+        local_s = model.block_bytes * ((blocks - fetched) / self._host.device_bytes_per_s)
+        fetch_s = fetched * model.block_bytes / self._host.nic_bytes_per_s
+        first_s = load_s + max(local_s, fetch_s) / model.num_layers
+        if not job.prefilled:
+            job.cached_tokens = blocks * model.block_tokens
+        prefix = Loaded(blocks * model.block_tokens, now + first_s, now + load_s + local_s)
+        if not sources:
+            instance.loaded(job, prefix)
+        elif load_s:
+            self.timeline.at(now + load_s, self._fetch, instance, job, moving, prefix, sources)
+        else:
+            self._fetch(instance, job, moving, prefix, sources)
 
     def begun(self, instance: PrefillInstance, job: Job, end: float, duration_s: float) -> None:
         """A prompt is being computed: its KV follows to the decode instance."""
@@ -285,6 +280,24 @@ class ConductedCluster:
             decode.give_up(job)
             decode.release(job.request_id)
 
+    def _load_s(self, name: str, loaded: int, sources: Sequence[Source]) -> float:
+        """Until what lies below DRAM is in DRAM, at all nodes at once: as in the pool, nothing is read before."""
+        blocks = Counter({name: loaded})
+        for source in sources:
+            blocks[source.node] += len(source.keys) if source.lower else 0
+        return max(blocks.values()) * self._model.block_bytes / self._host.ssd_bytes_per_s
+
+    def _fetch(
+        self, instance: PrefillInstance, job: Job, moving: _Moving, prefix: Loaded, sources: Sequence[Source]
+    ) -> None:
+        if self._moving.get(job) is not moving:
+            return  # it was given up while blocks were loaded
+        missing = dict.fromkeys(range(len(sources)))
+        for number, source in enumerate(sources):
+            done = partial(self._fetched, instance, job, prefix, missing, number)
+            size = len(source.keys) * self._model.block_bytes
+            moving.flows.append(self.network.start(source.node, instance.name, size, done))
+
     def _fetched(
         self, instance: PrefillInstance, job: Job, prefix: Loaded, missing: dict[int, None], number: int
     ) -> None:
@@ -344,12 +357,6 @@ class ConductedCluster:
             self.network.stop(flow)
         for node, keys in moving.pinned:
             self.pool.node(node).unpin(keys)
-
-    def _blocks_changed(self, node: str, stored: Sequence[bytes], removed: Sequence[bytes]) -> None:
-        if stored:
-            self.tell(e.BlocksStored(node, stored))
-        if removed:
-            self.tell(e.BlocksRemoved(node, removed))
 
     def _tick(self) -> None:
         self._tick_at = math.inf

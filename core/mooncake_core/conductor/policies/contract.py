@@ -118,17 +118,17 @@ class Scores(Struct, frozen=True, gc=False):
 
     def of(self, row: int, prefill: str) -> Score:
         """One instance's."""
-        lower = self.lower
+        local, lower = self.local_blocks.item(row), self.lower
         return Score(
             prefill,
-            self.local_blocks.item(row),
+            local,
             self.fetched_blocks.item(row),
             self.queue_s.item(row),
             self.transfer_s.item(row),
             self.prefill_s.item(row),
-            self.held_blocks.item(row),
-            lower.loaded_blocks.item(row) if lower else 0,
-            lower.recomputed_blocks.item(row) if lower else 0,
+            local if lower is None else lower.held_blocks.item(row),
+            0 if lower is None else lower.loaded_blocks.item(row),
+            0 if lower is None else lower.recomputed_blocks.item(row),
         )
 
 
