@@ -79,17 +79,23 @@ class BlockCache:
 
     def store(self, keys: Sequence[bytes], now: float) -> tuple[list[bytes], list[bytes]]:
         """Keeps blocks, at most as many as fit beside those in use. Those that were new, and those that had to go."""
-        new: list[bytes] = []
-        gone: list[bytes] = []
+        new: dict[bytes, None] = {}
+        gone: dict[bytes, None] = {}
+        """Of what was here before."""
+        was_full = False
         for position, key in enumerate(keys):
             if key in self:
                 continue
-            new.append(key)
-            gone += self._put(0, key, position, now)
-        if not gone:
-            return new, gone
-        fresh = set(new)
-        return [key for key in new if key in self], [key for key in gone if key not in fresh]
+            if key in gone:
+                self._moved[key] = None  # it had to go for one before it
+            else:
+                new[key] = None
+            if lost := self._put(0, key, position, now):
+                was_full = True
+                gone.update((one, None) for one in lost if one not in new)
+        if not was_full:
+            return [*new], []
+        return [key for key in new if key in self], [key for key in gone if key not in self]
 
     def take_moved(self) -> tuple[list[bytes], list[bytes]]:
         """Blocks that changed their tier since the last call, and are here: those in the first tier now, and those below."""
