@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
 from mooncake_core.testing.cluster import Cluster, as_json, wait_for
-from mooncake_core.wire.messages.inspection import CacheReport
+from mooncake_core.wire.messages.inspection import CacheReport, Decisions, InspectDecisions
 from tests.tiers.store_cluster import DRAM_BYTES, SIZE, store_cluster
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -73,3 +74,51 @@ def test_tokens_from_the_cache_are_told_by_tier(tmp_path: Path) -> None:
         assert f"\t{report.cached_tokens_by_tier['lmdb']}\t" in cluster.command("inspect", "cache").stdout
     finally:
         cluster.stop()
+
+
+@pytest.mark.parametrize("load_bytes_per_s", [1e9, 1.0])
+def test_a_decision_names_the_blocks_below_dram_and_they_are_loaded_only_where_that_pays(
+    tmp_path: Path, load_bytes_per_s: float
+) -> None:
+    tier = f"{{kind: lmdb, path: {tmp_path / 'ssd'}, capacity: 256MiB, reserve: 0}}"
+    cluster = Cluster(
+        CONFIGS / "mock.yaml",
+        tmp_path,
+        "prefill.0.count=1",
+        "decode=[{engine: {kind: mock, kv_memory: 16MiB}, local_node: null}]",
+        f"prefill.0.local_node={{capacity: 512KiB, object_size: 2KiB, tiers: [{tier}]}}",
+        f"prefill.0.engine.options.cost.load_bytes_per_s={load_bytes_per_s}",
+    )
+    try:
+        block_tokens = 32  # as in the YAML
+        prompts = [[2 + (number * 7 + index) % 500 for index in range(600)] for number in range(12)]
+        for prompt in prompts:
+            cluster.complete(prompt, max_tokens=1)
+            wait_for(lambda: cluster.cache().num_writing == 0)
+        wait_for(lambda: cluster.cache().demoted > 0 and settled(cluster))
+        cluster.complete(prompts[0], max_tokens=1)
+        (decision,) = cluster.ask(InspectDecisions(limit=1), Decisions).decisions
+        (winner,) = decision.candidates
+        assert decision.best_match_lower_blocks > 0
+        assert decision.best_match_blocks == winner.held_blocks == 599 // block_tokens
+        report = cluster.cache()
+        assert report.cached_tokens == (winner.local_blocks + winner.fetched_blocks) * block_tokens
+        loaded = winner.loaded_blocks * block_tokens
+        assert report.cached_tokens_by_tier.get("lmdb", 0) == loaded
+        if load_bytes_per_s > 1:
+            assert winner.loaded_blocks == decision.best_match_lower_blocks
+        else:
+            assert (winner.loaded_blocks, winner.recomputed_blocks) == (0, winner.held_blocks - winner.local_blocks)
+            assert winner.recomputed_blocks >= decision.best_match_lower_blocks
+        shown = cluster.command("inspect", "decisions", "--why", decision.request_id).stdout
+        assert f"\t{winner.loaded_blocks}\t{winner.recomputed_blocks}\t" in shown
+    finally:
+        cluster.stop()
+
+
+def settled(cluster: Cluster) -> bool:
+    """Whether nothing more moves between tiers."""
+    before = cluster.cache()
+    time.sleep(0.5)
+    after = cluster.cache()
+    return (before.demoted, before.tiers) == (after.demoted, after.tiers)

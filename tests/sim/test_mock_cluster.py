@@ -46,6 +46,15 @@ def test_a_calibrated_cost_is_what_the_scheduler_expects_and_not_what_it_takes(t
     assert row["ttft_s"] == pytest.approx(1.5)
 
 
+def test_tiers_of_its_nodes_hold_what_dram_has_no_room_for(tmp_path: Path) -> None:
+    options = "{cost: {load_bytes_per_s: 1e6}}"
+    node = "{capacity: 64KiB, tiers: [{path: ssd, capacity: 1MiB}, {path: disk, capacity: 2MiB}]}"
+    mock = f"[{{engine: {{kind: mock, options: {options}}}, local_node: {node}}}]"
+    setup = load_simulation(write(tmp_path, f"prefill: {mock}\ndecode: {mock}\n"))
+    assert (setup.host.ssd_blocks, setup.host.ssd_bytes_per_s) == (32 * setup.host.dram_blocks, 1e6)
+    assert setup.hint.load_bytes_per_s == 1e6
+
+
 def test_limits_of_the_scheduler_are_its_objectives(tmp_path: Path) -> None:
     mock = "[{engine: {kind: mock}}]"
     text = f"prefill: {mock}\ndecode: {mock}\nscheduler: {{ttft_slo: 3s, policy: least-loaded}}\n"

@@ -42,7 +42,9 @@ def describe_cluster(
     host = HostShape(
         hbm_blocks=max(1, engine.kv_memory // layout.block_bytes),
         dram_blocks=node.capacity // layout.block_bytes if node else 0,
+        ssd_blocks=max(tier.capacity for tier in node.tiers) // layout.block_bytes if node and node.tiers else 0,
         nic_bytes_per_s=real.fetch_bytes_per_s,
+        ssd_bytes_per_s=real.load_bytes_per_s,
     )
     return _config(cluster, engine), HintCosts(real), hint, model, host
 
