@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,12 @@ SETTLING_S = 4.0
 MOST_FAILOVER_S = 4.0
 SHARE_AT_LEAST = 0.2
 SHARE_WHILE_CUT = 0.02
+WEIGHTS = [0, 2, 1]
+"""Of the links."""
+WEIGHED_RATE = "400mbit"
+WEIGHED_SECONDS = 10.0
+WEIGHED_WITHIN = 0.08
+BESIDE_AT_MOST_BYTES = 100_000
 
 
 @contextmanager
@@ -130,6 +138,41 @@ def test_a_cut_link_costs_a_moment_and_nothing_is_lost_or_wrong() -> None:
     assert max(one["took_s"] for one in done) <= MOST_FAILOVER_S
     assert alone < SHARE_WHILE_CUT
     assert min(both, again) >= SHARE_AT_LEAST
+
+
+def test_a_banned_network_carries_nothing_and_the_others_by_their_weights() -> None:
+    with ExitStack() as stack:
+        near, far = stack.enter_context(netns.hosts(2, links=3, rate=WEIGHED_RATE))
+        peers = (far.address, *far.further)
+        weights = {str(ip_interface(f"{peer}/24").network): weight for peer, weight in zip(peers, WEIGHTS, strict=True)}
+        target = stack.enter_context(process(far, "target", ",".join(peers)))
+        assert target.stdout is not None
+        name = target.stdout.readline().strip()
+        before = near.carried_bytes(WEIGHTS.index(0))
+        addresses = ",".join((near.address, *near.further))
+        command = (addresses, name, str(WEIGHED_SECONDS), json.dumps(weights))
+        mover = stack.enter_context(process(near, "initiator", *command))
+        assert mover.stdout is not None
+        _, *lines = mover.stdout
+        done: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        beside = near.carried_bytes(WEIGHTS.index(0)) - before
+    assert [one["error"] for one in done if one["error"]] == []
+    assert all(one["right"] for one in done)
+    carried = Counter[str]()
+    for one in done:
+        carried.update(dict.fromkeys(peers, 0))
+        for peer, num_bytes in one["carried"]:
+            carried[peer] += num_bytes
+    moved = sum(carried.values())
+    assert moved == sum(2 * one["bytes"] for one in done)
+    shares = [carried[peer] / moved for peer in peers]
+    print(
+        f"\nweights {WEIGHTS}: {len(done)} blocks, {moved / 1e6:.0f} MB, by link "
+        f"{', '.join(f'{share:.0%}' for share in shares)}; {beside} bytes went by the banned one, which the control plane uses"
+    )
+    assert shares[WEIGHTS.index(0)] == 0
+    assert beside < BESIDE_AT_MOST_BYTES
+    assert shares[WEIGHTS.index(2)] == pytest.approx(2 / 3, abs=WEIGHED_WITHIN)
 
 
 def _share(host: netns.Host) -> float:

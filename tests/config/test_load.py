@@ -205,6 +205,11 @@ def test_a_wrong_item_leaves_the_numbers_of_the_others(tmp_path: Path) -> None:
             "store: [{data_port: 5001, metrics_port: 5001}]",
             "c.yaml:1:41: store.0.metrics_port: expected ports to be used once per host, got 5001 for store",
         ),
+        (
+            "transfer: {weights: {10.1.0.0/33: 1}}",
+            "c.yaml:1:35: transfer.weights.10.1.0.0/33: expected a network like 10.1.0.0/16, or the name of an RDMA device",
+        ),
+        ("transfer: {weights: {mlx5_0: -1}}", "c.yaml:1:30: transfer.weights.mlx5_0: expected"),
         ("master: {admin_port: x}", 'c.yaml:1:22: master.admin_port: expected a whole number, got "x"'),
         ("? [a]\n: b", "c.yaml:1:3: expected a name before the colon, got a list or a mapping"),
         ("store: [{}, {}]", "c.yaml:1:13: store.1: expected each process to have a name of its own, got store twice"),

@@ -40,11 +40,13 @@ def test_lanes_are_found_again_and_too_many_are_counted_together() -> None:
 class Two:
     """An engine, and another on whose memory it acts."""
 
-    def __init__(self, *transports: object, far_hosts: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *transports: object, far_hosts: tuple[str, ...] = (), weights: dict[str, float] | None = None
+    ) -> None:
         with ExitStack() as made:
-            self.near = self._engine("near", 1, transports, ())
+            self.near = self._engine("near", 1, transports, (), weights)
             made.callback(self.near.close)
-            self.far = self._engine("far", 2, transports, far_hosts)
+            self.far = self._engine("far", 2, transports, far_hosts, None)
             made.pop_all()
         self.memory = memoryview(bytearray(8 * SLICE_BYTES))
         self.segment = self.far.export(self.far.register_memory(self.memory), writable=True)
@@ -54,10 +56,20 @@ class Two:
         self.far.close()
 
     def _engine(
-        self, owner: str, number: int, transports: tuple[object, ...], further: tuple[str, ...]
+        self,
+        owner: str,
+        number: int,
+        transports: tuple[object, ...],
+        further: tuple[str, ...],
+        weights: dict[str, float] | None,
     ) -> TransferEngine:
         return TransferEngine(
-            owner=owner, host_id=owner, incarnation=number, transports=list(transports), further_hosts=further
+            owner=owner,
+            host_id=owner,
+            incarnation=number,
+            transports=list(transports),  # type: ignore[arg-type]
+            further_hosts=further,
+            weights=weights,
         )
 
 
@@ -107,4 +119,28 @@ def test_a_peer_that_is_not_there_is_a_lane_that_fails() -> None:
     (lane,) = two.near.lanes()
     assert (lane.transport, lane.local, lane.peer) == ("tcp", "", HOSTS[0])
     assert lane.num_failures
+    two.close()
+
+
+@pytest.mark.parametrize("num_bytes", [8 * SLICE_BYTES, 1000])
+def test_a_banned_network_carries_nothing(num_bytes: int) -> None:
+    two = Two("tcp", far_hosts=HOSTS[1:], weights={"127.0.0.1/32": 0})
+    (moved,) = two.near.move(Kind.WRITE, two.segment, [([memoryview(bytes(num_bytes))], 0)])
+    assert [(one.peer, one.num_bytes) for one in moved.carried()] == [(HOSTS[1], num_bytes)]
+    two.close()
+
+
+def test_slices_go_by_weight() -> None:
+    two = Two("tcp", far_hosts=HOSTS[1:], weights={"127.0.0.2/32": 3})
+    (moved,) = two.near.move(Kind.WRITE, two.segment, [([memoryview(bytes(two.memory.nbytes))], 0)])
+    shares = {one.peer: one.num_bytes // SLICE_BYTES for one in moved.carried()}
+    assert shares == {HOSTS[0]: 2, HOSTS[1]: 6}
+    two.close()
+
+
+def test_where_all_networks_are_banned_the_error_says_so() -> None:
+    two = Two("tcp", far_hosts=HOSTS[1:], weights={"127.0.0.0/8": 0})
+    (moved,) = two.near.move(Kind.WRITE, two.segment, [([memoryview(b"hello")], 0)])
+    assert isinstance(moved.error, PathFailed)
+    assert "127.0.0.1, 127.0.0.2 over tcp: transfer.weights bans each network" in str(moved.error)
     two.close()

@@ -117,8 +117,10 @@ def test_without_pyverbs_it_says_what_to_install(tmp_path: Path, monkeypatch: py
         make_pyverbs_importable([tmp_path])
 
 
-def _examined(root: Path, *transports: str) -> list[Finding]:
-    config = ClusterConfig(transfer=TransferConfig(transports=list(transports))) if transports else None
+def _examined(root: Path, *transports: str, **weights: float) -> list[Finding]:
+    config = (
+        ClusterConfig(transfer=TransferConfig(transports=list(transports), weights=weights)) if transports else None
+    )
     return list(doctor.check(Subject(config, root)))
 
 
@@ -136,3 +138,10 @@ def test_doctor_says_what_keeps_rdma_from_working(tmp_path: Path, monkeypatch: p
     assert "a/1 is ACTIVE at 100 Gbit/s, GID ::ffff:c000:201 (roce-v2-ipv4)" in found[0].found
     assert "may pin 8MiB" in found[-1].found
     assert _examined(tmp_path, "rdma")[-1].state is State.FAIL
+
+
+def test_doctor_warns_of_weights_for_devices_that_are_not_there(tmp_path: Path) -> None:
+    write_tree(tmp_path / "sys", rdma_port("a", CONNECTX))
+    warning, *_ = _examined(tmp_path, "tcp", a=2, c=0)
+    assert warning.state is State.WARN
+    assert "expected an RDMA device, got c; this machine has a" in warning.found

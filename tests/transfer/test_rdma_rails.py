@@ -16,6 +16,7 @@ from mooncake_core.transfer.addresses import address_of
 from mooncake_core.transfer.contract import Kind, Operation, TransportSettings
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.transfer.topology import Priority, location_of
+from mooncake_core.transfer.weights import Weights
 from mooncake_rdma import initiator
 from mooncake_rdma.paths import RdmaPath
 from tests.transfer.rdma_fabric import Network, transport_on
@@ -105,6 +106,37 @@ def test_nics_near_the_memory_carry_it_while_they_can(network: Network) -> None:
     assert network.num_requests == {"nic0": 16, "nic1": 16}
     ends.close()
     memory.close()
+
+
+def weighed(network: Network, weights: dict[str, float]) -> Ends:
+    """An initiator that has them."""
+    ends = Ends(transport_on(network))
+    ends.initiator.close()
+    settings = TransportSettings(owner="weighed", host_id="h", incarnation=7, weights=Weights(weights))
+    ends.initiator = transport_on(network)(settings)
+    return ends
+
+
+def test_rails_carry_by_the_weights_of_their_devices(network: Network) -> None:
+    ends = weighed(network, {"nic0": 3})
+    assert set(ends.complete(_writes(ends, ends.export(writable=True))[0]).values()) == {None}
+    assert network.num_requests == {"nic0": 12, "nic1": 4}
+    ends.close()
+
+
+def test_a_rail_to_a_banned_network_carries_nothing(network: Network) -> None:
+    ends = weighed(network, {"10.0.1.0/24": 0})
+    assert set(ends.complete(_writes(ends, ends.export(writable=True))[0]).values()) == {None}
+    assert network.num_requests == {"nic0": 16}
+    ends.close()
+
+
+def test_where_all_is_banned_there_is_no_path(network: Network) -> None:
+    ends = weighed(network, {"nic0": 0, "nic1": 0})
+    (error,) = ends.complete(_writes(ends, ends.export(writable=True), count=1)[0]).values()
+    assert isinstance(error, PathFailed)
+    assert "no fabric in common that transfer.weights allows" in str(error)
+    ends.close()
 
 
 def test_a_rail_that_failed_is_left_alone_for_a_while_then_used_again(

@@ -21,6 +21,7 @@ from mooncake_core.transfer.contract import Kind, Transport, TransportSettings
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.exports import Exports
 from mooncake_core.transfer.lanes import Lanes
+from mooncake_core.transfer.weights import Weights
 from mooncake_tcp import TcpTransport, links
 from mooncake_tcp.connecting import Dialer
 from mooncake_tcp.frames import NAME, REQUEST
@@ -60,7 +61,7 @@ class TestSeveralAddresses(TransportContract):
 
 
 def test_what_failed_is_set_aside_longer_each_time() -> None:
-    found = Links(Dialer(None, Lanes()))
+    found = Links(Dialer(None, Lanes()), Weights())
     assert found.good(PEER, 0.0) == [*PEER]
     found.fail(PEER[0], 0.0)
     assert found.good(PEER, 0.5 * FIRST_BACK_OFF_S) == [PEER[1]]
@@ -74,8 +75,8 @@ def test_what_failed_is_set_aside_longer_each_time() -> None:
 
 
 def test_links_take_turns() -> None:
-    found = Links(Dialer(None, Lanes()))
-    assert [found.open(PEER).address for _ in range(4)] == [*PEER, *PEER]
+    found = Links(Dialer(None, Lanes()), Weights())
+    assert [found.next(PEER, PEER, 1) for _ in range(4)] == [*PEER, *PEER]
 
 
 def test_a_path_names_all_addresses_and_one_of_an_older_version_is_read() -> None:

@@ -135,3 +135,21 @@ def test_inspect_says_which_addresses_carry_tcp(
     assert "tcp, beside each process' own host: 10.1.0.7" in capsys.readouterr().out
     assert run(["inspect", "topology", "-c", str(config), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tcp"] == ["10.1.0.7"]
+
+
+def test_inspect_says_what_weights_are_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inventory = read_inventory(_server(tmp_path / "sys"))
+    monkeypatch.setattr(topology, "read_inventory", lambda: inventory)
+    monkeypatch.setattr(host, "local_addresses", lambda proc_net: [ip_address("10.1.0.7")])
+    config = tmp_path / "c.yaml"
+    config.write_text("transfer: {weights: {mlx5_0: 0, mlx5_99: 3, 10.1.0.0/16: 2}}\n")
+    assert run(["inspect", "topology", "-c", str(config), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"] == [
+        {"name": "mlx5_0", "weight": 0, "here": ["mlx5_0"]},
+        {"name": "mlx5_99", "weight": 3, "here": []},
+        {"name": "10.1.0.0/16", "weight": 2, "here": ["10.1.0.7"]},
+    ]
+    assert run(["inspect", "topology", "-c", str(config)]) == 0
+    assert "0 (banned)" in capsys.readouterr().out

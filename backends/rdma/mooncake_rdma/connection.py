@@ -82,15 +82,18 @@ class Connection:
         path: RdmaPath,
         *,
         secret: bytes | None,
+        delivered: Callable[[int, float], None],
         lane: Lane,
         numbers: Iterator[int],
         withdrawn: Callable[[int], None],
     ) -> None:
-        """`numbers` are those of work requests, of all connections; `withdrawn` is told which exports the peer has ended."""
+        """`delivered` is told of bytes and the seconds they took, while no lock is held here; `numbers` are those of work
+        requests, of all connections; `withdrawn` is told which exports the peer has ended."""
         self.rail = rail
         self.lane = lane
         self.peer = name_of(path.host, path.port)
         self.pending_bytes = 0
+        self._tell_delivered = delivered
         self._tell_withdrawn = withdrawn
         self._device = device
         self._path = path
@@ -104,6 +107,8 @@ class Connection:
         """By the number of the work request; they end in this order."""
         self._unsignalled = 0
         self._moved_at_s = time.monotonic()
+        self._busy_since_s = 0.0
+        """With the work that ends next."""
         self._staging = Staging(device)
         self._pair: QueuePair | None = None
         self._socket: socket.socket | None = None
@@ -143,6 +148,8 @@ class Connection:
         with self._lock:
             if self._broken or self._ended:
                 return False
+            if not self._works:
+                self._busy_since_s = time.monotonic()
             for work in works:
                 self._works[work.operation.operation_id] = work
                 self.pending_bytes += work.operation.length
@@ -182,11 +189,15 @@ class Connection:
     def succeeded(self, number: int) -> list[Work]:
         """A work request completed, and so did those before it; the works that have ended with them."""
         with self._lock:
-            self._moved_at_s = time.monotonic()
+            now = self._moved_at_s = time.monotonic()
             ended = self._completed(number)
+            busy_s = now - self._busy_since_s
+            if ended:
+                self._busy_since_s = now
             if not self._broken:
                 self._post()
-            return ended
+        self._tell_delivered(sum([work.operation.length for work in ended]), busy_s)
+        return ended
 
     def failed(self, ended: Ended) -> tuple[list[Work], Work, TransferError]:
         """A work request failed: the works that have ended before, the one that is to blame, and why."""
@@ -273,6 +284,7 @@ class Connection:
                 pair.close()
                 return
             self._pair = pair
+            self._busy_since_s = time.monotonic()
             self._post()
 
     def _agree(self, sock: socket.socket, pair: QueuePair) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from mooncake_core.doctor import Finding, Subject, fail, ok, skip, warn
 from mooncake_core.errors import MooncakeError
+from mooncake_core.transfer.weights import Weights
 from mooncake_core.units import format_size
 from mooncake_rdma.ports import ACTIVE, read_ports, usable_ports
 from mooncake_rdma.pyverbs_location import make_pyverbs_importable
@@ -14,6 +15,7 @@ from mooncake_rdma.pyverbs_location import make_pyverbs_importable
 
 def check(subject: Subject) -> Iterator[Finding]:
     ports = read_ports(subject.root / "sys")
+    yield from _weights(subject, [port.device for port in ports])
     is_wanted = subject.config is not None and "rdma" in subject.config.transfer.transports
     if not ports and not is_wanted:
         yield skip("this machine has no RDMA device, and no configuration that asks for one was given")
@@ -42,6 +44,17 @@ def check(subject: Subject) -> Iterator[Finding]:
             f"a process may pin {format_size(limit)}; a node pins its segment, and once more for each export",
             "ulimit -l unlimited; LimitMEMLOCK=infinity in a systemd unit; --ulimit memlock=-1 for a container",
         )
+
+
+def _weights(subject: Subject, devices: Sequence[str]) -> Iterator[Finding]:
+    """Names in transfer.weights that are none of this machine's devices: another host's, or misspelt."""
+    named = Weights(subject.config.transfer.weights).devices if subject.config else {}
+    for name in named:
+        if name not in devices:
+            yield warn(
+                f"transfer.weights: expected an RDMA device, got {name}; this machine has {', '.join(devices) or 'none'}",
+                "correct the name, where no host of the cluster has such a device",
+            )
 
 
 def _of(error: MooncakeError, bad: Callable[[str, str], Finding]) -> Finding:

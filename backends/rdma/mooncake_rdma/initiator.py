@@ -13,15 +13,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from mooncake_core.errors import DeadlineExceeded, PathFailed, StaleSegment, TransferError
 from mooncake_core.transfer.contract import Completion
 from mooncake_core.transfer.lanes import Lane, Lanes
+from mooncake_core.transfer.shares import Shares
 from mooncake_core.transfer.sieve import Sieve
+from mooncake_core.transfer.weights import Weights
 from mooncake_rdma.connection import Connection, Registered, Work
 from mooncake_rdma.messages import Message
-from mooncake_rdma.paths import PortAddress, Rail, RdmaPath, rails
+from mooncake_rdma.paths import PortAddress, Rail, RdmaPath, rails, weight_of
 from mooncake_rdma.requests import Ended
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ class _Track:
 @dataclass(slots=True)
 class _Peer:
     tracks: dict[Rail, _Track]
+    shares: Shares[Rail] = field(default_factory=Shares)
     withdrawn: set[int] = field(default_factory=set)
     """Exports of it that have ended, the last of them."""
 
@@ -78,6 +82,7 @@ class Initiator:
         owner: str,
         secret: bytes | None,
         lanes: Lanes,
+        weights: Weights,
         messages: Callable[[Work], Iterable[Message[Registered]]],
         complete: Callable[[Completion], None],
     ) -> None:
@@ -86,6 +91,7 @@ class Initiator:
         self._ports = ports
         self._secret = secret
         self._lanes = lanes
+        self._weights = weights
         self._messages = messages
         self._complete = complete
         self._closed = PathFailed(f"the transport of {owner} was closed", path="rdma", errno=errno.ESHUTDOWN)
@@ -179,22 +185,31 @@ class Initiator:
         peer = self._peers.get(key)
         if peer is None:
             self._forget_idle_peers()
-            peer = self._peers[key] = _Peer({rail: _Track() for rail in rails(self._ports, path.ports)})
+            peer = self._peers[key] = _Peer({rail: _Track() for rail in self._rails(path)})
         if path.export in peer.withdrawn:
             raise StaleSegment(f"{path.host}:{path.port} has withdrawn the segment")
         left = [rail for rail in peer.tracks if rail not in work.tried]
         if not left:
             ours, theirs = (", ".join(map(str, ports)) or "none" for ports in (self._ports, path.ports))
             raise PathFailed(
-                f"{path.host}:{path.port} over rdma: no fabric in common, ours are {ours}, theirs {theirs}",
+                f"{path.host}:{path.port} over rdma: no fabric in common that transfer.weights allows, ours are {ours}, "
+                f"theirs {theirs}",
                 path="rdma",
                 errno=errno.ENETUNREACH,
             )
         now = time.monotonic()
         good = [rail for rail in left if peer.tracks[rail].set_aside_until_s <= now]
         near = [rail for rail in good if rail.ours in work.near]
-        connections = [self._connection(peer, rail, path) for rail in near or good or left]
-        return min(connections, key=lambda one: loads.get(one, one.pending_bytes) / self._rate(one.rail, path))
+        connections = {rail: self._connection(peer, rail, path) for rail in near or good or left}
+        nominal = {rail: self._rate(rail, path) * self._weight(rail, path) for rail in connections}
+        pending = {rail: loads.get(one, one.pending_bytes) for rail, one in connections.items()}
+        return connections[peer.shares.next(nominal, work.operation.length + 1, pending)]
+
+    def _rails(self, path: RdmaPath) -> list[Rail]:
+        return rails(self._ports, path.ports, self._weights)
+
+    def _weight(self, rail: Rail, path: RdmaPath) -> float:
+        return weight_of(self._ports[rail.ours], path.ports[rail.theirs], rail.fabric, self._weights)
 
     def _rate(self, rail: Rail, path: RdmaPath) -> float:
         return max(1.0, min(self._ports[rail.ours].rate_gbps, path.ports[rail.theirs].rate_gbps))
@@ -208,6 +223,7 @@ class Initiator:
                 rail,
                 path,
                 secret=self._secret,
+                delivered=partial(self._delivered, peer, rail, self._rate(rail, path)),
                 lane=self._lanes.get("rdma", str(self._ports[rail.ours]), f"{path.host} {path.ports[rail.theirs]}"),
                 numbers=self._numbers,
                 withdrawn=peer.note_withdrawn,
@@ -225,6 +241,10 @@ class Initiator:
             self._openers.add(opener)
             self._sieve.add(track.connection)
         return track.connection
+
+    def _delivered(self, peer: _Peer, rail: Rail, rate: float, num_bytes: int, seconds: float) -> None:
+        with self._lock:
+            peer.shares.delivered(rail, rate, num_bytes, seconds)
 
     def _make_room(self) -> None:
         """For one more. Locked."""
@@ -382,7 +402,7 @@ class Initiator:
         self.start(retried)
 
     def _has_rails_left(self, work: Work) -> bool:
-        return any(rail not in work.tried for rail in rails(self._ports, work.path.ports))
+        return any(rail not in work.tried for rail in self._rails(work.path))
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -427,6 +447,7 @@ class Initiator:
             if set_aside:
                 track.back_off_s = min(max(2 * track.back_off_s, FIRST_BACK_OFF_S), LAST_BACK_OFF_S)
                 track.set_aside_until_s = time.monotonic() + track.back_off_s
+                peer.shares.forget(connection.rail)
                 connection.lane.num_set_aside += 1
             return True
         return False

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 
 from msgspec import Struct
 
 from mooncake_core.transfer.contract import Range
+from mooncake_core.transfer.weights import BANNED, Weights
 from mooncake_rdma.ports import Fabric, Port
 
+NO_WEIGHTS: Final = Weights()
 MOST_KEYS: Final = 16
 """Memory regions that one export makes: each costs the NIC an entry, and the kernel a call."""
 
@@ -75,19 +78,34 @@ def hulls(ranges: Sequence[Range], most: int = MOST_KEYS) -> list[Range]:
     return covering
 
 
-def rails(ours: Sequence[PortAddress], theirs: Sequence[PortAddress]) -> list[Rail]:
-    """Pairs of ports with a fabric in common, so that each port of both ends is in one: preferred are those whose addresses
-    begin alike (the same subnet), then those of the same name."""
+def rails(ours: Sequence[PortAddress], theirs: Sequence[PortAddress], weights: Weights = NO_WEIGHTS) -> list[Rail]:
+    """Pairs of ports with a fabric in common, none of them banned, so that each port of both ends is in one: preferred are
+    those whose addresses begin alike (the same subnet), then those of the same name."""
     reached: list[tuple[int, bool, Rail]] = []
     for index, port in enumerate(ours):
         for place, other in enumerate(theirs):
             fabric = next((fabric for fabric in Fabric if fabric in port.gids and fabric in other.gids), None)
-            if fabric is not None:
+            if fabric is not None and weight_of(port, other, fabric, weights):
                 bits = _common_bits(port.gids[fabric], other.gids[fabric])
                 reached.append((-bits, port.device != other.device, Rail(index, place, fabric)))
     ordered = [rail for _, _, rail in sorted(reached)]
     alone = _pick(ordered, [], both_new=True)
     return _pick(ordered, alone, both_new=False)
+
+
+def weight_of(ours: PortAddress, theirs: PortAddress, fabric: Fabric, weights: Weights) -> float:
+    """That of our device, times that of the network of the peer's address where the fabric has such. Where either end is in a
+    banned network it is banned."""
+    weight = weights.of_device(ours.device)
+    if fabric is Fabric.INFINIBAND:
+        return weight
+    near, far = (weights.of_address(_host(port.gids[fabric])) for port in (ours, theirs))
+    return weight * far if near else BANNED
+
+
+def _host(gid: bytes) -> str:
+    address = IPv6Address(gid)
+    return str(address.ipv4_mapped or address)
 
 
 def _pick(candidates: Sequence[Rail], picked: Sequence[Rail], *, both_new: bool) -> list[Rail]:

@@ -90,6 +90,7 @@ class RdmaTransport(Transport):
             owner=settings.owner,
             secret=settings.secret,
             lanes=settings.lanes,
+            weights=settings.weights,
             messages=self._messages,
             complete=self._completions.add,
         )
@@ -102,7 +103,8 @@ class RdmaTransport(Transport):
             PathFailed: one cannot be opened.
         """
         named = [name for name in os.environ.get(DEVICES_VARIABLE, "").split(",") if name]
-        ports = usable_ports(read_ports(), named)
+        allowed = [port for port in read_ports() if self._settings.weights.of_device(port.device)]
+        ports = usable_ports(allowed, named)
         from mooncake_rdma.verbs import Device  # looks for pyverbs
 
         with ExitStack() as made:

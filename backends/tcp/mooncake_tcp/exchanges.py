@@ -32,11 +32,15 @@ class Exchanges:
 
     def carry_out(self, peer: Peer, pairs: Sequence[Pair]) -> list[Completion | None] | None:
         """Carries operations out in the calling thread; None where all exchanges with the peer are lent out."""
-        exchange = self._lend(peer)
+        exchange = self._lend(peer, pairs)
         if exchange is None:
             return None
+        started_s = time.monotonic()
         try:
-            return exchange.carry_out(pairs)
+            ended = exchange.carry_out(pairs)
+            if exchange.link is not None and not exchange.is_broken:
+                exchange.link.delivered(_num_bytes(pairs), time.monotonic() - started_s)
+            return ended
         finally:
             self._take_back(exchange)
 
@@ -59,19 +63,17 @@ class Exchanges:
                 exchange.end(reason)
             self._returned.wait_for(lambda: not self._lent)
 
-    def _lend(self, peer: Peer) -> Exchange | None:
+    def _lend(self, peer: Peer, pairs: Sequence[Pair]) -> Exchange | None:
         with self._lock:
             if self._closed or self._num_lent.get(peer, 0) >= MOST_PER_PEER:
                 return None
-            exchange = self._pick(peer)
+            exchange = self._pick(peer) if len(peer) == 1 else self._pick_link(peer, _num_bytes(pairs))
             self._lent[exchange] = peer
             self._num_lent[peer] = self._num_lent.get(peer, 0) + 1
             return exchange
 
     def _pick(self, peer: Peer) -> Exchange:
         idle = self._idle.setdefault(peer, [])
-        if len(peer) > 1:
-            return self._pick_link(peer, idle)
         while idle:
             exchange = idle.pop()
             if exchange.is_good():
@@ -79,9 +81,10 @@ class Exchanges:
             exchange.end(PathFailed("its peer has ended it"))
         return Exchange(*peer[0], dialer=self._links.dialer, note_deadline=self._note_deadline)
 
-    def _pick_link(self, peer: Peer, idle: list[Exchange]) -> Exchange:
+    def _pick_link(self, peer: Peer, num_bytes: int) -> Exchange:
         """One over the link whose turn it is."""
-        link = self._links.open(peer)
+        idle = self._idle.setdefault(peer, [])
+        link = self._links.open(peer, self._links.next(peer, self._links.good(peer, time.monotonic()), num_bytes))
         for exchange in [one for one in idle if one.link is not None and one.link.address == link.address]:
             idle.remove(exchange)
             if exchange.is_good():
@@ -106,3 +109,7 @@ class Exchanges:
         if not self._num_lent[peer] and not self._idle.get(peer):
             del self._num_lent[peer]
             self._idle.pop(peer, None)
+
+
+def _num_bytes(pairs: Sequence[Pair]) -> int:
+    return sum([operation.length for operation, _ in pairs])

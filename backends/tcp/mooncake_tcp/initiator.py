@@ -64,6 +64,8 @@ class Connection:
         """Connected, and nothing is being sent by the thread: callers may send what is small."""
         self._pending: dict[int, Operation] = {}
         self.pending_bytes = 0
+        self._busy_since_s = 0.0
+        """With what is answered next."""
         self._broken: TransferError | None = None
         self._is_connected = False
         self._socket: socket.socket | None = None
@@ -75,6 +77,8 @@ class Connection:
         with self._changed:
             if self._broken:
                 return False
+            if not self._pending:
+                self._busy_since_s = time.monotonic()
             for operation, _ in operations:
                 self._pending[operation.operation_id] = operation
                 self.pending_bytes += operation.length
@@ -166,6 +170,7 @@ class Connection:
             self._lane = self._dialer.connect(sock, (self._host, self._port), self._clock)
         else:
             self._lane = self.link.connect(sock, self._clock)
+        self._busy_since_s = time.monotonic()
         return sock
 
     def _next_frames(self) -> list[bytes | memoryview]:
@@ -218,6 +223,10 @@ class Connection:
         with self._changed:
             del self._pending[operation_id]
             self.pending_bytes -= operation.length
+            now = time.monotonic()
+            busy_s, self._busy_since_s = now - self._busy_since_s, now
+        if self.link is not None and status is Status.OK:
+            self.link.delivered(operation.length, busy_s)
         error = None if status is Status.OK else error_of(status, self.peer)
         self._complete(Completion(operation_id, error, self._lane))
 

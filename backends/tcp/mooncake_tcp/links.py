@@ -8,14 +8,16 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from mooncake_core.errors import AuthenticationFailed, PathFailed, TransferError, VersionMismatch
 from mooncake_core.transfer.contract import Kind, Operation
 from mooncake_core.transfer.lanes import Lane
+from mooncake_core.transfer.shares import Shares
 from mooncake_core.transfer.sockets import receive_into
+from mooncake_core.transfer.weights import Weights
 from mooncake_tcp.clock import PeerClock
 from mooncake_tcp.connecting import Dialer
 from mooncake_tcp.frames import BREAK_OFF, NAME, REQUEST, RESPONSE, Status
@@ -44,7 +46,7 @@ Peer = tuple[Address, ...]
 class _Track:
     """What is known of one link."""
 
-    num_turns: int = 0
+    weight: float
     set_aside_until_s: float = 0.0
     back_off_s: float = 0.0
     lane: Lane | None = None
@@ -53,8 +55,10 @@ class _Track:
 class Links:
     """Those to all peers that have several. Any thread."""
 
-    def __init__(self, dialer: Dialer) -> None:
+    def __init__(self, dialer: Dialer, weights: Weights) -> None:
         self.dialer = dialer
+        self._weights = weights
+        self._shares: dict[Peer, Shares[Address]] = {}
         self.is_closed = False
         self._lock = threading.Lock()
         self._tracks: dict[Address, _Track] = {}
@@ -64,14 +68,27 @@ class Links:
         with self._lock:
             return [address for address in peer if self._track(address).set_aside_until_s <= now] or list(peer)
 
-    def open(self, peer: Peer, address: Address | None = None) -> Link:
-        """For a connection; where no address is named, over the link whose turn it is."""
-        if address is None:
-            good = self.good(peer, time.monotonic())
-            with self._lock:
-                address = min(good, key=lambda one: self._track(one).num_turns)
-                self._track(address).num_turns = 1 + max(self._track(one).num_turns for one in good)
+    def allowed(self, addresses: Peer) -> Peer:
+        """Those that may carry anything at all."""
+        with self._lock:
+            return tuple([address for address in addresses if self._track(address).weight])
+
+    def open(self, peer: Peer, address: Address) -> Link:
+        """For a connection."""
         return Link(self, peer, address)
+
+    def next(
+        self, peer: Peer, addresses: Sequence[Address], num_bytes: int, pending: Mapping[Address, int] | None = None
+    ) -> Address:
+        """Which of these is to carry so many bytes; `pending` are under way by each."""
+        with self._lock:
+            shares = self._shares.setdefault(peer, Shares())
+            return shares.next({one: self._track(one).weight for one in addresses}, max(1, num_bytes), pending)
+
+    def delivered(self, peer: Peer, address: Address, num_bytes: int, seconds: float) -> None:
+        """A connection was busy for so long with so many bytes."""
+        with self._lock:
+            self._shares.setdefault(peer, Shares()).delivered(address, 1.0, num_bytes, seconds)
 
     def is_good(self, address: Address, now: float) -> bool:
         """Whether it has not failed lately."""
@@ -90,6 +107,8 @@ class Links:
             if track.set_aside_until_s <= now:  # several connections fail at once
                 track.back_off_s = min(max(2 * track.back_off_s, FIRST_BACK_OFF_S), LAST_BACK_OFF_S)
                 track.set_aside_until_s = now + track.back_off_s
+                for shares in self._shares.values():
+                    shares.forget(address)
                 lane = track.lane or self.dialer.unconnected(address[0])
                 lane.num_set_aside += 1
 
@@ -102,7 +121,10 @@ class Links:
                 track.back_off_s = 0.0
 
     def _track(self, address: Address) -> _Track:
-        return self._tracks.setdefault(address, _Track())
+        track = self._tracks.get(address)
+        if track is None:
+            track = self._tracks[address] = _Track(self._weights.of_address(address[0]))
+        return track
 
 
 class Link:
@@ -124,6 +146,10 @@ class Link:
         sock.sendall(REQUEST.pack(NAME, 0, 0, self._name, 0.0, 0, 0))
         self._links.succeed(self.address, lane)
         return lane
+
+    def delivered(self, num_bytes: int, seconds: float) -> None:
+        """The connection was busy for so long with so many bytes."""
+        self._links.delivered(self._peer, self.address, num_bytes, seconds)
 
     def is_lost(self, sock: socket.socket) -> bool:
         """Whether the other end does not answer the kernel, and there is another link to go to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import threading
@@ -42,6 +43,7 @@ class _Reach(NamedTuple):
     """An export, as an operation needs it."""
 
     peer: Peer
+    """Empty where each of its addresses is banned."""
     key: bytes
 
 
@@ -65,7 +67,8 @@ class TcpTransport(ExportingTransport):
         self._ending: list[Connection] = []
         """Calling back what was on its way."""
         self._dialer = Dialer(settings.secret, settings.lanes)
-        self._links = Links(self._dialer)
+        self._links = Links(self._dialer, settings.weights)
+        self._reach = lru_cache(self._reach_of)
         self._exchanges = Exchanges(self._links, self._note_deadline)
         self._turns = itertools.count()
         """Which connection of several that have nothing to do is the first one."""
@@ -79,19 +82,25 @@ class TcpTransport(ExportingTransport):
         return msgspec.msgpack.encode(TcpPath(host, port, key, others))
 
     def key_of(self, path: bytes) -> bytes:
-        return _decode(path).key
+        return _decoder.decode(path).key
 
     def post(self, operations: Sequence[Operation]) -> None:
-        peers, late = _by_peer(operations)
+        peers, late = self._by_peer(operations)
         for operation in late:
             self.completions.add(_late(operation))
         for peer, pairs in peers.items():
-            self._post_to(peer, pairs)
+            if peer:
+                self._post_to(peer, pairs)
+                continue
+            for operation, _ in pairs:
+                self.completions.add(Completion(operation.operation_id, _banned(operation)))
 
     def move(self, operations: Sequence[Operation]) -> list[Completion | None]:
-        peers, late = _by_peer(operations)
+        peers, late = self._by_peer(operations)
         ended = {operation.operation_id: _late(operation) for operation in late}
         for peer, pairs in peers.items():
+            if not peer:
+                continue
             if len(peer) > 1:
                 if sum([operation.length for operation, _ in pairs]) > (SLICE_BYTES if len(pairs) == 1 else BUSY_BYTES):
                     continue  # cut into parts several links carry it at once, which one thread cannot do
@@ -118,6 +127,23 @@ class TcpTransport(ExportingTransport):
             connection.join()
         self._timer.join()
         super().close()
+
+    def _reach_of(self, path: bytes) -> _Reach:
+        named = _decoder.decode(path)
+        return _Reach(self._links.allowed(((named.host, named.port), *named.others)), named.key)
+
+    def _by_peer(self, operations: Sequence[Operation]) -> tuple[dict[Peer, list[Pair]], list[Operation]]:
+        """What goes to each peer; and what is late already."""
+        peers: dict[Peer, list[Pair]] = {}
+        late = []
+        now = time.monotonic()
+        for operation in operations:
+            if operation.deadline_s <= now:
+                late.append(operation)
+                continue
+            peer, key = self._reach(operation.path)
+            peers.setdefault(peer, []).append((operation, key))
+        return peers, late
 
     def _post_to(self, peer: Peer, pairs: Sequence[Pair]) -> None:
         """Spreads operations over the peer's connections, by bytes under way."""
@@ -148,13 +174,27 @@ class TcpTransport(ExportingTransport):
                 wanted = min(len(pool) + 1, most)
             while len(peer) == 1 and len(pool) < max(wanted, 1):
                 pool.append(self._connect(peer))
-            loads = [(connection.pending_bytes, index) for index, connection in enumerate(pool)]
-            shares: list[list[Pair]] = [[] for _ in pool]
-            for pair in pairs:
-                load, index = min(loads)
-                shares[index].append(pair)
-                loads[index] = (load + pair[0].length + 1, index)
-            return [(connection, share) for connection, share in zip(pool, shares, strict=True) if share]
+            return self._spread(peer, pool, pairs)
+
+    def _spread(
+        self, peer: Peer, pool: Sequence[Connection], pairs: Sequence[Pair]
+    ) -> list[tuple[Connection, list[Pair]]]:
+        """Each pair to a connection of the link whose turn it is: to that which has least under way."""
+        loads = {connection: connection.pending_bytes for connection in pool}
+        members: dict[Address, list[Connection]] = {}
+        for connection in pool:
+            members.setdefault(connection.link.address if connection.link else peer[0], []).append(connection)
+        addresses = [*members]
+        pending = {address: sum([loads[one] for one in some]) for address, some in members.items()}
+        shares: dict[Connection, list[Pair]] = {}
+        for pair in pairs:
+            length = pair[0].length + 1
+            address = self._links.next(peer, addresses, length, pending) if len(addresses) > 1 else addresses[0]
+            connection = min(members[address], key=loads.__getitem__)
+            loads[connection] += length
+            pending[address] += length
+            shares.setdefault(connection, []).append(pair)
+        return [*shares.items()]
 
     def _usable(self, peer: Peer, pool: list[Connection]) -> list[Connection]:
         """Those to a peer with several links: each good one has its share of the connections. Where one has failed before, it is
@@ -218,29 +258,19 @@ class TcpTransport(ExportingTransport):
             self._note_deadline(self._exchanges.expire(time.monotonic()))
 
 
-def _by_peer(operations: Sequence[Operation]) -> tuple[dict[Peer, list[Pair]], list[Operation]]:
-    """What goes to each peer; and what is late already."""
-    peers: dict[Peer, list[Pair]] = {}
-    late = []
-    now = time.monotonic()
-    for operation in operations:
-        if operation.deadline_s <= now:
-            late.append(operation)
-            continue
-        peer, key = _decode(operation.path)
-        peers.setdefault(peer, []).append((operation, key))
-    return peers, late
-
-
 def _late(operation: Operation) -> Completion:
     return Completion(operation.operation_id, DeadlineExceeded("posted after its deadline"))
 
 
+def _banned(operation: Operation) -> PathFailed:
+    named = _decoder.decode(operation.path)
+    hosts = ", ".join(dict.fromkeys([named.host, *(host for host, _ in named.others)]))
+    return PathFailed(
+        f"{hosts} over tcp: transfer.weights bans each network of the peer's addresses here",
+        path=TRANSPORT,
+        errno=errno.EPERM,
+    )
+
+
 # Made here, once: two threads that make the first one of a type at the same time can end the process.
 _decoder: Final = msgspec.msgpack.Decoder(TcpPath)
-
-
-@lru_cache
-def _decode(path: bytes) -> _Reach:
-    named = _decoder.decode(path)
-    return _Reach(((named.host, named.port), *named.others), named.key)

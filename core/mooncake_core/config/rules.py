@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
+from typing import Final
 
 from mooncake_core import registry
 from mooncake_core.address import is_loopback, is_wildcard
@@ -18,6 +20,8 @@ from mooncake_core.config.schema import (
     NodeConfig,
     SchedulerConfig,
 )
+
+DEVICE: Final = re.compile(r"[A-Za-z][\w-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ def findings(config: ClusterConfig) -> Iterator[Finding]:
     yield from _admin_port(config.master, specs)
     yield from _hosts(config)
     yield from _networks(config)
+    yield from _weights(config)
     yield from _plugins(config)
     yield from _shared_processes(config)
     yield from _tenants(config.gateway, config.scheduler)
@@ -131,6 +136,18 @@ def _networks(config: ClusterConfig) -> Iterator[Finding]:
                 "a key), or say insecure: true",
                 because=("auth", "insecure"),
             )
+
+
+def _weights(config: ClusterConfig) -> Iterator[Finding]:
+    for name in config.transfer.weights:
+        if not DEVICE.fullmatch(name):
+            try:
+                ip_network(name, strict=False)
+            except ValueError:
+                message = (
+                    f"expected a network like 10.1.0.0/16, or the name of an RDMA device like mlx5_0, got {name!r}"
+                )
+                yield Finding(f"transfer.weights.{name}", message)
 
 
 def _shared_processes(config: ClusterConfig) -> Iterator[Finding]:

@@ -282,6 +282,9 @@ class TransferConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Location of memory (as cpu:0, cuda:3) to its NICs; what is not named is read from sysfs (`mooncake inspect topology`)."""
     networks: list[str] = field(default_factory=list)
     """Networks (as 10.1.0.0/16) that carry tcp transfers as well: processes listen on the host's addresses in them, too."""
+    weights: dict[str, Annotated[float, Meta(ge=0)]] = field(default_factory=dict)
+    """Of networks (that of the peer's address, for tcp and RoCE) and of RDMA devices (as mlx5_0): one with 2 carries twice as
+    much as with 1, which is the weight of all others; one with 0 nothing."""
 
 
 class AuthConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -92,6 +92,7 @@ class RoleContext:
             secret=self.key.secret if self.key else None,
             connections_per_peer=transfer.connections,
             timeout_s=transfer.timeout,
+            weights=transfer.weights,
             topology={
                 location: Priority(nics.preferred, nics.secondary) for location, nics in transfer.topology.items()
             },

@@ -19,6 +19,7 @@ from msgspec import Struct
 from mooncake_core.errors import TransferError
 from mooncake_core.transfer.lanes import Lane, Lanes
 from mooncake_core.transfer.topology import Priority
+from mooncake_core.transfer.weights import Weights
 
 
 class Kind(enum.IntEnum):
@@ -61,6 +62,8 @@ class TransportSettings:
     connections_per_peer: int = 1
     topology: Mapping[str, Priority] = field(default_factory=dict)
     """What configuration says of NICs by location of memory, instead of what sysfs shows."""
+    weights: Weights = field(default_factory=Weights)
+    """How much configuration wants of each network or NIC."""
     lanes: Lanes = field(default_factory=Lanes)
     """Where a transport that has several ways to its peers names them, for `Completion.lane`."""
     deliver: Callable[[Completion], None] | None = None

@@ -94,6 +94,7 @@ class Endpoint:
         *,
         port: int = 0,
         further_hosts: Sequence[str] = (),
+        weights: Mapping[str, float] | None = None,
         transports: Sequence[str] = TRANSPORTS,
         key: ClusterKey | None = None,
         insecure: bool = False,
@@ -102,7 +103,8 @@ class Endpoint:
         handlers: Mapping[type, Handler] | None = None,
     ) -> None:
         """Listens at `host`, the address by which peers reach it; port 0 takes a free one. `further_hosts`: addresses of
-        further NICs, over which tcp transfers go as well. `transports` in the order they are preferred; `timeout_s` for transfers
+        further NICs, over which tcp transfers go as well. `weights`: of networks (as 10.1.0.0/16) and RDMA devices, beside 1 for
+        the others; 0 carries nothing. `transports` in the order they are preferred; `timeout_s` for transfers
         that do not say theirs; `insecure`: without a key, others than this host are served as well; `handlers` answer further
         questions of peers (`ask`), on a thread of the endpoint's.
 
@@ -133,6 +135,7 @@ class Endpoint:
             incarnation=self.incarnation,
             transports=transports,
             listen_host=address,
+            weights=weights,
             further_hosts=further,
             secret=key.secret if key else None,
             timeout_s=timeout_s,

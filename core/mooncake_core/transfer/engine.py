@@ -32,6 +32,7 @@ from mooncake_core.transfer.lanes import Lane, Lanes, Part
 from mooncake_core.transfer.local import LocalTransport
 from mooncake_core.transfer.slices import cut, total_bytes
 from mooncake_core.transfer.topology import Priority
+from mooncake_core.transfer.weights import Weights
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
 PAUSE_S: Final = 0.1
@@ -86,6 +87,7 @@ class TransferEngine:
         connections_per_peer: int = 2,
         timeout_s: float = 30.0,
         topology: Mapping[str, Priority] | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self._operation_ids = itertools.count(1)
         self._slices: dict[int, _Slice] = {}
@@ -103,6 +105,7 @@ class TransferEngine:
             secret=secret,
             connections_per_peer=connections_per_peer,
             topology=topology or {},
+            weights=Weights(weights),
             lanes=self._lanes,
             deliver=self._complete,
         )

@@ -55,14 +55,17 @@ class Inventory(Struct, frozen=True):
     nics: list[Device]
     gpus: list[Device]
     numa_nodes: list[int]
+    has_rdma: bool = False
+    """Whether the NICs are RDMA devices."""
 
 
 def read_inventory(sysfs: Path = SYSFS) -> Inventory:
     """RDMA NICs, or where there is none the others; GPUs in the order of their PCI addresses (CUDA's with
     CUDA_DEVICE_ORDER=PCI_BUS_ID, and where all are of one kind)."""
-    nics = _devices(sysfs / "class/infiniband") or _devices(sysfs / "class/net")
+    rdma = _devices(sysfs / "class/infiniband")
+    nics = rdma or _devices(sysfs / "class/net")
     nodes = sorted(int(path.name[4:]) for path in (sysfs / "devices/system/node").glob("node[0-9]*"))
-    return Inventory(nics, _gpus(sysfs), nodes or [0])
+    return Inventory(nics, _gpus(sysfs), nodes or [0], bool(rdma))
 
 
 def matrix(inventory: Inventory, overrides: Mapping[str, Priority] | None = None) -> Matrix:
