@@ -20,6 +20,7 @@ HELP = """Measure how many decisions a second the Conductor makes.
 Examples:
   mooncake bench scheduler
   mooncake bench scheduler --instances 1000 --blocks 1000000 --matched 8,32,128 --policy least-loaded
+  mooncake bench scheduler --instances 16 --lower 0.5
 
 Half of the instances prefill, half of them decode; each has some requests. Three nodes have each prefix. A decision is from the
 arrival of a request to its dispatch; a lifecycle adds the ends of prefill and request. Seconds are of processor time.
@@ -40,6 +41,13 @@ arrival of a request to its dispatch; a lifecycle adds the ends of prefill and r
 @click.option(
     "--matched", default="8,32,128", show_default=True, type=ListType(click.IntRange(0)), help="Blocks of each prompt."
 )
+@click.option(
+    "--lower",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of each prefix, its tail, that lies below DRAM.",
+)
 @click.option("--decisions", default=5000, show_default=True, type=click.IntRange(1), help="For each cell.")
 @click.option("--policy", default="kvcache-centric", show_default=True, help="Policy plugin.")
 @click.option("--admission", default="predictive", show_default=True, help="Admission plugin.")
@@ -50,6 +58,7 @@ def command(
     instances: list[int],
     blocks: list[int],
     matched: list[int],
+    lower: float,
     decisions: int,
     policy: str,
     admission: str,
@@ -62,7 +71,7 @@ def command(
     from mooncake_core.bench.scheduler import SchedulerLoad, measure_all
 
     loads = [
-        SchedulerLoad(instances=number, blocks=held, matched=length, decisions=decisions)
+        SchedulerLoad(instances=number, blocks=held, matched=length, decisions=decisions, lower=lower)
         for number in instances
         for held in blocks
         for length in matched

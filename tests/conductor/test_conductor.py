@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec import structs
 
 from mooncake_core.conductor import commands as c
 from mooncake_core.conductor import events as e
@@ -20,6 +21,7 @@ from mooncake_core.conductor.policies.contract import Policy, PolicySettings
 from mooncake_core.conductor.shares import TenantShares
 from mooncake_core.config.schema import FairnessConfig
 from mooncake_core.wire.messages.membership import CostHint, InstanceLoad, InstanceOffer, ModelOffer
+from mooncake_core.wire.messages.tiering import LOWER
 
 BLOCK_TOKENS = 10
 # A prompt token takes 10 ms, a fetched block 20 ms, a decode step 10 ms per sequence: easy to work out by hand.
@@ -31,6 +33,7 @@ COST = CostHint(
     step_per_sequence_s=0.01,
     step_per_context_token_s=0.0,
     fetch_bytes_per_s=1000 / 0.02,
+    load_bytes_per_s=1000 / 0.05,
 )
 KEYS = [bytes([number]) * 16 for number in range(10)]
 
@@ -462,6 +465,57 @@ def test_what_is_not_much_shorter_is_not_copied() -> None:
     conductor.handle(arrival("r"), 0)
     (only,) = conductor.handle(e.ReservationGranted("r"), 0)
     assert isinstance(only, c.Dispatch)
+
+
+def test_an_instance_with_the_prefix_in_dram_wins_over_one_with_it_below() -> None:
+    """A block takes 0.05 s to load, 0.1 s to compute."""
+    conductor = make()
+    conductor.handle(e.BlocksStored("n0", KEYS[:7], LOWER), 0)
+    conductor.handle(e.BlocksStored("n1", KEYS[:4]), 0)
+    dispatch = dispatched(conductor, arrival())
+    # p0 reads four blocks at n1 and loads three: 0.08 + 0.15 + 0.31 s; p1 computes all but four: 0.61 s.
+    assert (dispatch.prefill, dispatch.matched_tokens) == ("p0", 70)
+    assert dispatch.expected_ttft_s == pytest.approx(0.54)
+    conductor.handle(e.RequestEnded("r"), 0)
+    conductor.handle(e.BlocksStored("n1", KEYS[:7]), 1)
+    dispatch = dispatched(conductor, arrival("s"), 1)
+    assert (dispatch.prefill, dispatch.matched_tokens) == ("p1", 70)
+    assert dispatch.expected_ttft_s == pytest.approx(0.31)
+
+
+def test_what_is_loaded_or_rather_computed_is_in_the_decision() -> None:
+    conductor = make(prefills=1)
+    conductor.handle(e.BlocksStored("n0", KEYS[:2]), 0)
+    conductor.handle(e.BlocksStored("n0", KEYS[2:6], LOWER), 0)
+    (reserve,) = conductor.handle(arrival("r"), 0)
+    assert isinstance(reserve, c.ReserveDecode)
+    assert reserve.matched_blocks == 6
+    (decision,) = conductor.decisions(1, "r", 0)
+    assert (decision.best_match_blocks, decision.best_match_lower_blocks) == (6, 4)
+    (only,) = decision.candidates
+    assert (only.local_blocks, only.held_blocks, only.loaded_blocks, only.recomputed_blocks) == (6, 6, 4, 0)
+    assert only.transfer_s == pytest.approx(0.2)
+    # From the disk it comes slower than it is computed.
+    slow = structs.replace(offer("n0"), cost=structs.replace(COST, load_bytes_per_s=1000 / 0.11))
+    conductor.handle(e.InstanceJoined("p0", "prefill", slow), 1)
+    (reserve,) = conductor.handle(arrival("s"), 1)
+    assert isinstance(reserve, c.ReserveDecode)
+    assert reserve.matched_blocks == 2
+    (decision,) = conductor.decisions(1, "s", 1)
+    (only,) = decision.candidates
+    assert (only.local_blocks, only.held_blocks, only.loaded_blocks, only.recomputed_blocks) == (2, 6, 0, 4)
+    assert (only.transfer_s, only.prefill_s) == (0.0, pytest.approx(0.81))
+
+
+def test_what_a_node_has_below_dram_is_not_copied_to_it() -> None:
+    conductor = make(prefills=1, replication_threshold=2.0)
+    slow = structs.replace(offer("n0"), cost=structs.replace(COST, load_bytes_per_s=1.0))
+    conductor.handle(e.InstanceJoined("p0", "prefill", slow), 0)
+    conductor.handle(e.BlocksStored("n0", KEYS[:6], LOWER), 0)
+    conductor.handle(arrival("r"), 0)
+    (only,) = conductor.handle(e.ReservationGranted("r"), 0)
+    assert isinstance(only, c.Dispatch)
+    assert only.matched_tokens == 0
 
 
 def test_least_loaded_does_not_look_at_the_cache() -> None:

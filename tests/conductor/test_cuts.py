@@ -177,6 +177,19 @@ def _leading(keys: set[bytes]) -> int:
     return next((number for number, key in enumerate(KEYS) if key not in keys), len(KEYS))
 
 
+def test_what_all_are_taken_to_have_nobody_has_to_load() -> None:
+    """Beginnings that too few instances have (spread_shared)."""
+    index = PrefixIndex()
+    index.stored("a", KEYS[:8], LOWER)
+    match, column = index.match(KEYS), index.column(["a", "b"])
+    costs = PrefillCosts([CostModel(CostHint()) for _ in range(2)])
+    views = PrefillViews(index.lengths(match, column), np.zeros(2), costs, index.lower(match, column))
+    levelled = views.at_least(3)
+    assert levelled.local_blocks.tolist() == [8, 3]
+    assert [(run.start, run.end) for run in levelled.lower] == [(3, 8)]
+    assert views.at_least(8).lower == []
+
+
 def test_prompts_in_many_pieces_are_judged_by_some_of_their_ends() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mooncake_core.conductor.cuts.MOST_BORDERS", 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -19,10 +19,13 @@ from mooncake_core.conductor.policies import KVCacheCentric
 from mooncake_core.conductor.policies.contract import PolicySettings
 from mooncake_core.conductor.prefill_pool import NEARLY
 from mooncake_core.wire.messages.membership import CostHint, InstanceLoad, InstanceOffer, ModelOffer
+from mooncake_core.wire.messages.tiering import DRAM, LOWER, Tier
 
 BLOCK_TOKENS = 10
 KEYS = [bytes([number]) * 16 for number in range(6)]
 THRESHOLD = 1.5
+Held = dict[bytes, Tier]
+"""A node's blocks."""
 ALIKE = 1 + 1e-9
 """Sums in another order."""
 
@@ -31,7 +34,6 @@ ALIKE = 1 + 1e-9
 class Placement:
     """What a plain reading expects of one instance."""
 
-    fetched: int
     ttft_s: float
 
 
@@ -47,27 +49,55 @@ def offer(node: str, blocks: int, speed: float) -> InstanceOffer:
         step_per_sequence_s=0.01 / speed,
         step_per_context_token_s=1e-5,
         fetch_bytes_per_s=20_000 * speed,
+        load_bytes_per_s=12_000 * speed,
     )
     return InstanceOffer(model=model, num_blocks=blocks, local_node=node, cost=cost)
 
 
 def plain_prefill(
-    instances: Sequence[PrefillInstance], held: dict[str, set[bytes]], arrival: e.RequestArrived, now: float
+    instances: Sequence[PrefillInstance], held: dict[str, Held], arrival: e.RequestArrived, now: float
 ) -> dict[str, Placement]:
-    """Algorithm 1 of FAST'25, section 4.1, instance by instance."""
+    """Algorithm 1 of FAST'25, section 4.1, instance by instance; where something lies below DRAM, length by length."""
     everywhere = set().union(*held.values())
     best = _prefix(arrival.block_keys, everywhere)
+    in_dram = {key for keys in held.values() for key, tier in keys.items() if tier == DRAM}
+    loads = any(tier == LOWER for keys in held.values() for tier in map(keys.get, arrival.block_keys[:best]))
     found = {}
     for instance in instances:
-        local = _prefix(arrival.block_keys, held[instance.offer.local_node])
+        own = held[instance.offer.local_node]
+        local = _prefix(arrival.block_keys, own)
         fetched = best - local if best > local * THRESHOLD else 0
+        if loads:
+            own_dram = {key for key in arrival.block_keys[:local] if own[key] == DRAM}
+            least = min(
+                _plain_cut(instance, arrival, used, own_dram, in_dram, local) for used in range(local + fetched + 1)
+            )
+            found[instance.name] = Placement(instance.queue_s(now, arrival.priority) + least)
+            continue
         transfer_s = instance.cost.fetch_s(fetched * 1000)
         prefill_s = instance.cost.prefill_s(arrival.prompt_tokens, (local + fetched) * BLOCK_TOKENS)
         alone_s = instance.cost.prefill_s(arrival.prompt_tokens, local * BLOCK_TOKENS)
         if fetched and transfer_s + prefill_s > alone_s:
             fetched, transfer_s, prefill_s = 0, 0.0, alone_s
-        found[instance.name] = Placement(fetched, instance.queue_s(now, arrival.priority) + transfer_s + prefill_s)
+        found[instance.name] = Placement(instance.queue_s(now, arrival.priority) + transfer_s + prefill_s)
     return found
+
+
+def _plain_cut(
+    instance: PrefillInstance,
+    arrival: e.RequestArrived,
+    used: int,
+    own_dram: set[bytes],
+    in_dram: set[bytes],
+    local: int,
+) -> float:
+    """Seconds if so many leading blocks are used: what somebody has in DRAM is read there, and else where it is loaded."""
+    keys = arrival.block_keys[:used]
+    loaded = [key for key in keys if key not in in_dram]
+    fetched = [key for at, key in enumerate(keys) if key not in own_dram and (at >= local or key in in_dram)]
+    rates = instance.offer.cost
+    transfer_s = len(loaded) * 1000 / rates.load_bytes_per_s + len(fetched) * 1000 / rates.fetch_bytes_per_s
+    return transfer_s + instance.cost.prefill_s(arrival.prompt_tokens, used * BLOCK_TOKENS)
 
 
 def possible_winners(
@@ -101,7 +131,7 @@ def possible_decodes(instances: Sequence[DecodeInstance], arrival: e.RequestArri
     return {instance.name for instance in fitting if instance.tbt_with(arrival.prompt_tokens) <= least * ALIKE}
 
 
-def _prefix(query: Sequence[bytes], keys: set[bytes]) -> int:
+def _prefix(query: Sequence[bytes], keys: Collection[bytes]) -> int:
     length = 0
     while length < len(query) and query[length] in keys:
         length += 1
@@ -110,7 +140,8 @@ def _prefix(query: Sequence[bytes], keys: set[bytes]) -> int:
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("store"), st.integers(0, 4), st.sets(st.sampled_from(KEYS), min_size=1)),
+        st.tuples(st.just(DRAM), st.integers(0, 4), st.sets(st.sampled_from(KEYS), min_size=1)),
+        st.tuples(st.just(LOWER), st.integers(0, 4), st.sets(st.sampled_from(KEYS), min_size=1)),
         st.tuples(st.just("remove"), st.integers(0, 4), st.sets(st.sampled_from(KEYS), min_size=1)),
         st.tuples(
             st.just("arrive"),
@@ -132,7 +163,7 @@ def test_it_chooses_as_a_plain_reading_does(steps: list[tuple[str, int, object]]
     conductor = Conductor(
         ConductorSettings(), KVCacheCentric(PolicySettings(balancing_threshold=THRESHOLD)), "test", random.Random(seed)
     )
-    held: dict[str, set[bytes]] = {f"n{number}": set() for number in range(5)}
+    held: dict[str, Held] = {f"n{number}": {} for number in range(5)}
     for number in range(4):
         speed, blocks = 1.0 + number // 2, 30 if number % 2 else 14
         conductor.handle(e.InstanceJoined(f"p{number}", "prefill", offer(f"n{number}", blocks, speed)), 0)
@@ -140,11 +171,11 @@ def test_it_chooses_as_a_plain_reading_does(steps: list[tuple[str, int, object]]
     now, running, count, rejected = 0.0, [], 0, 0
     for kind, value, detail in steps:
         match kind, detail:
-            case "store", set() as keys:
-                held[f"n{value}"] |= keys
-                conductor.handle(e.BlocksStored(f"n{value}", list(keys)), now)
+            case "dram" | "lower" as tier, set() as keys:
+                held[f"n{value}"].update(dict.fromkeys(keys, tier))
+                conductor.handle(e.BlocksStored(f"n{value}", list(keys), tier), now)
             case "remove", set() as keys:
-                held[f"n{value}"] -= keys
+                held[f"n{value}"] = {key: tier for key, tier in held[f"n{value}"].items() if key not in keys}
                 conductor.handle(e.BlocksRemoved(f"n{value}", list(keys)), now)
             case "arrive", (priority, avoids, passed):
                 now += passed

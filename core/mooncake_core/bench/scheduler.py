@@ -24,6 +24,7 @@ from mooncake_core.conductor.conductor import Conductor
 from mooncake_core.conductor.scheduler import SchedulerOptions, make_conductor
 from mooncake_core.config.schema import FairnessConfig
 from mooncake_core.wire.messages.membership import CostHint, InstanceOffer, ModelOffer
+from mooncake_core.wire.messages.tiering import LOWER
 
 BLOCK_TOKENS: Final = 512
 KEY_BYTES: Final = 16
@@ -42,6 +43,7 @@ COST: Final = CostHint(
     step_per_sequence_s=1e-4,
     step_per_context_token_s=2.5e-8,
     fetch_bytes_per_s=8e10,
+    load_bytes_per_s=2.4e10,
 )
 """Of a large model on one host of eight devices, roughly."""
 
@@ -56,6 +58,8 @@ class SchedulerLoad:
     matched: int
     """Leading blocks of each prompt that some nodes have."""
     decisions: int
+    lower: float = 0.0
+    """Share of each prefix, its tail, that lies below DRAM."""
 
 
 class SchedulerCell(Struct, frozen=True, kw_only=True):
@@ -64,6 +68,7 @@ class SchedulerCell(Struct, frozen=True, kw_only=True):
     instances: int
     blocks: int
     matched: int
+    lower: float
     decisions_per_s: float
     """From arrival to dispatch."""
     lifecycles_per_s: float
@@ -129,6 +134,7 @@ class _Bench:
             instances=load.instances,
             blocks=load.blocks,
             matched=load.matched,
+            lower=load.lower,
             decisions_per_s=len(took) / sum(took),
             lifecycles_per_s=len(took) / (sum(took) + ending_s),
             decision_s=found,
@@ -142,12 +148,14 @@ class _Bench:
             name = f"{role}-{number}"
             self._feed(e.InstanceJoined(name, "prefill" if number < prefills else "decode", _offer(name)))
         length = max(1, self._load.matched)
+        in_dram = length - round(length * self._load.lower)
         prefixes = []
         for _ in range(max(1, self._load.blocks // length)):
             keys = self._keys(length)
             prefixes.append(keys)
             for holder in self._random.sample(range(prefills), min(HOLDERS, prefills)):
-                self._feed(e.BlocksStored(f"prefill-{holder}", keys))
+                self._feed(e.BlocksStored(f"prefill-{holder}", keys[:in_dram]))
+                self._feed(e.BlocksStored(f"prefill-{holder}", keys[in_dram:], LOWER))
         return prefixes
 
     def _keys(self, number: int) -> list[bytes]:

@@ -138,6 +138,7 @@ class PrefillCosts:
         self._hint = hints[0]
         self._factors = np.array([model.prefill_factor for model in models], np.float64)
         self._slowest_rate = min(hint.fetch_bytes_per_s for hint in hints)
+        self._slowest_load_rate = min(hint.load_bytes_per_s for hint in hints)
         self._cheapest_token_s = min(hint.prefill_per_token_s for hint in hints)
         self._smallest_factor = float(self._factors.min())
         """That any has ever had."""
@@ -151,6 +152,11 @@ class PrefillCosts:
         """Whether there may be an instance to which a token takes longer to fetch than to compute. False is certain, and
         spares looking at each."""
         return token_bytes / self._slowest_rate > self._smallest_factor * self._cheapest_token_s
+
+    def loading_may_be_dearer(self, token_bytes: float) -> bool:
+        """The same, for a token that is loaded from below DRAM at one node and fetched by another."""
+        transfer_s = token_bytes / self._slowest_rate + token_bytes / self._slowest_load_rate
+        return transfer_s > self._smallest_factor * self._cheapest_token_s
 
     def prefill_s(self, prompt_tokens: int, matched_tokens: Ints) -> Floats:
         """Time to compute a prompt of which each has another prefix in place."""

@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct
 
 from mooncake_core.conductor.cost import Floats, Ints, PrefillCosts
-from mooncake_core.kvcache.prefix_index import LowerBlocks
+from mooncake_core.kvcache.prefix_index import LowerBlocks, Rows
 
 if TYPE_CHECKING:
     from mooncake_core.conductor.policies.contract import RequestView
@@ -42,15 +42,7 @@ def soonest(request: RequestView, costs: PrefillCosts, local: Ints, ends: Ints, 
     the longer one."""
     borders = _borders(lower)
     used = np.concatenate((ends[None], np.minimum(borders[:, None], ends), local[None]))
-    fetched, loaded = np.maximum(used - local, 0), _loaded_beyond(local, used, lower)
-    whole = np.iinfo(np.int64).max
-    steps = np.concatenate(([whole], borders, [whole]))
-    for run in lower:  # who has it locally has the whole of it
-        rows = np.asarray(run.rows, np.intp)
-        rows = rows[local[rows] >= run.end]
-        if len(rows):
-            blocks = np.clip(steps - run.start, 0, run.end - run.start)[:, None]
-            (loaded if run.only_there else fetched)[:, rows] += blocks
+    fetched, loaded = count_transfers(local, used, lower)
     transfer_s = costs.fetch_s(fetched * request.block_bytes) + costs.load_s(loaded * request.block_bytes)
     prefill_s = costs.prefill_s(request.prompt_tokens, used * request.block_tokens)
     best = (transfer_s + prefill_s).argmin(axis=0)
@@ -58,19 +50,30 @@ def soonest(request: RequestView, costs: PrefillCosts, local: Ints, ends: Ints, 
     return Cuts(*(found[best, columns] for found in (used, fetched, loaded, transfer_s, prefill_s)))
 
 
+def count_transfers(local: Ints, used: Ints, lower: Sequence[LowerBlocks]) -> tuple[Ints, Ints]:
+    """Blocks that are fetched, and such as are loaded, where so many leading ones are used: a column, or several of them."""
+    fetched: Ints = np.maximum(used - local, 0)
+    loaded: Ints = np.zeros_like(used)
+    for run in lower:
+        if run.only_there:
+            beyond = np.minimum(used, run.end) - np.maximum(local, run.start)
+            loaded += np.maximum(beyond, 0)
+        rows = _having(run, local)
+        if len(rows):
+            here = np.minimum(np.maximum(used[..., rows] - run.start, 0), run.end - run.start)
+            (loaded if run.only_there else fetched)[..., rows] += here
+    return fetched, loaded
+
+
+def _having(run: LowerBlocks, local: Ints) -> Rows:
+    """Rows whose local prefix has a run: then it has the whole of it."""
+    if isinstance(run.rows, np.ndarray):
+        having: Rows = run.rows[local[run.rows] >= run.end]
+        return having
+    return [row for row in run.rows if local.item(row) >= run.end]
+
+
 def _borders(lower: Sequence[LowerBlocks]) -> Ints:
     """Where runs begin or end, the last one first."""
     found = sorted({border for run in lower for border in (run.start, run.end)}, reverse=True)
     return np.array(found[:: -(-len(found) // MOST_BORDERS)], np.int64)
-
-
-def _loaded_beyond(local: Ints, used: Ints, lower: Sequence[LowerBlocks]) -> Ints:
-    """Of the blocks beyond local ones, those that nobody has in DRAM."""
-    borders, loaded = [0], [0]
-    for run in lower:
-        if run.only_there:
-            borders += [run.start, run.end]
-            loaded += [loaded[-1], loaded[-1] + run.end - run.start]
-    up_to = np.interp(np.stack((local, *used)), borders, loaded)
-    found: Ints = np.maximum(up_to[1:] - up_to[0], 0).astype(np.int64)
-    return found

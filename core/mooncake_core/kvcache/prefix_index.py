@@ -180,18 +180,17 @@ class PrefixIndex:
         if lower.keys().isdisjoint(keys):
             return ()
         runs: list[LowerRun] = []
-        start, before, alone = 0, 0, False
-        for position, key in enumerate(keys):
-            mask = lower.get(key, 0)
-            only_there = bool(mask) and mask == masks[key]
-            if mask == before and only_there == alone:
-                continue
-            if before:
-                runs.append(LowerRun(start, position, before, alone))
-            start, before, alone = position, mask, only_there
+        position = start = before = 0
+        held: int | None = 0
+        for mask, holders in zip(map(lower.get, keys), map(masks.get, keys), strict=True):
+            if mask is not before or holders is not held:  # as in `match`
+                if before:
+                    runs.append(LowerRun(start, position, before, before == held))
+                start, before, held = position, mask or 0, holders
+            position += 1
         if before:
-            runs.append(LowerRun(start, len(keys), before, alone))
-        return runs
+            runs.append(LowerRun(start, position, before, before == held))
+        return _joined(runs)
 
     def _rows(self, mask: int, holders: HolderColumn) -> Rows:
         rows = holders.rows_of_mask.get(mask)
@@ -252,9 +251,24 @@ def _add(masks: dict[bytes, int], bit: int, keys: Sequence[bytes]) -> None:
 
 
 def _take(masks: dict[bytes, int], bit: int, keys: Sequence[bytes]) -> None:
+    before = after = 0
     for key in keys:
-        mask = masks.get(key, 0) & ~bit
-        if mask:
-            masks[key] = mask
+        mask = masks.get(key, 0)
+        if mask != before:
+            before, after = mask, mask & ~bit
+        if after:
+            masks[key] = after
         else:
             masks.pop(key, None)
+
+
+def _joined(runs: Sequence[LowerRun]) -> list[LowerRun]:
+    """Those that follow each other and are alike as one."""
+    found: list[LowerRun] = []
+    for run in runs:
+        last = found[-1] if found else None
+        if last and (last.end, last.mask, last.only_there) == (run.start, run.mask, run.only_there):
+            found[-1] = LowerRun(last.start, run.end, run.mask, run.only_there)
+        else:
+            found.append(run)
+    return found

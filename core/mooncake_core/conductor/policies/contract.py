@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct, structs
 
 from mooncake_core.conductor.cost import Floats, Ints, PrefillCosts
-from mooncake_core.conductor.cuts import soonest
+from mooncake_core.conductor.cuts import count_transfers, soonest
 from mooncake_core.kvcache.prefix_index import Lengths, LowerBlocks
 
 Blocks = TypeVar("Blocks", int, Ints)
@@ -166,13 +166,15 @@ class Wanted(Protocol):
 def fetching(request: RequestView, instances: PrefillViews, wanted: Wanted) -> Scores:
     """Scores where each instance fetches what is wanted, unless it is sooner done without: recomputing that is then cheaper.
     Where blocks have to be loaded from below DRAM, it uses what pays of them, local ones too."""
-    costs = instances.costs
-    if instances.lower:
+    costs, token_bytes = instances.costs, request.block_bytes / request.block_tokens
+    if instances.lower and costs.loading_may_be_dearer(token_bytes):
         return _by_cut(request, instances, wanted)
-    dearer = costs.may_be_dearer(request.block_bytes / request.block_tokens)
+    dearer = costs.may_be_dearer(token_bytes)
     if dearer or not costs.alike or len(instances.lengths.groups) > FEW:
-        return _by_instance(request, instances, wanted, dearer=dearer)
-    return _by_length(request, instances, wanted)
+        scores = _by_instance(request, instances, wanted, dearer=dearer)
+    else:
+        scores = _by_length(request, instances, wanted)
+    return _loading_all(request, instances, scores) if instances.lower else scores
 
 
 def not_fetching(request: RequestView, instances: PrefillViews) -> Scores:
@@ -197,6 +199,16 @@ def _by_instance(request: RequestView, instances: PrefillViews, wanted: Wanted, 
         transfer_s = np.where(sooner_alone, 0.0, transfer_s)
         prefill_s = np.where(sooner_alone, alone_s, prefill_s)
     return Scores(local, fetched, instances.queue_s, transfer_s, prefill_s)
+
+
+def _loading_all(request: RequestView, instances: PrefillViews, scores: Scores) -> Scores:
+    """The same with what lies below DRAM loaded first, all of which pays."""
+    costs, local = instances.costs, scores.local_blocks
+    fetched, loaded = count_transfers(local, local + scores.fetched_blocks, instances.lower)
+    transfer_s = costs.fetch_s(fetched * request.block_bytes) + costs.load_s(loaded * request.block_bytes)
+    used_local = local + scores.fetched_blocks - fetched
+    lower = LowerScores(local, loaded, np.zeros_like(local))
+    return Scores(used_local, fetched, scores.queue_s, transfer_s, scores.prefill_s, lower)
 
 
 def _by_cut(request: RequestView, instances: PrefillViews, wanted: Wanted) -> Scores:
