@@ -19,23 +19,23 @@ KEYS = [number.to_bytes(16, "big") for number in range(12)]
 
 
 @pytest.mark.parametrize(
-    ("dram_blocks", "ssd_bytes_per_s", "cached", "took_s"),
+    ("dram_blocks", "ssd_bytes_per_s", "cached", "loaded", "took_s"),
     [
-        (9, 20_000.0, 90, 0.45 + 0.1),  # nine blocks of 1 kB are loaded, ten tokens computed
-        (9, 5_000.0, 0, 1.0),  # a block takes 0.2 s to load, and 0.1 s to compute
-        (13, 20_000.0, 90, 0.25 + 0.1),  # the first four stayed in DRAM
-        (13, 5_000.0, 40, 0.6),
+        (9, 20_000.0, 90, 90, 0.45 + 0.1),  # nine blocks of 1 kB are loaded, ten tokens computed
+        (9, 5_000.0, 0, 0, 1.0),  # a block takes 0.2 s to load, and 0.1 s to compute
+        (13, 20_000.0, 90, 50, 0.25 + 0.1),  # the first four stayed in DRAM
+        (13, 5_000.0, 40, 0, 0.6),
     ],
 )
 def test_blocks_on_the_disk_are_loaded_where_that_pays(
-    dram_blocks: int, ssd_bytes_per_s: float, cached: int, took_s: float
+    dram_blocks: int, ssd_bytes_per_s: float, cached: int, loaded: int, took_s: float
 ) -> None:
     shared = range(9)  # read twice before others come: its tail was used longest ago
     jobs = [job(0, 0.0, 100, 1, shared), job(1, 2.0, 100, 1, shared), job(2, 4.0, 100, 1), job(3, 6.0, 100, 1, shared)]
     shape = host(dram_blocks=dram_blocks, ssd_blocks=100, ssd_bytes_per_s=ssd_bytes_per_s)
     run = conducted(jobs, shape=shape)
     last = run.jobs[3]
-    assert (last.cached_tokens, ttft(last)) == (cached, pytest.approx(took_s))
+    assert (last.cached_tokens, last.loaded_tokens, ttft(last)) == (cached, loaded, pytest.approx(took_s))
     assert last.expected_ttft_s == pytest.approx(took_s)
     assert_index_is_right(run)
 

@@ -154,6 +154,8 @@ class ConductedCluster:
         first_s = load_s + max(local_s, fetch_s) / model.num_layers
         if not job.prefilled:
             job.cached_tokens = blocks * model.block_tokens
+            lower = loaded + sum(len(source.keys) for source in sources if source.lower)
+            job.loaded_tokens = lower * model.block_tokens
         prefix = Loaded(blocks * model.block_tokens, now + first_s, now + load_s + local_s)
         if not sources:
             instance.loaded(job, prefix)

@@ -39,6 +39,8 @@ class Job:
     """That the Conductor counts on."""
     cached_tokens: int = 0
     """Of the prompt, at the first prefill: not computed."""
+    loaded_tokens: int = 0
+    """Of these: that lay below DRAM, and nobody had in DRAM."""
     generated: int = 0
     """Tokens that the client has."""
     first_token_at: float = -1.0

@@ -15,7 +15,7 @@ MISSING: Final = -1.0
 """Of what a request did not come to: a time to first token, a gap."""
 _COLUMNS: Final = (
     "arrived_at", "ttft_s", "tbt_mean_s", "tbt_p90_s", "tbt_max_s", "tbt_s", "latency_s", "prefill_s",
-    "expected_ttft_s", "expected_tbt_s", "prompt_tokens", "output_tokens", "cached_tokens",
+    "expected_ttft_s", "expected_tbt_s", "prompt_tokens", "output_tokens", "cached_tokens", "loaded_tokens",
 )  # fmt: skip
 
 
@@ -51,6 +51,7 @@ class Records:
             job.prompt_tokens,
             job.output_tokens,
             job.cached_tokens,
+            job.loaded_tokens,
         )
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from mooncake_core.sim.series import Sample
 from mooncake_core.sim.settings import SimulationConfig, SystemSettings
@@ -28,6 +28,8 @@ class HitRatio(Struct, frozen=True, kw_only=True):
 
     blocks: float
     tokens: float
+    loaded_tokens: float | UnsetType = UNSET
+    """Part of `tokens` that had to be loaded from below DRAM. Only where there is any."""
 
 
 class Threshold(Struct, frozen=True, kw_only=True):
@@ -178,10 +180,12 @@ def _thresholds(limits: Sequence[float], tbt_in_time: npt.NDArray[np.float64], r
 def _hits(simulation: Simulation, completed: npt.NDArray[np.bool_], block_tokens: int) -> HitRatio:
     prompts = simulation.records.column("prompt_tokens")[completed]
     cached = simulation.records.column("cached_tokens")[completed]
+    loaded = simulation.records.column("loaded_tokens")[completed]
     blocks = np.ceil(prompts / block_tokens).sum()
     return HitRatio(
         blocks=_share(float((cached // block_tokens).sum()), float(blocks)),
         tokens=_share(float(cached.sum()), float(prompts.sum())),
+        loaded_tokens=_share(float(loaded.sum()), float(prompts.sum())) or UNSET,
     )
 
 
