@@ -6,12 +6,14 @@ class TestMine(TransportContract):
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
 import select
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -339,8 +341,15 @@ class TransportContract:
             assert ends.transfer(Kind.READ, path, [memoryview(bytearray(10))], 0) is None
             ends.close()
             ends.close()
-        assert _resources() == before
+        descriptors, threads = ([*(after - earlier)] for earlier, after in zip(before, _resources(), strict=True))
+        assert (descriptors, threads) == ([], [])
 
 
-def _resources() -> tuple[int, int]:
-    return len(os.listdir("/proc/self/fd")), threading.active_count()
+def _resources() -> tuple[Counter[str], Counter[str]]:
+    """Open descriptors by kind, and threads by name. What a test before this one has left may still be on its way out."""
+    folder = "/proc/self/fd"
+    kinds: Counter[str] = Counter()
+    for number in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            kinds[os.readlink(f"{folder}/{number}").partition("[")[0]] += 1
+    return kinds, Counter(thread.name.rstrip("0123456789") for thread in threading.enumerate())
