@@ -342,7 +342,7 @@ class TransportContract:
             ends.close()
             ends.close()
         descriptors, threads = ([*(after - earlier)] for earlier, after in zip(before, _resources(), strict=True))
-        assert (descriptors, threads) == ([], [])
+        assert not descriptors + threads, f"left behind: {', '.join(descriptors + threads)}"
 
 
 def _resources() -> tuple[Counter[str], Counter[str]]:
