@@ -26,6 +26,7 @@ from mooncake_tcp import TcpTransport, links
 from mooncake_tcp.connecting import Dialer
 from mooncake_tcp.frames import NAME, REQUEST
 from mooncake_tcp.links import FIRST_BACK_OFF_S, Links
+from mooncake_tcp.plain import PlainSockets
 from mooncake_tcp.target import Target
 from mooncake_tcp.transport import TcpPath
 
@@ -61,7 +62,7 @@ class TestSeveralAddresses(TransportContract):
 
 
 def test_what_failed_is_set_aside_longer_each_time() -> None:
-    found = Links(Dialer(None, Lanes()), Weights())
+    found = Links(Dialer(None, Lanes(), PlainSockets()), Weights())
     assert found.good(PEER, 0.0) == [*PEER]
     found.fail(PEER[0], 0.0)
     assert found.good(PEER, 0.5 * FIRST_BACK_OFF_S) == [PEER[1]]
@@ -75,7 +76,7 @@ def test_what_failed_is_set_aside_longer_each_time() -> None:
 
 
 def test_links_take_turns() -> None:
-    found = Links(Dialer(None, Lanes()), Weights())
+    found = Links(Dialer(None, Lanes(), PlainSockets()), Weights())
     assert [found.next(PEER, PEER, 1) for _ in range(4)] == [*PEER, *PEER]
 
 
@@ -197,7 +198,7 @@ def _write(pair: Pair, content: bytes, offset: int) -> Exception | None:
 
 
 def test_a_connection_that_was_broken_off_before_it_was_named_never_serves() -> None:
-    target = Target(["127.0.0.1"], 0, Exports(), None)
+    target = Target(["127.0.0.1"], 0, Exports(), None, PlainSockets())
     assert target.break_off(b"x" * 16)
     with socket.create_connection(target.addresses[0]) as late:
         handshake.introduce(late, None, "it")

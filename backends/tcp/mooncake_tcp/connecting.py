@@ -10,9 +10,10 @@ from typing import Final
 from mooncake_core.errors import PathFailed
 from mooncake_core.transfer import handshake
 from mooncake_core.transfer.lanes import Lane, Lanes
-from mooncake_core.transfer.sockets import family_of, name_of
+from mooncake_core.transfer.sockets import name_of
 from mooncake_tcp.clock import PeerClock
 from mooncake_tcp.frames import tune
+from mooncake_tcp.plain import Sockets
 
 TRANSPORT: Final = "tcp"
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -23,13 +24,14 @@ _DROP_UNSENT: Final = struct.pack("ii", 1, 0)
 class Dialer:
     """Connects to peers."""
 
-    def __init__(self, secret: bytes | None, lanes: Lanes) -> None:
+    def __init__(self, secret: bytes | None, lanes: Lanes, sockets: Sockets) -> None:
+        self._sockets = sockets
         self._secret = secret
         self._lanes = lanes
 
     def new_socket(self, host: str) -> socket.socket:
         """To be connected."""
-        return socket.socket(family_of(host), socket.SOCK_STREAM)
+        return self._sockets.outgoing(host)
 
     def connect(
         self, sock: socket.socket, peer: tuple[str, int], clock: PeerClock, timeout_s: float = CONNECT_TIMEOUT_S

@@ -31,6 +31,7 @@ from mooncake_tcp.frames import (
     status_of,
     tune,
 )
+from mooncake_tcp.plain import Sockets
 
 SCRATCH_BYTES: Final = 1 << 16
 
@@ -54,7 +55,7 @@ class Serving:
         self, connection: socket.socket, exports: Exports, note_deadline: Callable[[float], None], names: Names
     ) -> None:
         self._names = names
-        self._connection = connection
+        self._accepted = self._connection = connection
         self._exports = exports
         self._note_deadline = note_deadline
         self._deadline_s = math.inf
@@ -65,21 +66,24 @@ class Serving:
         """When the access under way must have ended; infinity where there is none."""
         return self._deadline_s
 
-    def run(self, secret: bytes | None) -> None:
+    def run(self, secret: bytes | None, sockets: Sockets) -> None:
         """Serves until the peer ends the connection, or `shut_down` does."""
         try:
-            tune(self._connection)
-            self._connection.settimeout(handshake.TIMEOUT_S)
+            tune(self._accepted)
+            self._accepted.settimeout(handshake.TIMEOUT_S)
+            self._connection = sockets.incoming(self._accepted)
             if handshake.welcome(self._connection, secret):
                 self._connection.settimeout(None)
                 self._serve()
         except (OSError, ValueError) as error:
             _log.debug("a data connection ended: %s", error)
+        finally:
+            self._connection.close()
 
     def shut_down(self) -> None:
         """Breaks off, from another thread. What the kernel still receives is refused by a reset."""
         with contextlib.suppress(OSError):  # it may be closed already
-            self._connection.shutdown(socket.SHUT_RDWR)
+            self._accepted.shutdown(socket.SHUT_RDWR)
 
     def expire(self, now: float) -> None:
         """Breaks off if the access under way is late: its memory may be somebody else's soon."""

@@ -13,6 +13,7 @@ from typing import Final
 from mooncake_core.errors import PathFailed
 from mooncake_core.transfer.exports import Exports
 from mooncake_core.transfer.listening import Listener
+from mooncake_tcp.plain import Sockets
 from mooncake_tcp.serving import Serving
 
 MOST_BROKEN_OFF: Final = 1024
@@ -23,12 +24,15 @@ ENDING_S: Final = 5.0
 class Target:
     """Serves connections on one or several addresses, and breaks off accesses that are late."""
 
-    def __init__(self, hosts: Sequence[str], port: int, exports: Exports, secret: bytes | None) -> None:
+    def __init__(
+        self, hosts: Sequence[str], port: int, exports: Exports, secret: bytes | None, sockets: Sockets
+    ) -> None:
         """Raises PathFailed where it cannot listen at one of the hosts."""
         self._named: dict[bytes, Serving] = {}
         self._broken_off: deque[bytes] = deque(maxlen=MOST_BROKEN_OFF)
         self._exports = exports
         self._secret = secret
+        self._sockets = sockets
         self._changed = threading.Condition()
         self._servings: set[Serving] = set()
         self._earliest_s = math.inf
@@ -77,7 +81,7 @@ class Target:
         with self._changed:
             self._servings.add(serving)
         try:
-            serving.run(self._secret)
+            serving.run(self._secret, self._sockets)
         finally:
             with self._changed:
                 self._servings.discard(serving)

@@ -23,7 +23,9 @@ from mooncake_tcp.exchange import Pair
 from mooncake_tcp.exchanges import Exchanges
 from mooncake_tcp.initiator import Connection
 from mooncake_tcp.links import WATCH_S, Address, Links, Peer
+from mooncake_tcp.plain import PlainSockets, Sockets
 from mooncake_tcp.target import Target
+from mooncake_tcp.tls import TlsSockets
 
 BUSY_BYTES: Final = 1 << 20
 """A connection with so much under way is worth a further one beside it; small requests follow each other faster."""
@@ -37,13 +39,14 @@ class TcpPath(Struct, frozen=True, array_like=True):
     key: bytes
     others: list[tuple[str, int]] = []
     """Further addresses of the same process, by other NICs. A peer of an older version has none, and knows of none."""
+    tls: bool = False
 
 
 class _Reach(NamedTuple):
     """An export, as an operation needs it."""
 
     peer: Peer
-    """Empty where each of its addresses is banned."""
+    """Empty where it cannot be reached from here, however its addresses are tried."""
     key: bytes
 
 
@@ -56,9 +59,10 @@ class TcpTransport(ExportingTransport):
     def __init__(self, settings: TransportSettings) -> None:
         super().__init__(settings)
         self._settings = settings
+        self._sockets: Sockets = PlainSockets() if settings.tls is None else TlsSockets(settings.tls)
         try:
             hosts = dict.fromkeys([settings.listen_host, *settings.further_hosts])
-            self._target = Target([*hosts], settings.listen_port, self.exports, settings.secret)
+            self._target = Target([*hosts], settings.listen_port, self.exports, settings.secret, self._sockets)
         except PathFailed:
             super().close()
             raise
@@ -66,7 +70,7 @@ class TcpTransport(ExportingTransport):
         self._connections: dict[Peer, list[Connection]] = {}
         self._ending: list[Connection] = []
         """Calling back what was on its way."""
-        self._dialer = Dialer(settings.secret, settings.lanes)
+        self._dialer = Dialer(settings.secret, settings.lanes, self._sockets)
         self._links = Links(self._dialer, settings.weights)
         self._reach = lru_cache(self._reach_of)
         self._exchanges = Exchanges(self._links, self._note_deadline)
@@ -79,7 +83,7 @@ class TcpTransport(ExportingTransport):
 
     def path_of(self, key: bytes) -> bytes:
         (host, port), *others = self._target.addresses
-        return msgspec.msgpack.encode(TcpPath(host, port, key, others))
+        return msgspec.msgpack.encode(TcpPath(host, port, key, others, self._sockets.speaks_tls))
 
     def key_of(self, path: bytes) -> bytes:
         return _decoder.decode(path).key
@@ -93,7 +97,7 @@ class TcpTransport(ExportingTransport):
                 self._post_to(peer, pairs)
                 continue
             for operation, _ in pairs:
-                self.completions.add(Completion(operation.operation_id, _banned(operation)))
+                self.completions.add(Completion(operation.operation_id, self._refusal(operation)))
 
     def move(self, operations: Sequence[Operation]) -> list[Completion | None]:
         peers, late = self._by_peer(operations)
@@ -130,7 +134,20 @@ class TcpTransport(ExportingTransport):
 
     def _reach_of(self, path: bytes) -> _Reach:
         named = _decoder.decode(path)
-        return _Reach(self._links.allowed(((named.host, named.port), *named.others)), named.key)
+        speaks_alike = named.tls == self._sockets.speaks_tls
+        return _Reach(self._links.allowed(_addresses(named)) if speaks_alike else (), named.key)
+
+    def _refusal(self, operation: Operation) -> PathFailed:
+        """Why a peer cannot be reached from here."""
+        named = _decoder.decode(operation.path)
+        if named.tls and not self._sockets.speaks_tls:
+            reason, number = "it speaks TLS only: set transfer.tls here too", errno.EPROTO
+        elif self._sockets.speaks_tls and not named.tls:
+            reason, number = "it does not speak TLS, which transfer.tls asks for here: set it there too", errno.EPROTO
+        else:
+            reason, number = "transfer.weights bans each network of its addresses here", errno.EPERM
+        hosts = ", ".join(dict.fromkeys(host for host, _ in _addresses(named)))
+        return PathFailed(f"{hosts} over tcp: {reason}", peer=hosts, path=TRANSPORT, errno=number)
 
     def _by_peer(self, operations: Sequence[Operation]) -> tuple[dict[Peer, list[Pair]], list[Operation]]:
         """What goes to each peer; and what is late already."""
@@ -262,14 +279,8 @@ def _late(operation: Operation) -> Completion:
     return Completion(operation.operation_id, DeadlineExceeded("posted after its deadline"))
 
 
-def _banned(operation: Operation) -> PathFailed:
-    named = _decoder.decode(operation.path)
-    hosts = ", ".join(dict.fromkeys([named.host, *(host for host, _ in named.others)]))
-    return PathFailed(
-        f"{hosts} over tcp: transfer.weights bans each network of the peer's addresses here",
-        path=TRANSPORT,
-        errno=errno.EPERM,
-    )
+def _addresses(named: TcpPath) -> Peer:
+    return (named.host, named.port), *named.others
 
 
 # Made here, once: two threads that make the first one of a type at the same time can end the process.

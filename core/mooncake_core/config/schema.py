@@ -269,6 +269,15 @@ class LocationConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """NICs that carry it when those have failed."""
 
 
+class TlsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    certificate: str
+    """File of this host's certificate, in PEM format, with those between it and the authority."""
+    key: str
+    """File of its key."""
+    ca: str
+    """File of the authority's certificate: who has one by it is a member of the cluster."""
+
+
 class TransferConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     transports: list[str] = field(default_factory=lambda: ["shm", "tcp"])
     """Transport plugins, the preferred first; each transfer takes the first one that both ends share."""
@@ -282,6 +291,8 @@ class TransferConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Location of memory (as cpu:0, cuda:3) to its NICs; what is not named is read from sysfs (`mooncake inspect topology`)."""
     networks: list[str] = field(default_factory=list)
     """Networks (as 10.1.0.0/16) that carry tcp transfers as well: processes listen on the host's addresses in them, too."""
+    tls: TlsConfig | None = None
+    """Data connections over tcp are encrypted, and both ends show a certificate; on all hosts or on none. null: they are not."""
     weights: dict[str, Annotated[float, Meta(ge=0)]] = field(default_factory=dict)
     """Of networks (that of the peer's address, for tcp and RoCE) and of RDMA devices (as mlx5_0): one with 2 carries twice as
     much as with 1, which is the weight of all others; one with 0 nothing."""

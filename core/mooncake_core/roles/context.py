@@ -76,11 +76,13 @@ class RoleContext:
 
     def transfer_engine(self, host: str, data_port: int) -> TransferEngine:
         """A Transfer Engine as the configuration wants it, listening on host:data_port."""
+        from mooncake_core.transfer.contract import TlsFiles
         from mooncake_core.transfer.engine import TransferEngine
         from mooncake_core.transfer.host import addresses_in
         from mooncake_core.transfer.topology import Priority
 
         transfer = self.config.transfer
+        tls = transfer.tls
         return TransferEngine(
             owner=self.name,
             host_id=self.host_id,
@@ -90,6 +92,9 @@ class RoleContext:
             listen_port=data_port,
             further_hosts=addresses_in(transfer.networks),
             secret=self.key.secret if self.key else None,
+            tls=TlsFiles(*(str(Path(file).expanduser()) for file in (tls.certificate, tls.key, tls.ca)))
+            if tls
+            else None,
             connections_per_peer=transfer.connections,
             timeout_s=transfer.timeout,
             weights=transfer.weights,

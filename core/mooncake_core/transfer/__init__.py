@@ -2,7 +2,7 @@
 
 from mooncake_core.transfer.addresses import Span
 from mooncake_core.transfer.batch import Batch, State, Transfer
-from mooncake_core.transfer.contract import Kind
+from mooncake_core.transfer.contract import Kind, TlsFiles
 from mooncake_core.transfer.endpoint import Endpoint, Notification, Request
 from mooncake_core.transfer.lanes import Carried
 from mooncake_core.transfer.memory import Memory
@@ -22,5 +22,6 @@ __all__ = [
     "SharedMemory",
     "Span",
     "State",
+    "TlsFiles",
     "Transfer",
 ]

@@ -61,17 +61,17 @@ class Transfer:
         """Name of the transport that carried it, or was tried last."""
         self.remaining = 0
         """Slices under way."""
-        self.parts: list[Part] = []
-        """What of it has moved, where it was cut."""
+        self.parts: list[Part] | None = None
+        """What of it has moved, where it was posted."""
         self.whole: tuple[Lane, float] | None = None
-        """What moved all of it at once, and when that was done."""
+        """What moved all of it at once in the calling thread, and when that was done."""
 
     def carried(self) -> list[Carried]:
         """What each address or NIC has carried of it until now, and the time that took."""
         if self.whole is not None:
             lane, ended_s = self.whole
             return carried([Part(lane, self.num_bytes, ended_s)], self.started_s)
-        return carried(self.parts, self.started_s)
+        return carried(self.parts or (), self.started_s)
 
 
 class Batch:

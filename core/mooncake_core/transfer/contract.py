@@ -44,6 +44,16 @@ class Capabilities:
     the initiator has died midway."""
 
 
+class TlsFiles(Struct, frozen=True):
+    """Files in PEM format, by which both ends of a connection know each other as members of the cluster."""
+
+    certificate: str
+    """Of this host, with those between it and the authority."""
+    key: str
+    ca: str
+    """The authority's certificate."""
+
+
 @dataclass(frozen=True, slots=True)
 class TransportSettings:
     """What the engine gives a transport when it makes it."""
@@ -59,6 +69,8 @@ class TransportSettings:
     """Addresses of further NICs of this host, to listen on as well."""
     secret: bytes | None = None
     """Shared by the cluster; None means no authentication (loopback)."""
+    tls: TlsFiles | None = None
+    """Connections over a network are to be encrypted, by a transport whose connections are sockets."""
     connections_per_peer: int = 1
     topology: Mapping[str, Priority] = field(default_factory=dict)
     """What configuration says of NICs by location of memory, instead of what sysfs shows."""

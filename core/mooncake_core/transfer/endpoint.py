@@ -37,7 +37,7 @@ from mooncake_core.errors import (
 )
 from mooncake_core.transfer.addresses import AddressMap, Span, address_of, usable
 from mooncake_core.transfer.batch import Batch, State, Transfer, TransferRequest
-from mooncake_core.transfer.contract import Kind
+from mooncake_core.transfer.contract import Kind, TlsFiles
 from mooncake_core.transfer.engine import Region, TransferEngine
 from mooncake_core.transfer.host import default_host_id
 from mooncake_core.transfer.memory import Memory, parts_of, view_of_memory
@@ -97,6 +97,7 @@ class Endpoint:
         weights: Mapping[str, float] | None = None,
         transports: Sequence[str] = TRANSPORTS,
         key: ClusterKey | None = None,
+        tls: TlsFiles | None = None,
         insecure: bool = False,
         host_id: str | None = None,
         timeout_s: float = 30.0,
@@ -105,7 +106,8 @@ class Endpoint:
         """Listens at `host`, the address by which peers reach it; port 0 takes a free one. `further_hosts`: addresses of
         further NICs, over which tcp transfers go as well. `weights`: of networks (as 10.1.0.0/16) and RDMA devices, beside 1 for
         the others; 0 carries nothing. `transports` in the order they are preferred; `timeout_s` for transfers
-        that do not say theirs; `insecure`: without a key, others than this host are served as well; `handlers` answer further
+        that do not say theirs; `tls`: connections over tcp are encrypted, and peers have a certificate of the same authority;
+        `insecure`: without a key, others than this host are served as well; `handlers` answer further
         questions of peers (`ask`), on a thread of the endpoint's.
 
         Raises:
@@ -138,6 +140,7 @@ class Endpoint:
             weights=weights,
             further_hosts=further,
             secret=key.secret if key else None,
+            tls=tls,
             timeout_s=timeout_s,
         )
         self._loop = LoopThread(f"endpoint-{host}")

@@ -25,6 +25,7 @@ from mooncake_core.transfer.contract import (
     Kind,
     Operation,
     Range,
+    TlsFiles,
     Transport,
     TransportSettings,
 )
@@ -84,6 +85,7 @@ class TransferEngine:
         listen_port: int = 0,
         further_hosts: Sequence[str] = (),
         secret: bytes | None = None,
+        tls: TlsFiles | None = None,
         connections_per_peer: int = 2,
         timeout_s: float = 30.0,
         topology: Mapping[str, Priority] | None = None,
@@ -103,6 +105,7 @@ class TransferEngine:
             listen_port=listen_port,
             further_hosts=further_hosts,
             secret=secret,
+            tls=tls,
             connections_per_peer=connections_per_peer,
             topology=topology or {},
             weights=Weights(weights),
@@ -346,31 +349,31 @@ class TransferEngine:
             if completion is None:
                 left += group
                 continue
+            lane = completion.lane or self._only_lane(best.name)
             error = completion.error
-            num_bytes = group[0].num_bytes if len(group) == 1 else sum([transfer.num_bytes for transfer in group])
-            lane = self._booked(best.name, completion, num_bytes)
-            if isinstance(error, PathFailed) or (error is not None and len(group) > 1):
+            if error is None:
+                lane.num_operations += 1
+                for transfer in group:
+                    lane.num_bytes += transfer.num_bytes
+                    transfer.path = best.name
+                    transfer.whole = lane, ended_s
+                    transfer.state = State.DONE
+                continue
+            lane.fail(error)
+            if isinstance(error, PathFailed) or len(group) > 1:
                 left += group
                 continue
-            for transfer in group:
-                transfer.path = best.name
-                transfer.error = error
-                transfer.state = State.DONE if error is None else State.FAILED
-                if error is None:
-                    transfer.whole = lane, ended_s
+            group[0].path = best.name
+            group[0].error = error
+            group[0].state = State.FAILED
         return left
 
-    def _booked(self, name: str, completion: Completion, num_bytes: int) -> Lane:
-        """What an operation went by, or failed to, where that is counted."""
-        lane = completion.lane or self._only_lanes.get(name)
-        if lane is None:
-            lane = self._only_lanes[name] = self._lanes.get(name)
-        error = completion.error
-        if error is None:
-            lane.count(num_bytes)
-        elif isinstance(error, PathFailed | TimeoutError):
-            lane.num_failures += 1
-        return lane
+    def _only_lane(self, name: str) -> Lane:
+        """That of a transport which says nothing of lanes."""
+        found = self._only_lanes.get(name)
+        if found is None:
+            found = self._only_lanes[name] = self._lanes.get(name)
+        return found
 
     def _operation(self, group: Sequence[Transfer], path: bytes) -> Operation:
         """One that carries several transfers."""
@@ -402,6 +405,7 @@ class TransferEngine:
         best, *others = candidates
         slices = [(request.pieces, request.ranges)] if request.in_order else cut(request.pieces, request.ranges)
         transfer.remaining = len(slices)
+        transfer.parts = []
         for pieces, ranges in slices:
             operation = Operation(
                 operation_id=next(self._operation_ids),
@@ -470,14 +474,19 @@ class TransferEngine:
             _log.warning("operation %d was completed twice", completion.operation_id)
             return
         transfer = piece.transfer
-        num_bytes = piece.operation.length
-        lane = self._booked(piece.name, completion, num_bytes)
+        lane = completion.lane or self._only_lane(piece.name)
+        part = None
         if completion.error is None:
-            transfer.parts.append(Part(lane, num_bytes, time.monotonic()))
+            part = Part(lane, piece.operation.length, time.monotonic())
+            lane.count(part.num_bytes)
+        else:
+            lane.fail(completion.error)
         if isinstance(completion.error, PathFailed) and self._may_retry(piece):
             self._retry(piece)
             return
         with self._lock:
+            if part is not None and transfer.parts is not None:
+                transfer.parts.append(part)
             transfer.error = transfer.error or completion.error
             transfer.remaining -= 1
             is_last = transfer.remaining == 0

@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
+from mooncake_core.errors import PathFailed
+
 MOST_LANES: Final = 256
 """That are told apart: each is a row for whoever collects metrics. Further ones are counted together."""
 OTHERS: Final = "others"
@@ -38,6 +40,11 @@ class Lane:
         """An operation that ended well."""
         self.num_bytes += num_bytes
         self.num_operations += 1
+
+    def fail(self, error: Exception) -> None:
+        """An operation that did not; what was withdrawn or is not exported is no fault of the way there."""
+        if isinstance(error, PathFailed | TimeoutError):
+            self.num_failures += 1
 
 
 class Lanes:
