@@ -507,6 +507,28 @@ def test_what_is_loaded_or_rather_computed_is_in_the_decision() -> None:
     assert (only.transfer_s, only.prefill_s) == (0.0, pytest.approx(0.81))
 
 
+def test_a_tier_is_as_fast_as_it_was_seen_to_be() -> None:
+    """A block takes 0.05 s to load by the hint, 0.1 s to compute."""
+    conductor = make(prefills=1)
+    conductor.handle(e.BlocksStored("n0", KEYS[:6], LOWER), 0)
+
+    def loaded(now: float) -> int:
+        dispatch = dispatched(conductor, arrival(str(now)), now)
+        conductor.handle(e.RequestEnded(str(now)), now)
+        return dispatch.matched_tokens
+
+    assert loaded(0.0) == 60
+    conductor.handle(e.BlocksLoaded("n0", 1000, 5.0), 1)
+    conductor.handle(e.BlocksLoaded("elsewhere", 1 << 20, 1e3), 1)
+    assert loaded(1.0) == 60, "few bytes say nothing, nor do other nodes"
+    for _ in range(20):
+        conductor.handle(e.BlocksLoaded("n0", 1 << 20, 4 * (1 << 20) / COST.load_bytes_per_s), 2)
+    assert loaded(2.0) == 0
+    for now in range(3, 64):
+        conductor.handle(e.LoadReported("p0", InstanceLoad()), now)
+    assert loaded(64.0) == 60, "it is tried again"
+
+
 def test_what_a_node_has_below_dram_is_not_copied_to_it() -> None:
     conductor = make(prefills=1, replication_threshold=2.0)
     slow = structs.replace(offer("n0"), cost=structs.replace(COST, load_bytes_per_s=1.0))

@@ -7,7 +7,14 @@ import pytest
 from mooncake_core.errors import ObjectExists
 from mooncake_core.store import events as p
 from mooncake_core.store.removals import Removals
-from mooncake_core.store.tier_events import AskTierReport, DemoteObjects, ForgetObjects, PromoteObjects, TierAnswered
+from mooncake_core.store.tier_events import (
+    AskTierReport,
+    DemoteObjects,
+    ForgetObjects,
+    ObjectsLoaded,
+    PromoteObjects,
+    TierAnswered,
+)
 from mooncake_core.store.tier_node import COPY_DEADLINE_S
 from mooncake_core.store.tiers.contract import TierKey
 from mooncake_core.wire.messages.pool import Got, Remove, RemoveAll
@@ -353,6 +360,22 @@ def test_prefetch_brings_objects_up_before_they_are_read(harness: TieredHarness)
     assert harness.index["a"]["k"] == DRAM
     assert found(harness.get("k")) == [True]
     assert harness.ask(Prefetch(keys=["k"])) == Prefetching(num_objects=0)
+
+
+def test_the_pace_of_a_node_is_told_when_nothing_more_comes_up(harness: TieredHarness) -> None:
+    demote(harness, "k0", "k1", "k2")
+    harness.loaded.clear()
+    harness.ask(Prefetch(keys=["k0"]))
+    harness.now += 0.25
+    harness.ask(Prefetch(keys=["k1"]))  # while the first one comes
+    harness.now += 0.25
+    assert len(harness.commands(PromoteObjects)) == 2
+    harness.answer_all()
+    assert harness.loaded == [ObjectsLoaded("a", 2 * BIG, pytest.approx(0.5))]
+    harness.ask(Prefetch(keys=["k2"]))
+    harness.unanswered = [TierAnswered(harness.asked[-1], None)]  # it did not come in time
+    harness.answer_all()
+    assert len(harness.loaded) == 1
 
 
 def test_what_a_tier_drops_is_there_no_more(harness: TieredHarness) -> None:

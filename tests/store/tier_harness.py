@@ -12,6 +12,7 @@ from mooncake_core.store.tier_events import (
     AskTierReport,
     DemoteObjects,
     ForgetObjects,
+    ObjectsLoaded,
     PromoteObjects,
     TierAnswered,
     TierCommand,
@@ -114,10 +115,12 @@ class TieredHarness(Harness):
     """Answers of gets may come later: see `answers`."""
 
     asked: list[TierCommand]
+    loaded: list[ObjectsLoaded]
     answers: dict[int, Got]
 
     def restart(self) -> None:
         self.asked = []
+        self.loaded = []
         self.answers = {}
         super().restart()
 
@@ -126,6 +129,8 @@ class TieredHarness(Harness):
         match command:
             case p.Answer(token, Got() as got):
                 self.answers[token] = got
+            case ObjectsLoaded():
+                self.loaded.append(command)
             case DemoteObjects() | PromoteObjects() | AskTierReport() | ForgetObjects():
                 self.asked.append(command)
                 self.unanswered.append(TierAnswered(command, self.reply(command)))

@@ -94,6 +94,8 @@ class Conductor:
                 self._prefill.index.stored(node, keys, tier)
             case e.BlocksRemoved(node, keys):
                 self._prefill.index.removed(node, keys)
+            case e.BlocksLoaded(node, num_bytes, took_s):
+                self._prefill.loaded(node, num_bytes, took_s)
             case e.LoadReported(name, load):
                 self._prefill.report(name, now)
                 self._decode.report(name, load)

@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 WEIGHT: Final = 0.2
 SMALLEST_FACTOR: Final = 0.05
 LARGEST_FACTOR: Final = 20.0
+LEAST_LOADED_BYTES: Final = 1 << 20
 HALF_LIFE_S: Final = 20.0
 """Of a correction while an instance has nothing to do: one that was slow once is tried again."""
 
@@ -87,11 +88,19 @@ class CostModel:
         self._exact = HintCosts(hint)
         self._prefill = Correction()
         self._step = Correction()
+        self._load = Correction()
+        self._has_loaded = False
+        """Since its correction was last to fade."""
 
     @property
     def prefill_factor(self) -> float:
         """By which prefills take longer than the hint says."""
         return self._prefill.factor
+
+    @property
+    def load_bytes_per_s(self) -> float:
+        """At which what lies below DRAM comes up."""
+        return self.hint.load_bytes_per_s / self._load.factor
 
     @property
     def step_factor(self) -> float:
@@ -118,6 +127,18 @@ class CostModel:
         """It has computed no prefill for so long."""
         self._prefill.fade(seconds)
 
+    def observe_load(self, num_bytes: int, observed_s: float) -> None:
+        """So many bytes came up from below DRAM; few say nothing of the rate."""
+        if num_bytes >= LEAST_LOADED_BYTES:
+            self._load.observe(num_bytes / self.hint.load_bytes_per_s, observed_s)
+            self._has_loaded = True
+
+    def fade_load(self, seconds: float) -> None:
+        """So long has passed: a tier that was slow once, from which nothing is loaded any more, is tried again."""
+        if not self._has_loaded:
+            self._load.fade(seconds)
+        self._has_loaded = False
+
     def observe_step(self, batch: int, context_tokens: int, observed_s: float) -> None:
         """Decode steps take so long now."""
         self._step.observe(self._exact.step_s(batch, context_tokens), observed_s)
@@ -132,13 +153,14 @@ class PrefillCosts:
         self._per_token = _column([hint.prefill_per_token_s for hint in hints])
         self._per_token2 = _column([hint.prefill_per_token2_s for hint in hints])
         self._rates = _column([hint.fetch_bytes_per_s for hint in hints])
-        self._load_rates = _column([hint.load_bytes_per_s for hint in hints])
+        self._load_rates = np.array([model.load_bytes_per_s for model in models], np.float64)
         self.alike = len(set(hints)) == 1
         """They differ in their corrections only."""
         self._hint = hints[0]
         self._factors = np.array([model.prefill_factor for model in models], np.float64)
         self._slowest_rate = min(hint.fetch_bytes_per_s for hint in hints)
-        self._slowest_load_rate = min(hint.load_bytes_per_s for hint in hints)
+        self._slowest_load_rate = float(self._load_rates.min())
+        """That any has ever had."""
         self._cheapest_token_s = min(hint.prefill_per_token_s for hint in hints)
         self._smallest_factor = float(self._factors.min())
         """That any has ever had."""
@@ -147,6 +169,8 @@ class PrefillCosts:
         """A model has observed something."""
         self._factors[row] = model.prefill_factor
         self._smallest_factor = min(self._smallest_factor, model.prefill_factor)
+        self._load_rates[row] = model.load_bytes_per_s
+        self._slowest_load_rate = min(self._slowest_load_rate, model.load_bytes_per_s)
 
     def may_be_dearer(self, token_bytes: float) -> bool:
         """Whether there may be an instance to which a token takes longer to fetch than to compute. False is certain, and

@@ -67,6 +67,14 @@ class BlocksRemoved(Struct, frozen=True, gc=False):
     keys: Sequence[bytes]
 
 
+class BlocksLoaded(Struct, frozen=True, gc=False):
+    """A node has brought up so many bytes from below DRAM."""
+
+    node: str
+    num_bytes: int
+    took_s: float
+
+
 class RequestArrived(Struct, frozen=True, gc=False):
     """A request wants to be placed."""
 
@@ -135,6 +143,7 @@ Event = (
     | LoadReported
     | BlocksStored
     | BlocksRemoved
+    | BlocksLoaded
     | RequestArrived
     | ReservationGranted
     | ReservationRefused

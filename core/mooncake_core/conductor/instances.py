@@ -37,6 +37,8 @@ class PrefillInstance:
         once would get nothing by which to show that it is not."""
         if not self.work and self._looked_at is not None:
             self.cost.fade_prefill(now - self._looked_at)
+        if self._looked_at is not None:
+            self.cost.fade_load(now - self._looked_at)
         self._looked_at = now
 
     def finish(self, request_id: str, now: float) -> bool:

@@ -120,6 +120,13 @@ class PrefillPool:
         if instance.finish(request_id, now) or observed is not None:
             self._refresh(instance)
 
+    def loaded(self, node: str, num_bytes: int, took_s: float) -> None:
+        """A node has loaded something: so it goes for the instances on its host."""
+        for instance in self.instances.values():
+            if instance.offer.local_node == node:
+                instance.cost.observe_load(num_bytes, took_s)
+                self._refresh(instance)
+
     def report(self, name: str, now: float) -> None:
         """An instance has said that it lives, if it is one of these."""
         if instance := self.instances.get(name):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mooncake_core.errors import MooncakeError
-from mooncake_core.store.tier_events import TierAnswered, TierCommand
+from mooncake_core.store.tier_events import ObjectsLoaded, TierAnswered, TierCommand
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.membership import SegmentOffer
 from mooncake_core.wire.messages.memory import SegmentDescriptor
@@ -226,4 +226,4 @@ class MarkNode:
 
 
 ToNode = FenceNode | AskReport | ClearNodeSlots | PullToNode | MarkNode | TierCommand
-Command = Answer | ToNode | BlocksStored | BlocksRemoved | EvictionStalled | EvictionGoesOn
+Command = Answer | ToNode | BlocksStored | BlocksRemoved | ObjectsLoaded | EvictionStalled | EvictionGoesOn

@@ -56,6 +56,15 @@ TierCommand = DemoteObjects | PromoteObjects | AskTierReport | ForgetObjects
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectsLoaded:
+    """Tell whoever predicts it: a node has brought up so many bytes from its tiers, without a pause."""
+
+    node: str
+    num_bytes: int
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class TierAnswered:
     """A node's answer; None: none came in time."""
 

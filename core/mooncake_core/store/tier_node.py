@@ -10,7 +10,14 @@ from typing import Final
 
 from mooncake_core.store.node_space import Extent
 from mooncake_core.store.objects import PoolObject
-from mooncake_core.store.tier_events import AskTierReport, DemoteObjects, ForgetObjects, PromoteObjects, TierCommand
+from mooncake_core.store.tier_events import (
+    AskTierReport,
+    DemoteObjects,
+    ForgetObjects,
+    ObjectsLoaded,
+    PromoteObjects,
+    TierCommand,
+)
 from mooncake_core.store.tiers.contract import TierKey
 from mooncake_core.wire.messages.tiering import Promotion, SlotName, TieredName, TierFill
 
@@ -51,6 +58,33 @@ class Arrival:
         )
 
 
+class LoadPace:
+    """How fast a node brings objects up, from the first request until none is left: they share what the tier can do."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._since = 0.0
+        self._under_way = 0
+        self._is_whole = True
+
+    def asked(self, now: float) -> None:
+        """One request more."""
+        if not self._under_way:
+            self.num_bytes, self._since, self._is_whole = 0, now, True
+        self._under_way += 1
+
+    def answered(self, num_bytes: int, now: float) -> float:
+        """One less; how long all have taken together when it was the last, else 0."""
+        self._under_way -= 1
+        self.num_bytes += num_bytes
+        return now - self._since if self._is_whole and not self._under_way else 0.0
+
+    def failed(self) -> None:
+        """One less, which says nothing of the pace."""
+        self._under_way -= 1
+        self._is_whole = False
+
+
 class TierNode:
     """One node in one incarnation. One report, one demotion and one removal are under way at a time."""
 
@@ -81,6 +115,7 @@ class TierNode:
         self._unasked: dict[int, None] = {}
         """Of the arrivals those that the node was not asked for, by allocation id."""
         self._again_at: float | None = None
+        self._loads = LoadPace()
 
     def copy(self, copy: Copy) -> None:
         """Its turn comes."""
@@ -104,6 +139,11 @@ class TierNode:
     def arrived(self, allocation_id: int) -> Arrival | None:
         """The node has answered for it."""
         return self._arrivals.pop(allocation_id, None)
+
+    def loaded(self, num_bytes: int, now: float) -> ObjectsLoaded | None:
+        """The node has answered a request to bring up objects; what that says of its pace, when it was the last one."""
+        took_s = self._loads.answered(num_bytes, now)
+        return ObjectsLoaded(self.name, self._loads.num_bytes, took_s) if took_s else None
 
     def copied(self) -> list[Copy]:
         """The node has answered, or it will not."""
@@ -137,6 +177,7 @@ class TierNode:
             case ForgetObjects():
                 self._forgetting = False
             case PromoteObjects(objects=objects):
+                self._loads.failed()
                 self._unasked |= {
                     wanted.allocation_id: None for wanted in objects if wanted.allocation_id in self._arrivals
                 }
@@ -174,6 +215,7 @@ class TierNode:
             wanted = [self._arrivals[number].message() for number in self._unasked]
             self._unasked.clear()
             for part in _parts(wanted):
+                self._loads.asked(now)
                 yield PromoteObjects(self.name, self.incarnation, part)
 
     def _next_copies(self) -> list[SlotName]:

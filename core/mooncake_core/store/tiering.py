@@ -22,6 +22,7 @@ from mooncake_core.store.tier_events import (
     AskTierReport,
     DemoteObjects,
     ForgetObjects,
+    ObjectsLoaded,
     PromoteObjects,
     TierAnswered,
     TierCommand,
@@ -69,6 +70,7 @@ class Tiering:
         self._removals = removals
         self._promotions = Promotions(promote_timeout_s)
         self._promote_timeout_s = promote_timeout_s
+        self._loaded: list[ObjectsLoaded] = []
         self._make_room_at: float | None = None
         """When objects that wait for a place are tried again."""
 
@@ -167,6 +169,9 @@ class Tiering:
             case DemoteObjects(), Demoted() as demoted:
                 self._demoted(tier, demoted, now)
             case PromoteObjects(objects=objects), Promoted(tiers=kinds):
+                num_bytes = sum(one.size_bytes for one, kind in zip(objects, kinds, strict=True) if kind)
+                if loaded := tier.loaded(num_bytes, now):
+                    self._loaded.append(loaded)
                 for wanted, kind in zip(objects, kinds, strict=True):
                     self._promoted(tier, wanted, kind, now)
             case AskTierReport(), TierReport() as report:
@@ -181,13 +186,14 @@ class Tiering:
                 if isinstance(asked, DemoteObjects):
                     self._demoted(tier, None, now)
 
-    def requests(self, now: float) -> list[TierCommand]:
-        """What nodes are to be asked because of what has happened."""
+    def requests(self, now: float) -> list[TierCommand | ObjectsLoaded]:
+        """What nodes are to be asked because of what has happened, and what their answers say."""
         for tier in list(self._stirred):
             for copy in tier.overdue(now):
                 self._leave(tier, copy, now)
         self._place(now)
-        commands: list[TierCommand] = []
+        commands: list[TierCommand | ObjectsLoaded] = [*self._loaded]
+        self._loaded.clear()
         for tier in list(self._stirred):
             if self._nodes[tier.name].ready:
                 commands += tier.requests(now)

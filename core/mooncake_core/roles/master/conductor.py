@@ -17,6 +17,7 @@ from mooncake_core.kvcache.keys import block_key, pool_key
 from mooncake_core.roles.drive import Drive
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.store.events import BlocksRemoved, BlocksStored
+from mooncake_core.store.tier_events import ObjectsLoaded
 from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages.envelope import Done
@@ -95,8 +96,11 @@ class ConductorDriver:
         """Membership and the pool tell what has changed."""
         self._drive.feed(event)
 
-    def on_pool_change(self, change: BlocksStored | BlocksRemoved) -> None:
-        """What nodes have is what a prefill can reuse."""
+    def on_pool_change(self, change: BlocksStored | BlocksRemoved | ObjectsLoaded) -> None:
+        """What nodes have is what a prefill can reuse, and how fast they load is what it waits for."""
+        if isinstance(change, ObjectsLoaded):
+            self.feed(e.BlocksLoaded(change.node, change.num_bytes, change.took_s))
+            return
         keys = [key for key in map(block_key, change.keys) if key is not None]
         if not keys:
             return

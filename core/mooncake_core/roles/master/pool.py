@@ -15,7 +15,7 @@ from mooncake_core.roles.master.tier_calls import tier_call
 from mooncake_core.roles.tasks import Tasks
 from mooncake_core.store import events as p
 from mooncake_core.store.pool import Pool
-from mooncake_core.store.tier_events import TierAnswered, TierCommand
+from mooncake_core.store.tier_events import ObjectsLoaded, TierAnswered, TierCommand
 from mooncake_core.units import format_size
 from mooncake_core.wire.client import Client
 from mooncake_core.wire.messages import Message
@@ -48,7 +48,7 @@ class PoolDriver:
         *,
         term: int,
         node_client: Callable[[str], Client | None],
-        on_change: Callable[[p.BlocksStored | p.BlocksRemoved], None],
+        on_change: Callable[[p.BlocksStored | p.BlocksRemoved | ObjectsLoaded], None],
     ) -> None:
         self.pool = pool
         self._term = term
@@ -116,7 +116,7 @@ class PoolDriver:
                     self._marks.after(message, lambda: self._answer(token, message), self.pool.longest_lease_s)
                 else:
                     self._answer(token, message)
-            case p.BlocksStored() | p.BlocksRemoved():
+            case p.BlocksStored() | p.BlocksRemoved() | ObjectsLoaded():
                 self._on_change(command)
             case p.FenceNode():
                 self._tasks.start(self._fence(command))
