@@ -20,9 +20,17 @@ import msgspec
 import pytest
 
 from mooncake_cli import exits, main
+from mooncake_cli.commands import bench_transfer
 from mooncake_core.bench import transfer
 from mooncake_core.bench.movers import RAW_BUFFER_BYTES, CopyMover, Load, Measured, Mover, SocketMover, measure
-from mooncake_core.bench.transfer import TransferRun, TransferSettings, make_cell, region_bytes
+from mooncake_core.bench.transfer import (
+    LaneBytes,
+    TransferReport,
+    TransferRun,
+    TransferSettings,
+    make_cell,
+    region_bytes,
+)
 from mooncake_core.bench.transfer_target import Boot, Ready, serve_raw
 from mooncake_core.errors import PluginUnknown, TransferError, UsageError
 from mooncake_core.testing.cluster import alive, wait_for
@@ -380,3 +388,16 @@ def test_an_interpreter_with_nixl_is_compared_through_that(
 def test_engines_are_compared_over_what_both_may_have(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["bench", "transfer", "--against", sys.executable, "--transport", "rdma"]) == exits.USAGE
     assert "expected transports of tcp, shm, got rdma" in capsys.readouterr().err
+
+
+def test_what_several_links_carried_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    lanes = [
+        LaneBytes(transport=transport, local=local, peer="10.1.0.2", num_bytes=3 << 20)
+        for transport, local in (("rdma", "nic0/1"), ("rdma", "nic1/1"), ("tcp", "10.1.0.1"))
+    ]
+    settings = TransferSettings(transports=["rdma", "tcp"], sizes=[1])
+    report = TransferReport(settings=settings, memory_bytes=1, cores=1, skipped={}, cells=[], lanes=lanes, unfinished=0)
+    bench_transfer._print(report)
+    printed = capsys.readouterr().out
+    assert "rdma by link: nic0/1 to 10.1.0.2 3MiB, nic1/1 to 10.1.0.2 3MiB" in printed
+    assert "tcp by link" not in printed

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import msgspec
 import pytest
 
 from mooncake_core.errors import ConfigError, PathFailed
+from mooncake_core.testing.cluster import wait_for
 from mooncake_core.testing.transport_contract import Ends, TransportContract
 from mooncake_core.transfer import handshake
 from mooncake_core.transfer.contract import Kind, TlsFiles, Transport, TransportSettings
@@ -176,3 +179,15 @@ def test_files_that_are_not_what_they_should_be_are_named(authority: Authority, 
     ):
         with pytest.raises(ConfigError, match=message):
             TlsEnds(authority, initiator=files)
+
+
+def test_closing_frees_descriptors_and_threads(authority: Authority, folder: Path) -> None:
+    stranger = Authority(folder, "stranger").member("target")
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for moves in (False, True):
+        ends = TlsEnds(authority, moves=moves)
+        path = ends.export(writable=False)
+        assert ends.transfer(Kind.READ, path, [memoryview(bytearray(10))], 0) is None
+        ends.close()
+        failure(TlsEnds(authority, moves=moves, target=stranger))
+    wait_for(lambda: (len(os.listdir("/proc/self/fd")), threading.active_count()) == before)
