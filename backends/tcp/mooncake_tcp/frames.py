@@ -13,7 +13,9 @@ import errno
 import select
 import socket
 import struct
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final
 
 from mooncake_core.errors import DeadlineExceeded, MooncakeError, OutOfRange, PathFailed, StaleSegment, TransferError
@@ -82,16 +84,19 @@ def send_all(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None
     """Sends all buffers in order, without copying them together: what is short with one call, what is long with several,
     because the other end receives while this one is between calls. A payload begins at a cache line's distance from the
     beginning of its call, or with a call of its own: elsewhere the kernel copies it more slowly, at both ends."""
+    lengths = [*map(len, buffers)]
+    if len(buffers) <= MAX_VECTORS and max(lengths) < WORTH_A_CALL_BYTES and sum(lengths) <= CALL_BYTES:
+        _send_together(sock, buffers, sum(lengths))  # the most of small ones
+        return
     together: list[bytes | memoryview] = []
     num_bytes = 0
-    for buffer in buffers:
-        length = len(buffer)
+    for buffer, length in zip(buffers, lengths, strict=True):
         if together and (
             num_bytes + length > CALL_BYTES
             or len(together) == MAX_VECTORS
             or (num_bytes % CACHE_LINE_BYTES and length >= WORTH_A_CALL_BYTES)
         ):
-            _send_together(sock, together)
+            _send_together(sock, together, num_bytes)
             together, num_bytes = [], 0
         if length >= CALL_BYTES:
             _send_long(sock, memoryview(buffer))
@@ -99,7 +104,7 @@ def send_all(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None
             together.append(buffer)
             num_bytes += length
     if together:
-        _send_together(sock, together)
+        _send_together(sock, together, num_bytes)
 
 
 def _send_long(sock: socket.socket, view: memoryview) -> None:
@@ -107,23 +112,22 @@ def _send_long(sock: socket.socket, view: memoryview) -> None:
         sock.sendall(view[start : start + CALL_BYTES])
 
 
-def _send_together(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None:
+def _send_together(sock: socket.socket, buffers: Sequence[bytes | memoryview], num_bytes: int) -> None:
     sent = sock.sendmsg(buffers)
-    if sent < sum([len(buffer) for buffer in buffers]):
+    if sent < num_bytes:
         for left in _after(buffers, sent):
             sock.sendall(left)
 
 
-def _after(buffers: Sequence[bytes | memoryview], num_bytes: int) -> list[memoryview]:
+def _after(buffers: Sequence[bytes | memoryview], num_bytes: int) -> list[bytes | memoryview]:
     """What is left of buffers whose first bytes are done."""
-    left = []
-    for buffer in buffers:
-        view = memoryview(buffer)
-        if num_bytes >= view.nbytes:
-            num_bytes -= view.nbytes
-        else:
-            left.append(view[num_bytes:])
-            num_bytes = 0
+    ends = [*accumulate(map(len, buffers))]
+    done = bisect_right(ends, num_bytes)
+    left = [*buffers[done:]]
+    if left:
+        begun = num_bytes - (ends[done - 1] if done else 0)
+        if begun:
+            left[0] = memoryview(left[0])[begun:]
     return left
 
 
@@ -158,22 +162,18 @@ def receive_first(sock: socket.socket, header: memoryview, views: Sequence[memor
 
 def receive_all(sock: socket.socket, views: Sequence[memoryview], start_bytes: int = 0) -> None:
     """Fills views in order, many with one call, from `start_bytes` of them all on. Raises as receive_into."""
-    if start_bytes:
-        views = _after(views, start_bytes)
     if len(views) == 1:
-        receive_into(sock, views[0])
+        receive_into(sock, views[0][start_bytes:] if start_bytes else views[0])
         return
-    left = [view for view in views if view.nbytes]
-    start = 0
-    while start < len(left):
-        received = sock.recvmsg_into(left[start : start + MAX_VECTORS], 0, socket.MSG_WAITALL)[0]
+    left: Sequence[bytes | memoryview] = views
+    received = start_bytes
+    num_bytes = sum(map(len, views))
+    while received < num_bytes:
+        left = _after(left, received)
+        num_bytes -= received
+        received = sock.recvmsg_into(left[:MAX_VECTORS], 0, socket.MSG_WAITALL)[0]
         if received == 0:
             raise ConnectionResetError("the peer closed the connection")
-        while start < len(left) and received >= left[start].nbytes:
-            received -= left[start].nbytes
-            start += 1
-        if received:
-            left[start] = left[start][received:]
 
 
 def receive_when_there(sock: socket.socket, poller: select.poll, view: memoryview) -> None:

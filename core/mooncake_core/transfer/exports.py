@@ -64,10 +64,9 @@ class Export:
         self._ends = [allowed.offset + allowed.length for allowed in ordered]
         self.accesses: set[Access] = set()
 
-    def allows(self, offset: int, length: int) -> bool:
-        """Whether one range covers [offset, offset + length)."""
-        index = bisect_right(self._starts, offset) - 1
-        return index >= 0 and offset + length <= self._ends[index]
+    def first_outside(self, ranges: Sequence[Range]) -> Range | None:
+        """The first of some ranges that no exported one covers."""
+        return first_outside(ranges, self._starts, self._ends)
 
 
 class Access:
@@ -110,9 +109,9 @@ class Exports:
             export = self._by_key.get(key)
             if export is None:
                 raise StaleSegment("the segment was withdrawn, or its process was started anew")
-            for part in ranges:
-                if not export.allows(part.offset, part.length):
-                    raise OutOfRange(f"bytes {part.offset} to {part.offset + part.length} are not exported")
+            part = export.first_outside(ranges)
+            if part is not None:
+                raise OutOfRange(f"bytes {part.offset} to {part.offset + part.length} are not exported")
             if write and not export.writable:
                 raise OutOfRange("the segment is exported for reading only")
             memories = [export.memory[part.offset : part.offset + part.length] for part in ranges]

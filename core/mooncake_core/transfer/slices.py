@@ -36,6 +36,24 @@ def cut(pieces: Sequence[memoryview], ranges: Sequence[Range], slice_bytes: int 
     return [(tuple(near[index]), tuple(far[index])) for index in range(len(starts))]
 
 
+def joined(ranges: Sequence[Range]) -> Sequence[Range]:
+    """The same bytes in the same order: what goes on where the one before ended is one range with it."""
+    end = None
+    for part in ranges:
+        if part.offset == end:
+            break
+        end = part.offset + part.length
+    else:  # mostly
+        return ranges
+    found: list[Range] = []
+    for part in ranges:
+        if found and found[-1].offset + found[-1].length == part.offset:
+            found[-1] = Range(found[-1].offset, found[-1].length + part.length)
+        else:
+            found.append(part)
+    return found
+
+
 def pair(near: Sequence[memoryview], far: Sequence[memoryview]) -> Iterator[tuple[memoryview, memoryview]]:
     """Parts of equal length of both ends, which have the same total length, in order."""
     there = iter(far)

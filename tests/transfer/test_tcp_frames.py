@@ -1,0 +1,58 @@
+"""What goes over a socket in parts comes back whole."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+
+import pytest
+
+from mooncake_core.transfer.contract import Kind, Operation, Range
+from mooncake_core.transfer.slices import joined
+from mooncake_tcp.clock import PeerClock
+from mooncake_tcp.frames import MAX_VECTORS, RANGE, REQUEST, receive_all, receive_first, send_all
+from mooncake_tcp.requests import request
+
+
+@pytest.mark.parametrize("largest", [10, 5_000, 100_000])
+@pytest.mark.parametrize("count", [1, 2, 2 * MAX_VECTORS + 1])
+def test_a_header_and_pieces_of_all_lengths_come_through(count: int, largest: int) -> None:
+    draw = random.Random(count * largest)
+    pieces = [draw.randbytes(draw.choice([0, 1, draw.randrange(largest)])) for _ in range(count)]
+    sinks = [memoryview(bytearray(len(piece))) for piece in pieces]
+    near, far = socket.socketpair()
+    with near, far:
+        sender = threading.Thread(target=send_all, args=(near, [b"header", *pieces]))
+        sender.start()
+        header = memoryview(bytearray(6))
+        receive_all(far, sinks, receive_first(far, header, sinks))
+        sender.join()
+    assert bytes(header) == b"header"
+    assert [bytes(sink) for sink in sinks] == pieces
+
+
+def test_a_peer_that_ends_in_the_middle_is_noticed() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        near.sendall(b"123")
+        near.close()
+        with pytest.raises(ConnectionResetError):
+            receive_all(far, [memoryview(bytearray(2)), memoryview(bytearray(2))])
+
+
+def test_ranges_side_by_side_are_asked_for_as_one() -> None:
+    apart = (Range(0, 10), Range(20, 5), Range(15, 5))
+    assert joined(apart) is apart
+    assert joined(()) == ()
+    together = (Range(0, 10), Range(10, 5), Range(20, 1), Range(21, 1), Range(22, 1), Range(5, 2))
+    assert joined(together) == [Range(0, 15), Range(20, 3), Range(5, 2)]
+
+
+def test_a_request_names_them_as_the_target_reads_them() -> None:
+    ranges = (Range(0, 1), Range(7, 2), Range(9, 1), Range(20, 3))
+    pieces = (memoryview(bytearray(7)),)
+    (frame,) = request(Operation(5, Kind.READ, pieces, b"", ranges, 1.0), b"k" * 16, PeerClock())
+    kind, further, number, key, _, offset, length = REQUEST.unpack(frame[: REQUEST.size])
+    assert (kind, further, number, key, offset, length) == (Kind.READ, 2, 5, b"k" * 16, 0, 1)
+    assert [*RANGE.iter_unpack(frame[REQUEST.size :])] == [(7, 3), (20, 3)]
