@@ -20,7 +20,8 @@ RECORD_BYTES: Final = 16 << 10
 """What is encrypted together: shorter buffers are worth putting together."""
 OP_ENABLE_KTLS: Final = getattr(ssl, "OP_ENABLE_KTLS", 1 << 3)
 """Python names it from 3.12 on, OpenSSL has it from 3.0 on; where the kernel has no `tls` module it means nothing."""
-_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "HTTP_REQUEST")
+_NO_TLS: Final = "WRONG_VERSION_NUMBER"
+"""Of what is said: no version of TLS at all."""
 
 
 class TlsSocket(ssl.SSLSocket):
@@ -39,8 +40,10 @@ class TlsSocket(ssl.SSLSocket):
             raise AuthenticationFailed(
                 f"{name_of(*address)} shows a certificate that transfer.tls.ca does not vouch for: {error.verify_message}"
             ) from error
+        except ssl.SSLEOFError as error:
+            raise ConnectionResetError(errno.ECONNRESET, "the peer ended the TLS handshake") from error
         except ssl.SSLError as error:
-            if error.reason in _NO_TLS:
+            if error.reason == _NO_TLS:
                 raise VersionMismatch(
                     f"{name_of(*address)} does not speak TLS, which transfer.tls asks for here"
                 ) from error
