@@ -136,6 +136,11 @@ def _explain(decision: Decision) -> None:
         blocks = ["local", "fetched", "loaded", "recomputed"]
         columns = ["candidate", "", *blocks, "queue", "transfer", "prefill", "ttft", "free blocks"]
         console.table(columns, [_candidate(decision, score) for score in decision.candidates])
+    if decision.best_match_lower_blocks:
+        console.data(
+            f"best match: {decision.best_match_blocks} blocks at {decision.best_match_holder}, "
+            f"{decision.best_match_lower_blocks} of them below DRAM"
+        )
     if decision.decodes:
         console.data("decode: instances with room")
         rows = [

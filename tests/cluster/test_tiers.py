@@ -112,6 +112,7 @@ def test_a_decision_names_the_blocks_below_dram_and_they_are_loaded_only_where_t
             assert winner.recomputed_blocks >= decision.best_match_lower_blocks
         shown = cluster.command("inspect", "decisions", "--why", decision.request_id).stdout
         assert f"\t{winner.loaded_blocks}\t{winner.recomputed_blocks}\t" in shown
+        assert f", {decision.best_match_lower_blocks} of them below DRAM" in shown
     finally:
         cluster.stop()
 
