@@ -17,6 +17,8 @@ from mooncake_core.conductor.policies import KVCacheCentric
 from mooncake_core.conductor.policies.contract import PolicySettings
 from mooncake_core.errors import InvalidRequest, PeerUnreachable, RequestRejected
 from mooncake_core.roles.master.conductor import ConductorDriver
+from mooncake_core.store.events import BlocksRemoved, BlocksStored
+from mooncake_core.store.tier_events import ObjectsLoaded
 from mooncake_core.telemetry.spans import Spans
 from mooncake_core.wire.messages.envelope import Done
 from mooncake_core.wire.messages.membership import ChangeRole, InstanceOffer, ModelOffer, SwitchRole
@@ -31,6 +33,7 @@ from mooncake_core.wire.messages.serving import (
     Reserve,
     Reserved,
 )
+from mooncake_core.wire.messages.tiering import DRAM, LOWER, Tier
 
 MODEL = ModelOffer(name="m", fingerprint=b"f", block_tokens=4, block_bytes=1, max_context_tokens=99, vocab_size=99)
 MEMORY = SegmentDescriptor(owner="d", host_id="h", incarnation=1, length_bytes=1, paths={})
@@ -129,4 +132,26 @@ async def test_nothing_is_kept_of_a_request_that_ended(how: str) -> None:
     assert decode.released == ["r"]
     assert (driver._asked_by, driver._prompt_tokens_of, driver._placing) == ({}, {}, {})
     assert driver.conductor.num_requests == 0
+    await driver.close()
+
+
+async def test_the_conductor_hears_where_nodes_have_blocks_and_how_fast_they_load_them() -> None:
+    conductor = Conductor(ConductorSettings(), KVCacheCentric(PolicySettings()), "test", random.Random(0))
+    driver = ConductorDriver(
+        conductor, client_of=lambda name: None, address_of=lambda name: name, spans=Spans("master")
+    )
+    driver.feed(e.InstanceJoined("p", "prefill", InstanceOffer(model=MODEL, num_blocks=9, local_node="near")))
+    index, instance = conductor._prefill.index, conductor._prefill.instances["p"]
+    key = b"1" * 16
+    held = 1 << index.number("near")
+    tiers: list[Tier] = [LOWER, DRAM]
+    for tier in tiers:
+        driver.on_pool_change(BlocksStored("near", [key.hex(), "of no block"], tier))
+        assert index.holders(key) == held
+        assert bool(index.match([key]).lower) == (tier == LOWER)
+    driver.on_pool_change(BlocksRemoved("near", [key.hex()]))
+    assert index.holders(key) == 0
+    before = instance.cost.load_bytes_per_s
+    driver.on_pool_change(ObjectsLoaded("near", 1 << 20, 1.0))
+    assert instance.cost.load_bytes_per_s < before
     await driver.close()

@@ -227,10 +227,6 @@ class PrefixIndex:
         """A mask of those that have a block."""
         return self._masks.get(key, 0)
 
-    def lower_holders(self, key: bytes) -> int:
-        """A mask of those of them that have it below DRAM only."""
-        return self._lower.get(key, 0)
-
     def names(self, mask: int) -> list[str]:
         """Of the holders in a mask."""
         found = []
