@@ -53,10 +53,10 @@ class TlsSocket(ssl.SSLSocket):
     def talk(self) -> Self:
         """The handshake is done: from now on each waits for himself."""
         timeout_s = self.gettimeout()
-        self._readable, self._writable = select.poll(), select.poll()
         self._turn = threading.Lock()
-        self._readable.register(self, select.POLLIN)
-        self._writable.register(self, select.POLLOUT)
+        self._receiving, self._sending = select.poll(), select.poll()
+        for poller in (self._receiving, self._sending):
+            poller.register(self, 0)
         self._is_talking = True
         self.settimeout(timeout_s)
         return self
@@ -72,7 +72,7 @@ class TlsSocket(ssl.SSLSocket):
     def sendall(self, data: Any, flags: int = 0) -> None:
         view = memoryview(data)
         while view.nbytes:
-            written = self._turns(partial(self._ssl.write, view))
+            written = self._turns(partial(self._ssl.write, view), self._sending)
             if not written:
                 raise ConnectionResetError(errno.ECONNRESET, "the peer closed the connection")
             view = view[written:]
@@ -88,7 +88,8 @@ class TlsSocket(ssl.SSLSocket):
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
         """As much as there is, up to a record; MSG_WAITALL is up to the caller."""
         view = memoryview(buffer)[: nbytes or None]
-        return self._turns(partial(self._ssl.read, view.nbytes, view), waits=not flags & socket.MSG_DONTWAIT)
+        waits = not flags & socket.MSG_DONTWAIT
+        return self._turns(partial(self._ssl.read, view.nbytes, view), self._receiving, waits=waits)
 
     def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> tuple[int, list[Any], int, Any]:  # type: ignore[override]
         """Into the first of them that is not empty."""
@@ -102,16 +103,16 @@ class TlsSocket(ssl.SSLSocket):
             raise OSError(errno.EBADF, "it was closed")
         return found
 
-    def _turns(self, act: Callable[[], int], *, waits: bool = True) -> int:
-        """Tries until it was done, 0 at the end of the connection."""
+    def _turns(self, act: Callable[[], int], poller: select.poll, *, waits: bool = True) -> int:
+        """Tries until it was done, 0 at the end of the connection. The poller is that of the thread which sends, or receives."""
         while True:
             try:
                 with self._turn:
                     return act()
             except ssl.SSLWantReadError:
-                poller = self._readable
+                poller.modify(self, select.POLLIN)
             except ssl.SSLWantWriteError:
-                poller = self._writable
+                poller.modify(self, select.POLLOUT)
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 return 0
             except ssl.SSLError as error:
