@@ -14,6 +14,7 @@ from mooncake_cli.quantities import DURATION, SIZE, ListType
 if TYPE_CHECKING:
     from mooncake_core.address import HostPort
     from mooncake_core.bench.engine_compare import EngineSettings
+    from mooncake_core.bench.host_steps import HostSteps
     from mooncake_core.bench.statistics import Estimate, Quantiles
     from mooncake_core.bench.transfer import Cell, TransferReport
 
@@ -31,6 +32,7 @@ Examples:
   mooncake bench transfer --transport tcp,shm --sizes 64KiB,4MiB --at-least 0.9
   mooncake bench transfer --target --host 10.0.0.2      (there)
   mooncake bench transfer --initiator 10.0.0.2:PORT     (here)
+  mooncake bench transfer --transport tcp --sizes 1MiB --threads 10 --host-step 2ms
   mooncake bench transfer --against upstream/bin/python --sizes 64KiB --batch 64
   mooncake bench transfer --against nixl/bin/python --transport tcp,shm --sizes 64KiB,1MiB
 
@@ -41,7 +43,8 @@ last level cache. Bytes are checked before the clock runs. Exit code 1 if --at-l
 
 --target offers memory until Ctrl-C: whoever reaches its host can read and write that memory, and nothing else. --against
 measures `mooncake.engine` of this interpreter and of another in turn, over TCP or shared memory; an interpreter that has none
-but NIXL moves the blocks with that, over UCX with the same transport (for shm: all that UCX knows within a host).
+but NIXL moves the blocks with that, over UCX with the same transport (for shm: all that UCX knows within a host). --host-step
+shows what an engine loses in whose process the threads move blocks: how much longer its own Python takes than when idle.
 """
 
 
@@ -80,6 +83,12 @@ but NIXL moves the blocks with that, over UCX with the same transport (for shm: 
 @click.option("--connections", default=2, show_default=True, type=click.IntRange(1), help="To the peer.")
 @click.option("--seconds", default="300ms", show_default=True, type=DURATION, help="Of each measurement.")
 @click.option("--pairs", default=10, show_default=True, type=click.IntRange(10), help="Alternating measurements.")
+@click.option(
+    "--host-step",
+    "host_step_s",
+    type=DURATION,
+    help="Compute in the main thread meanwhile, in steps of so long: how much longer do they take?",
+)
 @click.option("--memory", "memory_bytes", type=SIZE, help="Of each region. Default: more than the last level cache.")
 @click.option("--target", "is_target", is_flag=True, help="Be the far end, for an initiator elsewhere.")
 @click.option("--host", help="With --target: the address by which initiators reach it. Default: 127.0.0.1.")
@@ -98,6 +107,7 @@ def command(
     memory_bytes: int | None,
     checksums: list[str],
     batch: int | None,
+    host_step_s: float | None,
     is_target: bool,
     host: str | None,
     port: int | None,
@@ -117,6 +127,8 @@ def command(
         raise click.UsageError("--host and --port belong to --target: give it as well")
     if scattered and against is None:
         raise click.UsageError("--scattered belongs to --against: give it as well")
+    if host_step_s is not None and (is_target or against is not None):
+        raise click.UsageError("--host-step is not for --target and --against: leave it out")
     wanted["sizes"] = wanted["sizes"] or (AGAINST_SIZES if against else SIZES)
     wanted["transports"] = wanted["transports"] or (AGAINST_TRANSPORTS if against else TRANSPORTS)
     if min(wanted["sizes"]) == 0:
@@ -130,10 +142,9 @@ def command(
             out,
             as_json=as_json,
         )
-    summed = [choice == "on" for choice in checksums]
-    return _measure(
-        {**wanted, "batch": batch or BATCH, "checksums": summed}, memory_bytes, target, at_least, out, as_json
-    )
+    wanted["checksums"] = [choice == "on" for choice in checksums]
+    wanted |= {"batch": batch or BATCH, "host_step_s": host_step_s or 0.0}
+    return _measure(wanted, memory_bytes, target, at_least, out, as_json)
 
 
 def _engine_settings(
@@ -235,6 +246,8 @@ def _print(report: TransferReport) -> None:
         f"regions of {format_size(report.memory_bytes)}, {settings.pairs} pairs of {settings.seconds:g}s, "
         f"{report.cores} cores"
     )
+    if settings.host_step_s:
+        _print_host(report)
     for transport in dict.fromkeys(lane.transport for lane in report.lanes):
         lanes = [lane for lane in report.lanes if lane.transport == transport]
         if len(lanes) > 1:
@@ -242,6 +255,33 @@ def _print(report: TransferReport) -> None:
             console.data(f"{transport} by link: {carried}")
     if report.unfinished:
         console.data(f"not measured: {report.unfinished} rows")
+
+
+def _print_host(report: TransferReport) -> None:
+    from mooncake_core.units import format_duration
+
+    step = f"step of {format_duration(report.settings.host_step_s)}"
+    columns = [step, "idle p50", "p99", "engine p50", "p99", "slower", "baseline", "p50", "p99", "slower"]
+    console.data("")
+    console.table(columns, [_host_row(cell, cell.host) for cell in report.cells if cell.host is not None])
+
+
+def _host_row(cell: Cell, host: HostSteps) -> list[object]:
+    def times(found: Quantiles | None) -> list[str]:
+        return [_duration(found, "p50"), _duration(found, "p99")]
+
+    def ratio(found: Estimate | None) -> str:
+        return "-" if found is None else f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+    return [
+        _name(cell),
+        *times(host.idle_s),
+        *times(host.beside_engine_s),
+        ratio(host.slower),
+        cell.baseline,
+        *times(host.beside_baseline_s),
+        ratio(host.baseline_slower),
+    ]
 
 
 def _row(cell: Cell) -> list[object]:

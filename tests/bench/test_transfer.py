@@ -22,6 +22,7 @@ import pytest
 from mooncake_cli import exits, main
 from mooncake_cli.commands import bench_transfer
 from mooncake_core.bench import transfer
+from mooncake_core.bench.host_steps import Host, sum_up
 from mooncake_core.bench.movers import RAW_BUFFER_BYTES, CopyMover, Load, Measured, Mover, SocketMover, measure
 from mooncake_core.bench.transfer import (
     LaneBytes,
@@ -326,6 +327,7 @@ def test_only_a_target_is_measured_against(capsys: pytest.CaptureFixture[str]) -
         (["--target", "--initiator", "127.0.0.1:1"], "give one of them"),
         (["--host", "127.0.0.1"], "belong to --target"),
         (["--scattered"], "belongs to --against"),
+        (["--host-step", "1ms", "--target"], "--host-step is not for --target"),
         (["--initiator", "nowhere"], "expected host:port"),
         (["--against", "/no/such/python"], "expected a Python"),
         (["--target", "--host", "203.0.113.9"], "cannot listen on 203.0.113.9"),
@@ -388,6 +390,46 @@ def test_an_interpreter_with_nixl_is_compared_through_that(
 def test_engines_are_compared_over_what_both_may_have(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["bench", "transfer", "--against", sys.executable, "--transport", "rdma"]) == exits.USAGE
     assert "expected transports of tcp, shm, got rdma" in capsys.readouterr().err
+
+
+def test_a_host_computes_until_the_last_block_has_moved() -> None:
+    mover = CopyMover(load_of(), memoryview(bytearray(16)), 2, other=memoryview(bytearray(16)))
+    host = Host(1e-4)
+    measured = measure(mover, 0.02, host)
+    assert measured.moved_bytes
+    assert sum(measured.host_steps_s) <= measured.duration_s
+    assert measure(mover, 0.0).host_steps_s == []
+
+
+def test_how_much_longer_a_step_takes_is_a_ratio_of_means_in_turn() -> None:
+    found = sum_up([[1.0, 3.0], [2.0]], [[4.0], [3.0, 5.0]], [[2.0], []], seed=0)
+    assert found.slower is not None
+    assert (found.slower.median, found.slower.count) == (2.0, 2)
+    assert found.baseline_slower is not None
+    assert (found.baseline_slower.median, found.baseline_slower.count) == (1.0, 1)
+    assert found.idle_s is not None
+    assert found.idle_s.count == 3
+
+
+def test_the_hosts_steps_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--transport",
+        "local",
+        "--sizes",
+        "4KiB",
+        "--memory",
+        "1MiB",
+        "--checksum",
+        "off",
+        "--direction",
+        "read",
+    ]
+    code = main.run(["bench", "transfer", *options, "--seconds", "5ms", "--host-step", "200us"])
+    printed = capsys.readouterr().out
+    assert code == exits.DONE
+    assert "step of 200us" in printed
+    assert printed.count("local\tread\t4KiB") == 1
+    assert "local read 4KiB" in printed
 
 
 def test_what_several_links_carried_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from typing import ClassVar, Final
 import xxhash
 from msgspec import Struct
 
+from mooncake_core.bench.host_steps import Host
 from mooncake_core.errors import TransferError
 from mooncake_core.transfer.contract import Kind, Range
 from mooncake_core.transfer.engine import TransferEngine, first_error
@@ -55,6 +56,8 @@ class Measured(Struct, frozen=True, kw_only=True):
     duration_s: float
     latencies_s: list[float]
     """Of each step."""
+    host_steps_s: list[float] = []
+    """What a host's own steps took meanwhile, where there was one."""
 
     @property
     def bytes_per_s(self) -> float:
@@ -80,9 +83,10 @@ class Mover(ABC):
     def step(self, thread: int) -> int:
         """Moves some blocks in the calling thread; how many bytes these were."""
 
-    def timed(self, seconds: float) -> Measured:
-        """Steps in all threads, once at least, until the time is over. Raises whatever a step raised."""
-        return _steps(self, seconds)
+    def timed(self, seconds: float, host: Host | None = None) -> Measured:
+        """Steps in all threads, once at least, until the time is over; the host makes its own in the calling thread. Raises
+        whatever a step raised."""
+        return _steps(self, seconds, host)
 
     def _next_block(self, thread: int) -> tuple[int, memoryview]:
         offset = next(self._offsets[thread])
@@ -195,7 +199,8 @@ class PerftestMover(Mover):
     def step(self, thread: int) -> int:
         raise NotImplementedError("perftest is timed as a whole")
 
-    def timed(self, seconds: float) -> Measured:
+    def timed(self, seconds: float, host: Host | None = None) -> Measured:
+        """Without a host: its programs do not share an interpreter with one."""
         count = max(FEWEST_MESSAGES, PERFTEST_BYTES // self.load.block_bytes)
         program = self.PROGRAMS[self.load.kind]
         command = [program, "-F", "-s", str(self.load.block_bytes), "-n", str(count), "-p", str(_free_port())]
@@ -232,12 +237,12 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def measure(mover: Mover, seconds: float) -> Measured:
+def measure(mover: Mover, seconds: float, host: Host | None = None) -> Measured:
     """One timed run. Raises whatever a step raised."""
-    return mover.timed(seconds)
+    return mover.timed(seconds, host)
 
 
-def _steps(mover: Mover, seconds: float) -> Measured:
+def _steps(mover: Mover, seconds: float, host: Host | None) -> Measured:
     """The clock runs until the last thread has ended."""
     barrier = threading.Barrier(mover.threads + 1)
     stop = threading.Event()
@@ -267,6 +272,7 @@ def _steps(mover: Mover, seconds: float) -> Measured:
             thread.start()
         barrier.wait()
         started = time.perf_counter()
+        host_steps_s = host.until(lambda: all(event.is_set() for event in ended)) if host else []
         for event in ended:
             event.wait()
         duration_s = time.perf_counter() - started
@@ -280,7 +286,10 @@ def _steps(mover: Mover, seconds: float) -> Measured:
     if errors:
         raise errors[0]
     return Measured(
-        moved_bytes=sum(moved), duration_s=duration_s, latencies_s=list(itertools.chain.from_iterable(latencies))
+        moved_bytes=sum(moved),
+        duration_s=duration_s,
+        latencies_s=list(itertools.chain.from_iterable(latencies)),
+        host_steps_s=host_steps_s,
     )
 
 

@@ -21,6 +21,7 @@ from msgspec import Struct, field
 
 from mooncake_core import registry
 from mooncake_core.address import HostPort
+from mooncake_core.bench.host_steps import Host, HostSteps, sum_up
 from mooncake_core.bench.movers import (
     CopyMover,
     EngineMover,
@@ -71,6 +72,8 @@ class TransferSettings(Struct, frozen=True, kw_only=True):
     pairs: int = FEWEST_PAIRS
     memory_bytes: int = 0
     """Of each region; 0: more than the last level cache."""
+    host_step_s: float = 0.0
+    """Of a host that computes in the main thread meanwhile; 0: there is none."""
     seed: int = 0
     """Of the bootstrap."""
 
@@ -95,6 +98,8 @@ class Cell(Struct, frozen=True, kw_only=True):
     of_baseline: Estimate | None
     of_raw: Estimate | None
     """Of the baseline without a checksum, whatever this cell has; None where that was not measured."""
+    host: HostSteps | None = None
+    """Where there was one."""
 
 
 class LaneBytes(Struct, frozen=True, kw_only=True):
@@ -165,6 +170,9 @@ class TransferRun:
         self._cells: list[Cell] = []
         self._lanes: list[LaneBytes] = []
         self._kinds = [Kind[name.upper()] for name in settings.kinds]
+        self._host = Host(settings.host_step_s) if settings.host_step_s else None
+        self._idle_steps_s: list[list[float]] = []
+        """Of the host, in each pair of the cell that is measured."""
 
     def execute(self) -> TransferReport:
         """Measures everything.
@@ -261,6 +269,7 @@ class TransferRun:
                     runs,
                     batch=self._settings.batch,
                     seed=self._settings.seed,
+                    idle_steps_s=self._idle_steps_s,
                 )
             )
             self._on_progress(len(self._cells))
@@ -292,10 +301,13 @@ class TransferRun:
         for mover in movers.values():
             measure(mover, 0.0)  # opens connections, maps memory
         runs: dict[tuple[bool, bool], list[Measured]] = {key: [] for key in movers}
+        self._idle_steps_s = []
         keys = list(movers)
         for number in range(self._settings.pairs):
+            if self._host:
+                self._idle_steps_s.append(self._host.during(self._settings.seconds))
             for key in keys if number % 2 == 0 else reversed(keys):
-                runs[key].append(measure(movers[key], self._settings.seconds))
+                runs[key].append(measure(movers[key], self._settings.seconds, self._host))
         return runs
 
 
@@ -340,8 +352,10 @@ def make_cell(
     *,
     batch: int,
     seed: int,
+    idle_steps_s: Sequence[Sequence[float]] = (),
 ) -> Cell:
-    """Sums up the runs of one cell; keys are (checksum, whether it is the engine)."""
+    """Sums up the runs of one cell; keys are (checksum, whether it is the engine). `idle_steps_s`: of the host while nothing
+    moved, if there is one."""
     ours, theirs = runs[checksum, True], runs[checksum, False]
     latency = quantiles([latency for run in ours for latency in run.latencies_s])
     raw = runs.get((False, False))
@@ -358,6 +372,9 @@ def make_cell(
         baseline_bytes_per_s=statistics.median(run.bytes_per_s for run in theirs),
         of_baseline=_ratio(ours, theirs, seed),
         of_raw=None if raw is None else _ratio(ours, raw, seed),
+        host=sum_up(idle_steps_s, [run.host_steps_s for run in ours], [run.host_steps_s for run in theirs], seed)
+        if idle_steps_s
+        else None,
     )
 
 
