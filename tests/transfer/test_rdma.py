@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -245,8 +246,17 @@ def test_a_batch_goes_over_two_devices_and_completes_on_one_when_the_other_goes_
     after = {device: _sent_packets(device) - packets for device, packets in carried.items()}
     _set_link("dummy1", up=True)
     errors = {error for _, error in engine.status(batch)}
-    print(f"the batch ended {took_s:.2f} s after the link went down, with packets sent {after}")
+    by_port = Counter[str]()
+    for transfer in batch.transfers:
+        by_port.update({part.local: part.num_bytes for part in transfer.carried()})
+    print(
+        f"the batch ended {took_s:.2f} s after the link went down, with packets sent {after}; in all {dict(by_port)} bytes"
+    )
     assert errors == {None}
+    assert sum(by_port.values()) == part_bytes * len(requests)
+    assert min(by_port["rxe0/1"], by_port["rxe1/1"]) > part_bytes
+    aside = {lane.local: lane.num_set_aside for lane in engine.lanes()}
+    assert (aside["rxe0/1"], aside["rxe1/1"]) == (0, 1)
     assert all(packets > 1000 for packets in carried.values()), carried
     assert after["rxe0"] > 1000, "the link went down when all had been moved"
     sink = memoryview(bytearray(REGION_BYTES))
