@@ -103,7 +103,7 @@ def test_decisions_are_found_by_the_beginning_of_an_id(cluster: Cluster) -> None
     assert [decision["request_id"] for decision in found] == [request_id]
     shown = cluster.command("inspect", "decisions", request_id[:12]).stdout
     assert f"{request_id}: dispatched by policy kvcache-centric\nprefill: all " in shown
-    assert "candidate\t\tlocal\tfetched\tqueue\ttransfer\tprefill\tttft\tfree blocks" in shown
+    assert "candidate\t\tlocal\tfetched\tloaded\trecomputed\tqueue\ttransfer\tprefill\tttft\tfree blocks" in shown
     assert "candidate\t\ttbt\tfree blocks" in shown
     assert (
         cluster.command("inspect", "decisions", "--why", request_id[:12]).stdout.splitlines()[2:]
