@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -17,7 +18,7 @@ from mooncake_core.testing.cluster import wait_for
 from mooncake_core.testing.relay import Relay
 from mooncake_core.testing.transport_contract import Ends, TransportContract
 from mooncake_core.transfer import handshake
-from mooncake_core.transfer.contract import Kind, Transport, TransportSettings
+from mooncake_core.transfer.contract import Kind, TransportSettings
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.exports import Exports
 from mooncake_core.transfer.lanes import Lanes
@@ -37,18 +38,9 @@ PEER = (("10.0.0.1", 1), ("10.1.0.1", 1))
 class SeveralEnds(Ends):
     """Both listen on two addresses."""
 
-    def make(self, owner: str, incarnation: int, secret: bytes | None = None) -> Transport:
-        return TcpTransport(
-            TransportSettings(
-                owner=owner,
-                host_id="h",
-                incarnation=incarnation,
-                secret=secret,
-                listen_host=HOSTS[0],
-                further_hosts=HOSTS[1:],
-                connections_per_peer=2,
-            )
-        )
+    def settings(self, owner: str, incarnation: int, secret: bytes | None) -> TransportSettings:
+        usual = super().settings(owner, incarnation, secret)
+        return replace(usual, listen_host=HOSTS[0], further_hosts=HOSTS[1:])
 
 
 class TestSeveralAddresses(TransportContract):

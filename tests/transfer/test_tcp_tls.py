@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from mooncake_core.errors import ConfigError, PathFailed, VersionMismatch
 from mooncake_core.testing.cluster import wait_for
 from mooncake_core.testing.transport_contract import Ends, TransportContract
 from mooncake_core.transfer import handshake
-from mooncake_core.transfer.contract import Kind, TlsFiles, Transport, TransportSettings
+from mooncake_core.transfer.contract import Kind, TlsFiles, TransportSettings
 from mooncake_tcp import TcpTransport
 from mooncake_tcp.tls import TlsSockets
 from mooncake_tcp.transport import TcpPath
@@ -48,18 +49,9 @@ class TlsEnds(Ends):
         self._given = given
         super().__init__(TcpTransport, moves=moves)
 
-    def make(self, owner: str, incarnation: int, secret: bytes | None = None) -> Transport:
-        return TcpTransport(
-            TransportSettings(
-                owner=owner,
-                host_id="h",
-                incarnation=incarnation,
-                secret=secret,
-                further_hosts=self._further,
-                connections_per_peer=2,
-                tls=self._given[owner] if owner in self._given else self._authority.member(owner),
-            )
-        )
+    def settings(self, owner: str, incarnation: int, secret: bytes | None) -> TransportSettings:
+        tls = self._given[owner] if owner in self._given else self._authority.member(owner)
+        return replace(super().settings(owner, incarnation, secret), further_hosts=self._further, tls=tls)
 
 
 class TestTls(TransportContract):

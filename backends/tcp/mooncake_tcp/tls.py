@@ -177,18 +177,15 @@ def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
 
 def _records(buffers: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     """Neighbours put together that fit in one record."""
-    made: list[bytes | memoryview] = []
-    together: list[bytes | memoryview] = []
+    records: list[list[bytes | memoryview]] = []
     num_bytes = 0
     for buffer in buffers:
-        if together and num_bytes + len(buffer) > RECORD_BYTES:
-            made.append(b"".join(together) if len(together) > 1 else together[0])
-            together, num_bytes = [], 0
-        together.append(buffer)
         num_bytes += len(buffer)
-    if together:
-        made.append(b"".join(together) if len(together) > 1 else together[0])
-    return made
+        if not records or num_bytes > RECORD_BYTES:
+            records.append([])
+            num_bytes = len(buffer)
+        records[-1].append(buffer)
+    return [b"".join(record) if len(record) > 1 else record[0] for record in records]
 
 
 def _network_error(error: ssl.SSLError) -> ConnectionError:

@@ -171,8 +171,6 @@ class TransferRun:
         self._lanes: list[LaneBytes] = []
         self._kinds = [Kind[name.upper()] for name in settings.kinds]
         self._host = Host(settings.host_step_s) if settings.host_step_s else None
-        self._idle_steps_s: list[list[float]] = []
-        """Of the host, in each pair of the cell that is measured."""
 
     def execute(self) -> TransferReport:
         """Measures everything.
@@ -257,7 +255,7 @@ class TransferRun:
                 load = Load(kind=kind, block_bytes=block_bytes, checksum=checksum)
                 movers[checksum, True] = self._engine_mover(setting, load)
                 movers[checksum, False] = self._baseline_mover(setting, load, stack)
-            runs = self._alternate(movers)
+            runs, idle_steps_s = self._alternate(movers)
         for checksum in self._settings.checksums:
             self._cells.append(
                 make_cell(
@@ -269,7 +267,7 @@ class TransferRun:
                     runs,
                     batch=self._settings.batch,
                     seed=self._settings.seed,
-                    idle_steps_s=self._idle_steps_s,
+                    idle_steps_s=idle_steps_s,
                 )
             )
             self._on_progress(len(self._cells))
@@ -296,19 +294,22 @@ class TransferRun:
         stack.callback(mover.close)
         return mover
 
-    def _alternate(self, movers: dict[tuple[bool, bool], Mover]) -> dict[tuple[bool, bool], list[Measured]]:
-        """Measures each mover once per pair, in an order that turns round from pair to pair."""
+    def _alternate(
+        self, movers: dict[tuple[bool, bool], Mover]
+    ) -> tuple[dict[tuple[bool, bool], list[Measured]], list[list[float]]]:
+        """Measures each mover once per pair, in an order that turns round from pair to pair; and what the host's steps took
+        before each pair, while nothing moved."""
         for mover in movers.values():
             measure(mover, 0.0)  # opens connections, maps memory
         runs: dict[tuple[bool, bool], list[Measured]] = {key: [] for key in movers}
-        self._idle_steps_s = []
+        idle_steps_s: list[list[float]] = []
         keys = list(movers)
         for number in range(self._settings.pairs):
             if self._host:
-                self._idle_steps_s.append(self._host.during(self._settings.seconds))
+                idle_steps_s.append(self._host.during(self._settings.seconds))
             for key in keys if number % 2 == 0 else reversed(keys):
                 runs[key].append(measure(movers[key], self._settings.seconds, self._host))
-        return runs
+        return runs, idle_steps_s
 
 
 def available_transports(

@@ -42,16 +42,18 @@ def soonest(request: RequestView, costs: PrefillCosts, local: Ints, ends: Ints, 
     the longer one."""
     borders = _borders(lower)
     used = np.concatenate((ends[None], np.minimum(borders[:, None], ends), local[None]))
-    fetched, loaded = count_transfers(local, used, lower)
-    transfer_s = costs.fetch_s(fetched * request.block_bytes) + costs.load_s(loaded * request.block_bytes)
+    fetched, loaded, transfer_s = transfers(request, costs, local, used, lower)
     prefill_s = costs.prefill_s(request.prompt_tokens, used * request.block_tokens)
     best = (transfer_s + prefill_s).argmin(axis=0)
     columns = np.arange(len(best))
     return Cuts(*(found[best, columns] for found in (used, fetched, loaded, transfer_s, prefill_s)))
 
 
-def count_transfers(local: Ints, used: Ints, lower: Sequence[LowerBlocks]) -> tuple[Ints, Ints]:
-    """Blocks that are fetched, and such as are loaded, where so many leading ones are used: a column, or several of them."""
+def transfers(
+    request: RequestView, costs: PrefillCosts, local: Ints, used: Ints, lower: Sequence[LowerBlocks]
+) -> tuple[Ints, Ints, Floats]:
+    """Blocks that are fetched, such as are loaded, and how long both take, where so many leading ones are used: a column, or
+    several of them."""
     fetched: Ints = np.maximum(used - local, 0)
     loaded: Ints = np.zeros_like(used)
     for run in lower:
@@ -62,7 +64,8 @@ def count_transfers(local: Ints, used: Ints, lower: Sequence[LowerBlocks]) -> tu
         if len(rows):
             here = np.minimum(np.maximum(used[..., rows] - run.start, 0), run.end - run.start)
             (loaded if run.only_there else fetched)[..., rows] += here
-    return fetched, loaded
+    transfer_s = costs.fetch_s(fetched * request.block_bytes) + costs.load_s(loaded * request.block_bytes)
+    return fetched, loaded, transfer_s
 
 
 def _having(run: LowerBlocks, local: Ints) -> Rows:

@@ -47,9 +47,8 @@ def parse_options(options: Mapping[str, Any]) -> MockOptions:
 def cost_of(options: MockOptions) -> CostHint:
     """What its computations take, the speed taken into account."""
     cost = options.cost
-    times = {name: getattr(cost, name) / options.speed for name in cost.__struct_fields__ if name.endswith("_s")}
-    times = {name: value for name, value in times.items() if not name.endswith("_bytes_per_s")}
-    return msgspec.structs.replace(cost, **times)
+    times = [name for name in cost.__struct_fields__ if not name.endswith("_bytes_per_s")]
+    return msgspec.structs.replace(cost, **{name: getattr(cost, name) / options.speed for name in times})
 
 
 def kv_layout(block_tokens: int) -> KVLayout:

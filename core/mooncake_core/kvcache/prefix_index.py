@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from mooncake_core.kvcache import masks
 from mooncake_core.wire.messages.tiering import DRAM, Tier
 
 FEW: Final = 8
@@ -118,20 +119,20 @@ class PrefixIndex:
     def stored(self, holder: str, keys: Sequence[bytes], tier: Tier = DRAM) -> None:
         """The holder has these blocks now, the fastest copy in this tier."""
         bit = 1 << self.number(holder)
-        _add(self._masks, bit, keys)
+        masks.add(self._masks, bit, keys)
         if tier != DRAM:
-            _add(self._lower, bit, keys)
+            masks.add(self._lower, bit, keys)
         elif self._lower:
-            _take(self._lower, bit, keys)
+            masks.take(self._lower, bit, keys)
 
     def removed(self, holder: str, keys: Sequence[bytes]) -> None:
         """The holder has these blocks no more."""
         if holder not in self._numbers:
             return
         bit = 1 << self._numbers[holder]
-        _take(self._masks, bit, keys)
+        masks.take(self._masks, bit, keys)
         if self._lower:
-            _take(self._lower, bit, keys)
+            masks.take(self._lower, bit, keys)
 
     def drop(self, holder: str) -> None:
         """The holder is gone with all it had."""
@@ -176,13 +177,13 @@ class PrefixIndex:
         ]
 
     def _lower_runs(self, keys: Sequence[bytes]) -> Sequence[LowerRun]:
-        lower, masks = self._lower, self._masks
+        lower = self._lower
         if lower.keys().isdisjoint(keys):
             return ()
         runs: list[LowerRun] = []
         position = start = before = 0
         held: int | None = 0
-        for mask, holders in zip(map(lower.get, keys), map(masks.get, keys), strict=True):
+        for mask, holders in zip(map(lower.get, keys), map(self._masks.get, keys), strict=True):
             if mask is not before or holders is not held:  # as in `match`
                 if before:
                     runs.append(LowerRun(start, position, before, before == held))
@@ -235,27 +236,6 @@ class PrefixIndex:
             found.append(self._names[bit.bit_length() - 1])
             mask ^= bit
         return found
-
-
-def _add(masks: dict[bytes, int], bit: int, keys: Sequence[bytes]) -> None:
-    before, after = 0, bit
-    for key in keys:
-        mask = masks.get(key, 0)
-        if mask != before:
-            before, after = mask, mask | bit
-        masks[key] = after  # one object for neighbours that are held alike: a mask of a thousand holders has 160 bytes
-
-
-def _take(masks: dict[bytes, int], bit: int, keys: Sequence[bytes]) -> None:
-    before = after = 0
-    for key in keys:
-        mask = masks.get(key, 0)
-        if mask != before:
-            before, after = mask, mask & ~bit
-        if after:
-            masks[key] = after
-        else:
-            masks.pop(key, None)
 
 
 def _joined(runs: Sequence[LowerRun]) -> list[LowerRun]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mooncake_core.conductor import events as e
+from mooncake_core.kvcache import masks
 from mooncake_core.sim.block_cache import BlockCache
 from mooncake_core.wire.messages.tiering import LOWER
 
@@ -107,10 +108,8 @@ class Pool:
     def store(self, name: str, keys: Sequence[bytes], now: float) -> None:
         """A node is to have these blocks."""
         new, gone = self._nodes[name].store(keys, now)
-        bit, masks = self._bits[name], self._masks
-        for key in new:
-            masks[key] = masks.get(key, 0) | bit
         if new:
+            masks.add(self._masks, self._bits[name], new)
             self._changed(e.BlocksStored(name, new))
         self._lost(name, gone)
         self._moved(name)
@@ -131,34 +130,18 @@ class Pool:
     def _moved(self, name: str) -> None:
         upper, lower = self._nodes[name].take_moved()
         if upper:
-            self._mark(self._bits[name], upper, lower=False)
+            masks.take(self._lower, self._bits[name], upper)
             self._changed(e.BlocksStored(name, upper))
         if lower:
-            self._mark(self._bits[name], lower, lower=True)
+            masks.add(self._lower, self._bits[name], lower)
             self._changed(e.BlocksStored(name, lower, LOWER))
-
-    def _mark(self, bit: int, keys: Sequence[bytes], *, lower: bool) -> None:
-        masks = self._lower
-        for key in keys:
-            mask = masks.get(key, 0)
-            mask = mask | bit if lower else mask & ~bit
-            if mask:
-                masks[key] = mask
-            else:
-                masks.pop(key, None)
 
     def _lost(self, name: str, keys: Sequence[bytes]) -> None:
         if not keys:
             return
-        bit, masks = self._bits[name], self._masks
-        for key in keys:
-            mask = masks.get(key, 0) & ~bit
-            if mask:
-                masks[key] = mask
-            else:
-                masks.pop(key, None)
+        masks.take(self._masks, self._bits[name], keys)
         if self._lower:
-            self._mark(bit, keys, lower=False)
+            masks.take(self._lower, self._bits[name], keys)
         self._changed(e.BlocksRemoved(name, keys))
 
     def _longest(self, keys: Sequence[bytes], at: int, mask: int) -> str:

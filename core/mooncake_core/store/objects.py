@@ -178,8 +178,11 @@ def _check_object(entry: PoolObject, nodes: Mapping[str, NodeSpace], writing: se
 
 
 def _check_accounts(objects: Sequence[PoolObject], accounts: Iterable[Account]) -> Iterator[str]:
+    held: dict[int, list[PoolObject]] = {}
+    for entry in objects:
+        held.setdefault(id(entry.account), []).append(entry)
     for account in accounts:
-        entries = [entry for entry in objects if entry.account is account]
+        entries = held.get(id(account), [])
         counted = (sum(entry.extent_bytes for entry in entries), sum(entry.readable for entry in entries))
         if counted != (account.used_bytes, account.num_objects):
             yield f"tenant {account.tenant} has {counted} bytes and objects, its account says otherwise"

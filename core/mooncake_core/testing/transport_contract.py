@@ -50,8 +50,12 @@ class Ends:
         self.numbers = itertools.count(1)
 
     def make(self, owner: str, incarnation: int, secret: bytes | None = None) -> Transport:
-        return self._transport(
-            TransportSettings(owner=owner, host_id="h", incarnation=incarnation, secret=secret, connections_per_peer=2)
+        return self._transport(self.settings(owner, incarnation, secret))
+
+    def settings(self, owner: str, incarnation: int, secret: bytes | None) -> TransportSettings:
+        """Of one end. To be overridden by ends that need further ones."""
+        return TransportSettings(
+            owner=owner, host_id="h", incarnation=incarnation, secret=secret, connections_per_peer=2
         )
 
     def register(self, num_bytes: int) -> tuple[memoryview, int]:

@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct, structs
 
 from mooncake_core.conductor.cost import Floats, Ints, PrefillCosts
-from mooncake_core.conductor.cuts import count_transfers, soonest
+from mooncake_core.conductor.cuts import soonest, transfers
 from mooncake_core.kvcache.prefix_index import Lengths, LowerBlocks
 
 Blocks = TypeVar("Blocks", int, Ints)
@@ -203,12 +203,11 @@ def _by_instance(request: RequestView, instances: PrefillViews, wanted: Wanted, 
 
 def _loading_all(request: RequestView, instances: PrefillViews, scores: Scores) -> Scores:
     """The same with what lies below DRAM loaded first, all of which pays."""
-    costs, local = instances.costs, scores.local_blocks
-    fetched, loaded = count_transfers(local, local + scores.fetched_blocks, instances.lower)
-    transfer_s = costs.fetch_s(fetched * request.block_bytes) + costs.load_s(loaded * request.block_bytes)
-    used_local = local + scores.fetched_blocks - fetched
+    local = scores.local_blocks
+    used = local + scores.fetched_blocks
+    fetched, loaded, transfer_s = transfers(request, instances.costs, local, used, instances.lower)
     lower = LowerScores(local, loaded, np.zeros_like(local))
-    return Scores(used_local, fetched, scores.queue_s, transfer_s, scores.prefill_s, lower)
+    return Scores(used - fetched, fetched, scores.queue_s, transfer_s, scores.prefill_s, lower)
 
 
 def _by_cut(request: RequestView, instances: PrefillViews, wanted: Wanted) -> Scores:

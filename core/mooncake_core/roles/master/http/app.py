@@ -16,11 +16,12 @@ from mooncake_core.roles.master.http import answers
 from mooncake_core.roles.master.http.access import Access
 from mooncake_core.roles.master.http.drains import DrainRoutes
 from mooncake_core.roles.master.http.keys import KeyRoutes
-from mooncake_core.roles.master.http.metrics import CONTENT_TYPE, MasterMetrics
+from mooncake_core.roles.master.http.metrics import MasterMetrics
 from mooncake_core.roles.master.http.quotas import QuotaRoutes
 from mooncake_core.roles.master.http.segments import SegmentRoutes
 from mooncake_core.roles.master.http.state import MasterState
 from mooncake_core.roles.master.http.summary import summary
+from mooncake_core.roles.metrics import CONTENT_TYPE
 
 Answer = Callable[[Request], Awaitable[Response]]
 

@@ -15,8 +15,6 @@ from mooncake_core.wire.messages.inspection import CacheReport
 from mooncake_core.wire.messages.objects import TenantUsage
 from mooncake_core.wire.messages.usage import NodeUsage
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-
 POOL_GAUGES: Final = (
     ("mooncake_pool_objects", "Objects that can be read", "num_objects"),
     ("mooncake_pool_objects_being_written", "Objects granted space and not committed", "num_writing"),
