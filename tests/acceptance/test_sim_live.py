@@ -27,7 +27,9 @@ LARGEST_ERROR = 0.10
 VOCABULARY = range(2, 2048)
 
 
-@pytest.mark.parametrize("requests", [60, 600], ids=["short", "long"])
+@pytest.mark.parametrize(
+    "requests", [200, 600], ids=["short", "long"]
+)  # of fewer, a median jumps between two groups of TBTs
 def test_medians_agree_within_a_tenth(tmp_path: Path, requests: int) -> None:
     path = _write_trace(tmp_path / "trace.jsonl", requests)
     setup = load_simulation(CONFIG)
