@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar, cast, get_args
 
 from mooncake._codes import Code, code_of
-from mooncake._network import is_trusted, key_file, split_hostname, transports_of
+from mooncake._network import busy_poll_s, is_trusted, key_file, split_hostname, transports_of
 from mooncake._offload import offload_tiers
 from mooncake._replicas import ReplicateConfig, node_name
 from mooncake._segment import attach, await_writable, free_port
@@ -48,6 +48,7 @@ class Link:
         self._host, self._wanted_port = split_hostname(settings.local_hostname)
         self._key_file = key_file()
         self._transports = transports_of(settings.protocol)
+        self._busy_poll_s = busy_poll_s()
         self._bind = self._bind_host() if settings.global_segment_size else ""
         self._nodes: dict[str, AttachedNode] = {}
         self._lock = threading.Lock()
@@ -62,6 +63,7 @@ class Link:
                 transports=self._transports,
                 key=load_key(self._key_file),
                 checksum=_checksum(),
+                busy_poll_s=self._busy_poll_s,
             )
         )
         try:
@@ -92,6 +94,7 @@ class Link:
             transports=self._transports,
             key_file=self._key_file,
             tiers=tiers,
+            busy_poll_s=self._busy_poll_s,
         )
         with self._lock:
             self._nodes[segment] = node

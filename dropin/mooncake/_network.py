@@ -8,6 +8,7 @@ from typing import Final
 
 from mooncake_core.address import HostPort, parse_host_port
 from mooncake_core.errors import ConfigError
+from mooncake_core.units import parse_duration
 
 NETWORKS: Final = {"tcp": ("shm", "tcp"), "shm": ("shm", "tcp"), "rdma": ("shm", "rdma", "tcp")}
 
@@ -20,6 +21,18 @@ def key_file() -> str | None:
 def is_trusted() -> bool:
     """Whether memory may be open to the network without a key."""
     return os.environ.get("MOONCAKE_INSECURE", "").lower() in ("1", "true", "yes")
+
+
+def busy_poll_s() -> float:
+    """How long to look for an answer before sleeping until it comes.
+
+    Raises:
+        ConfigError: $MOONCAKE_BUSY_POLL is no duration.
+    """
+    try:
+        return parse_duration(os.environ.get("MOONCAKE_BUSY_POLL") or 0.0)
+    except ValueError as error:
+        raise ConfigError(f"MOONCAKE_BUSY_POLL: {error}") from None
 
 
 def transports_of(protocol: str) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ def attach(
     transports: Sequence[str],
     key_file: str | None,
     tiers: Sequence[TierConfig] = (),
+    busy_poll_s: float = 0.0,
 ) -> AttachedNode:
     """Starts the helper. `tiers`: where it puts what its memory has no room for.
 
@@ -73,7 +74,7 @@ def attach(
         ],
         prefill=[],
         decode=[],
-        transfer=TransferConfig(transports=list(transports)),
+        transfer=TransferConfig(transports=list(transports), busy_poll=busy_poll_s),
     )
     level = os.environ.get("MOONCAKE_LOG_LEVEL", "info")
     return AttachedNode(Boot(config=config, process=name, master_address=master, log_level=level))

@@ -10,7 +10,7 @@ import click
 
 from mooncake_cli import console, exits, progress
 from mooncake_cli.options import Running, cluster_options, find_running, json_option
-from mooncake_cli.quantities import SIZE, ListType
+from mooncake_cli.quantities import DURATION, SIZE, ListType
 
 if TYPE_CHECKING:
     from mooncake_core.bench.statistics import Estimate, Quantiles
@@ -24,6 +24,7 @@ HELP: Final = """Measure the pool through `mooncake.store`, the API that vLLM, S
 Examples:
   mooncake bench store --protocol tcp,shm --checksum auto,off
   mooncake bench store --against ~/upstream-venv --out results
+  mooncake bench store --cases 4KiB --busy-poll 0,100us
   mooncake bench store --cases 1MiBx32 --operations mixed --reads 0.95 --zipf 0.99 --hits 0.8 -c cluster.yaml
 
 Without -c and --cluster it starts a master and a segment of its own. Objects are put by one process and read by another;
@@ -79,6 +80,14 @@ class CaseType(click.ParamType):  # type: ignore[type-arg]  # generic in new ver
     type=ListType(click.Choice(["auto", "on", "off"])),
     help="auto: of what comes over a network; of each protocol, in turn. Not for --against.",
 )
+@click.option(
+    "--busy-poll",
+    "busy_polls",
+    default="0",
+    show_default=True,
+    type=ListType(DURATION),
+    help="Look so long (as 100us) before sleeping; of each protocol, in turn. Not for --against.",
+)
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="That put; as many get.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Of each process.")
 @click.option("--nodes", default=1, show_default=True, type=click.IntRange(1), help="Segments to start.")
@@ -105,6 +114,7 @@ class CaseType(click.ParamType):  # type: ignore[type-arg]  # generic in new ver
 def command(
     protocols: list[str],
     checksums: list[str],
+    busy_polls: list[float],
     nodes: int,
     against: str | None,
     pairs: int | None,
@@ -128,7 +138,9 @@ def command(
         load=StoreLoad(**load), pairs=pairs or (FEWEST_PAIRS if against else RUNS_ALONE), nodes=nodes
     )
     uses_running = config_path is not None or cluster is not None
-    own = _own(protocols, checksums, find_running(config_path, overrides, cluster) if uses_running else None)
+    own = _own(
+        protocols, checksums, busy_polls, find_running(config_path, overrides, cluster) if uses_running else None
+    )
     rival = _rival(find_interpreter(against).python, protocols[0]) if against else None
     warning = busy_warning()
     if warning:
@@ -144,23 +156,36 @@ def command(
     return _end(run.report(), at_least, out, as_json=as_json, finished=finished)
 
 
-def _own(protocols: list[str], checksums: list[str], running: Running | None) -> list[Side]:
+def _own(protocols: list[str], checksums: list[str], busy_polls: list[float], running: Running | None) -> list[Side]:
     from mooncake_core.bench.store import Side
 
     master = running.master_address.removeprefix("tcp://") if running else ""
     key_file = running.key_file or "" if running else ""
     return [
         Side(
-            name=f"mooncake {protocol}" + ("" if checksum == "auto" else f", checksum {checksum}"),
+            name=_name(protocol, checksum, busy_poll_s),
             python=sys.executable,
             protocol=protocol,
             master=master,
             key_file=key_file,
             checksum=checksum,
+            busy_poll_s=busy_poll_s,
         )
         for protocol in protocols
         for checksum in checksums
+        for busy_poll_s in busy_polls
     ]
+
+
+def _name(protocol: str, checksum: str, busy_poll_s: float) -> str:
+    from mooncake_core.units import format_duration
+
+    parts = [f"mooncake {protocol}"]
+    if checksum != "auto":
+        parts.append(f"checksum {checksum}")
+    if busy_poll_s:
+        parts.append(f"busy poll {format_duration(busy_poll_s)}")
+    return ", ".join(parts)
 
 
 def _rival(python: str, protocol: str) -> Side:

@@ -60,6 +60,22 @@ def test_a_closed_store_takes_its_segment_along(master: str) -> None:
     assert pid not in helpers(master).values()
 
 
+def test_who_looks_before_sleeping_puts_and_gets(master: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOONCAKE_BUSY_POLL", "100us")
+    store = connect(master, 16 * MIB)
+    values = {f"looked-{size}": os.urandom(size) for size in (1, 4096, MIB)}
+    for key, value in values.items():
+        assert store.put(key, value) == 0
+        assert store.get(key) == value
+    assert store.close() == 0
+
+
+def test_an_environment_that_cannot_be_is_refused(master: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setenv("MOONCAKE_BUSY_POLL", "soon")
+    assert MooncakeDistributedStore().setup("127.0.0.1", "P2PHANDSHAKE", 0, MIB, "tcp", "", master) != 0
+    assert "MOONCAKE_BUSY_POLL: expected a duration like 30s, 100ms or 5m, got 'soon'" in caplog.text
+
+
 def test_so_does_one_that_nobody_holds_any_more(master: str) -> None:
     store = connect(master, 16 * MIB)
     pid = pid_of(master, store)

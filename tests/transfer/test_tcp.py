@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -33,6 +35,23 @@ time.sleep(60)
 
 class TestTcp(TransportContract):
     transport = TcpTransport
+
+
+class LookingEnds(Ends):
+    """Both look for what comes before they sleep."""
+
+    def settings(self, name: str, incarnation: int, secret: bytes | None) -> TransportSettings:
+        return replace(super().settings(name, incarnation, secret), busy_poll_s=100e-6)
+
+
+class TestTcpThatLooks(TransportContract):
+    transport = TcpTransport
+
+    @pytest.fixture
+    def ends(self) -> Iterator[Ends]:
+        ends = LookingEnds(TcpTransport, moves=True)
+        yield ends
+        ends.close()
 
 
 def test_a_peer_that_stops_answering_cannot_hang_a_transfer() -> None:

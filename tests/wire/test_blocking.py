@@ -47,9 +47,9 @@ class Here:
         self.client_loop = LoopThread("client")
         self.clients: list[tuple[Client, BlockingClient]] = []
 
-    def client(self, **options: Any) -> BlockingClient:
+    def client(self, busy_poll_s: float = 0.0, **options: Any) -> BlockingClient:
         inner = Client(self.address.url, name="client", key=self.options.get("key"), **options)
-        client = BlockingClient(inner, self.client_loop)
+        client = BlockingClient(inner, self.client_loop, busy_poll_s)
         self.clients.append((inner, client))
         return client
 
@@ -74,10 +74,11 @@ def server(**options: Any) -> Iterator[Here]:
         loop.close(_nothing)
 
 
+@pytest.mark.parametrize("busy_poll_s", [0.0, 50e-6])
 @pytest.mark.parametrize("options", [{}, {"door": False}, {"key": ClusterKey.generate()}])
-def test_a_call_gets_its_reply_with_and_without_a_door(options: dict[str, Any]) -> None:
+def test_a_call_gets_its_reply_with_and_without_a_door(options: dict[str, Any], busy_poll_s: float) -> None:
     with server(**options) as here:
-        client = here.client()
+        client = here.client(busy_poll_s)
         for _ in range(3):
             assert client.call(Exists(keys=["yes", "no"]), ExistsReply, timeout_s=5).present == [True, False]
         assert (client._port != 0) is (options == {})

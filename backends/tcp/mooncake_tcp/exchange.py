@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from mooncake_core import busy_poll
 from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, PathFailed, TransferError, VersionMismatch
 from mooncake_core.transfer.contract import Completion, Kind, Operation
 from mooncake_core.transfer.lanes import Lane
@@ -54,8 +55,10 @@ class Exchange:
         dialer: Dialer,
         note_deadline: Callable[[float], None],
         link: Link | None = None,
+        busy_poll_s: float = 0.0,
     ) -> None:
         """`link` where there are others to the peer."""
+        self._busy_poll_s = busy_poll_s
         self._address = host, port
         self.link = link
         self._peer = name_of(host, port)
@@ -161,6 +164,8 @@ class Exchange:
         for operation, key in pairs:
             frames += request(operation, key, self._clock)
         send_all(sock, frames)
+        if self._busy_poll_s:
+            busy_poll.look(self._poller.poll, self._busy_poll_s)
         for operation, _ in pairs:
             more_bytes = self._receive_header(sock, operation)
             number, operation_id, length, clock_s = RESPONSE.unpack(self._header)

@@ -11,7 +11,7 @@ from typing import Final
 from mooncake_core.errors import PathFailed, TransferError
 from mooncake_core.transfer.contract import Completion
 from mooncake_tcp.exchange import Exchange, Pair
-from mooncake_tcp.links import WATCH_S, Links, Peer
+from mooncake_tcp.links import WATCH_S, Address, Link, Links, Peer
 
 MOST_PER_PEER: Final = 8
 
@@ -19,10 +19,11 @@ MOST_PER_PEER: Final = 8
 class Exchanges:
     """A few per peer, opened on demand. Used by many threads."""
 
-    def __init__(self, links: Links, note_deadline: Callable[[float], None]) -> None:
+    def __init__(self, links: Links, note_deadline: Callable[[float], None], busy_poll_s: float = 0.0) -> None:
         """`note_deadline` is told until when each thing under way must have ended; `expire` is to be called then."""
         self._links = links
         self._note_deadline = note_deadline
+        self._busy_poll_s = busy_poll_s
         self._lock = threading.Lock()
         self._returned = threading.Condition(self._lock)
         self._idle: dict[Peer, list[Exchange]] = {}
@@ -79,7 +80,7 @@ class Exchanges:
             if exchange.is_good():
                 return exchange
             exchange.end(PathFailed("its peer has ended it"))
-        return Exchange(*peer[0], dialer=self._links.dialer, note_deadline=self._note_deadline)
+        return self._new(peer[0])
 
     def _pick_link(self, peer: Peer, num_bytes: int) -> Exchange:
         """One over the link whose turn it is."""
@@ -90,7 +91,16 @@ class Exchanges:
             if exchange.is_good():
                 return exchange
             exchange.end(PathFailed("its peer has ended it"))
-        return Exchange(*link.address, dialer=self._links.dialer, note_deadline=self._note_deadline, link=link)
+        return self._new(link.address, link)
+
+    def _new(self, address: Address, link: Link | None = None) -> Exchange:
+        return Exchange(
+            *address,
+            dialer=self._links.dialer,
+            note_deadline=self._note_deadline,
+            link=link,
+            busy_poll_s=self._busy_poll_s,
+        )
 
     def _take_back(self, exchange: Exchange) -> None:
         with self._lock:

@@ -6,11 +6,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import select
 import socket
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from mooncake_core import busy_poll
 from mooncake_core.errors import DeadlineExceeded, TransferError
 from mooncake_core.transfer import handshake
 from mooncake_core.transfer.contract import Kind, Range
@@ -52,8 +54,16 @@ class Serving:
     """Answers the requests of one connection."""
 
     def __init__(
-        self, connection: socket.socket, exports: Exports, note_deadline: Callable[[float], None], names: Names
+        self,
+        connection: socket.socket,
+        exports: Exports,
+        note_deadline: Callable[[float], None],
+        names: Names,
+        busy_poll_s: float = 0.0,
     ) -> None:
+        self._poller = select.poll()
+        self._poller.register(connection, select.POLLIN)
+        self._busy_poll_s = busy_poll_s
         self._names = names
         self._accepted = self._connection = connection
         self._exports = exports
@@ -95,6 +105,8 @@ class Serving:
         scratch = memoryview(bytearray(SCRATCH_BYTES))
         header = memoryview(bytearray(REQUEST.size))
         while True:
+            if self._busy_poll_s:
+                busy_poll.look(self._poller.poll, self._busy_poll_s)
             receive_into(self._connection, header)
             kind, more, operation_id, key, deadline_s, offset, length = REQUEST.unpack(header)
             if kind >= NAME:

@@ -25,7 +25,13 @@ class Target:
     """Serves connections on one or several addresses, and breaks off accesses that are late."""
 
     def __init__(
-        self, hosts: Sequence[str], port: int, exports: Exports, secret: bytes | None, sockets: Sockets
+        self,
+        hosts: Sequence[str],
+        port: int,
+        exports: Exports,
+        secret: bytes | None,
+        sockets: Sockets,
+        busy_poll_s: float = 0.0,
     ) -> None:
         """Raises PathFailed where it cannot listen at one of the hosts."""
         self._named: dict[bytes, Serving] = {}
@@ -33,6 +39,7 @@ class Target:
         self._exports = exports
         self._secret = secret
         self._sockets = sockets
+        self._busy_poll_s = busy_poll_s
         self._changed = threading.Condition()
         self._servings: set[Serving] = set()
         self._earliest_s = math.inf
@@ -77,7 +84,7 @@ class Target:
             listener.close()
 
     def _serve(self, connection: socket.socket) -> None:
-        serving = Serving(connection, self._exports, self._note_deadline, self)
+        serving = Serving(connection, self._exports, self._note_deadline, self, self._busy_poll_s)
         with self._changed:
             self._servings.add(serving)
         try:

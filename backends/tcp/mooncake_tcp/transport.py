@@ -62,7 +62,9 @@ class TcpTransport(ExportingTransport):
         self._sockets: Sockets = PlainSockets() if settings.tls is None else TlsSockets(settings.tls)
         try:
             hosts = dict.fromkeys([settings.listen_host, *settings.further_hosts])
-            self._target = Target([*hosts], settings.listen_port, self.exports, settings.secret, self._sockets)
+            self._target = Target(
+                [*hosts], settings.listen_port, self.exports, settings.secret, self._sockets, settings.busy_poll_s
+            )
         except PathFailed:
             super().close()
             raise
@@ -73,7 +75,7 @@ class TcpTransport(ExportingTransport):
         self._dialer = Dialer(settings.secret, settings.lanes, self._sockets)
         self._links = Links(self._dialer, settings.weights)
         self._reach = lru_cache(self._reach_of)
-        self._exchanges = Exchanges(self._links, self._note_deadline)
+        self._exchanges = Exchanges(self._links, self._note_deadline, settings.busy_poll_s)
         self._turns = itertools.count()
         """Which connection of several that have nothing to do is the first one."""
         self._closing = False

@@ -48,6 +48,8 @@ class Side(Struct, frozen=True, kw_only=True):
     """Of a cluster that runs already."""
     checksum: str = ""
     """auto, on, or off; empty: as it is, for an implementation that has no such choice."""
+    busy_poll_s: float = 0.0
+    """For how long all processes look for what comes before they sleep; 0 for an implementation that does not."""
 
 
 class StoreSettings(Struct, frozen=True, kw_only=True):
@@ -229,7 +231,7 @@ def clients(side: Side, settings: StoreSettings) -> Generator[tuple[list[Process
     interpreter, load = Interpreter(side.python), settings.load
     with ExitStack() as stack:
         folder = stack.enter_context(temporary_folder())
-        master = side.master or stack.enter_context(interpreter.master(folder))
+        master = side.master or stack.enter_context(interpreter.master(folder, side.busy_poll_s))
 
         def start(role: str, count: int, segment_bytes: int = 0) -> list[Process]:
             return stack.enter_context(
@@ -242,6 +244,7 @@ def clients(side: Side, settings: StoreSettings) -> Generator[tuple[list[Process
                     protocol=side.protocol,
                     key_file=side.key_file,
                     checksum=side.checksum,
+                    busy_poll_s=side.busy_poll_s,
                     segment_bytes=segment_bytes,
                 )
             )

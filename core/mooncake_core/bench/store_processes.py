@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from mooncake_core.errors import MooncakeError, StoreError, UsageError
+from mooncake_core.units import format_duration
 
 HOST: Final = "127.0.0.1"
 START_S: Final = 60.0
@@ -30,6 +31,7 @@ FOREIGN_VARIABLES: Final = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 """Of this interpreter's environment; another one must find its own packages."""
 KEY_VARIABLE: Final = "MOONCAKE_KEY_FILE"
 CHECKSUM_VARIABLE: Final = "MOONCAKE_CHECKSUM"
+BUSY_POLL_VARIABLE: Final = "MOONCAKE_BUSY_POLL"
 
 
 class Interpreter:
@@ -46,8 +48,8 @@ class Interpreter:
         return {name: value for name, value in os.environ.items() if name not in left_out}
 
     @contextmanager
-    def master(self, folder: Path) -> Generator[str]:
-        """A master of its own while the context lasts; yields host:port.
+    def master(self, folder: Path, busy_poll_s: float = 0.0) -> Generator[str]:
+        """A master of its own while the context lasts; yields host:port. `busy_poll_s` is for one of this project.
 
         Raises:
             StoreError: it does not start; shows the end of its log.
@@ -64,7 +66,7 @@ class Interpreter:
             environ = {**self.environ, "XDG_RUNTIME_DIR": str(folder)}
             command = [self.python, "-m", "mooncake_core.roles.process", "master"]
             with Process("master", command, environ, folder) as process:
-                process.send(_boot())
+                process.send(_boot(busy_poll_s))
                 yield str(process.receive(START_S)["address"]).removeprefix("tcp://")
 
 
@@ -179,6 +181,7 @@ def workers(
     protocol: str,
     key_file: str = "",
     checksum: str = "",
+    busy_poll_s: float = 0.0,
     segment_bytes: int = 0,
 ) -> Generator[list[Process]]:
     """Processes that have set up a store; with segment_bytes each contributes so much memory."""
@@ -188,6 +191,8 @@ def workers(
         environ[KEY_VARIABLE] = key_file
     if checksum:
         environ[CHECKSUM_VARIABLE] = checksum
+    if busy_poll_s:
+        environ[BUSY_POLL_VARIABLE] = format_duration(busy_poll_s)
     with ExitStack() as stack:
         started = []
         for number in range(count):
@@ -238,7 +243,11 @@ def free_port() -> int:
         return port
 
 
-def _boot() -> dict[str, Any]:
+def _boot(busy_poll_s: float) -> dict[str, Any]:
     """What a supervisor would tell a master."""
-    config = {"cluster": "bench-store", "master": {"port": 0, "admin_port": None}}
+    config = {
+        "cluster": "bench-store",
+        "master": {"port": 0, "admin_port": None},
+        "transfer": {"busy_poll": busy_poll_s},
+    }
     return {"config": config, "process": "master", "master_address": "", "log_level": "warning"}

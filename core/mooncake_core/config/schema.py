@@ -287,6 +287,9 @@ class TransferConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Connections per peer."""
     timeout: Duration = 30.0
     """A transfer that has not ended after so long fails."""
+    busy_poll: Duration = 0.0
+    """How long (as 100us) a thread looks for what comes next before it sleeps: it saves the time it takes to wake up, for the
+    processor's. For hosts with cores to spare, and short answers. 0: never."""
     topology: dict[str, LocationConfig] = field(default_factory=dict)
     """Location of memory (as cpu:0, cuda:3) to its NICs; what is not named is read from sysfs (`mooncake inspect topology`)."""
     networks: list[str] = field(default_factory=list)

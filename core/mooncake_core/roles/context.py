@@ -97,6 +97,7 @@ class RoleContext:
             else None,
             connections_per_peer=transfer.connections,
             timeout_s=transfer.timeout,
+            busy_poll_s=transfer.busy_poll,
             weights=transfer.weights,
             topology={
                 location: Priority(nics.preferred, nics.secondary) for location, nics in transfer.topology.items()

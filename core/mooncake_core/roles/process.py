@@ -53,8 +53,9 @@ def main() -> int:
     end_with_parent()
     logs.configure(boot.log_level)
     pauses = LoopPauses()
+    busy_poll_s = boot.config.transfer.busy_poll
     try:
-        with asyncio.Runner(loop_factory=pauses.new_loop) as runner:
+        with asyncio.Runner(loop_factory=lambda: pauses.new_loop(busy_poll_s)) as runner:
             runner.run(_run(boot, pauses))
     except _CONFIGURATION_ERRORS as error:
         return _fail(error, EXIT_CONFIGURATION)

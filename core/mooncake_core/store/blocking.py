@@ -46,6 +46,8 @@ class StoreSettings:
     key: ClusterKey | None = None
     checksum: Choice = "auto"
     timeout_s: float = TIMEOUT_S
+    busy_poll_s: float = 0.0
+    """How long to look for an answer before sleeping until it comes."""
 
 
 class BlockingStore:
@@ -61,10 +63,11 @@ class BlockingStore:
             transports=settings.transports,
             secret=settings.key.secret if settings.key else None,
             timeout_s=settings.timeout_s,
+            busy_poll_s=settings.busy_poll_s,
         )
         self._loop = LoopThread(settings.name)
         self._master = Client(settings.master_address, name=settings.name, key=settings.key)
-        self._direct = BlockingClient(self._master, self._loop)
+        self._direct = BlockingClient(self._master, self._loop, settings.busy_poll_s)
         self._carrier = ThreadCarrier(self._direct, self._engine)
         self._client = StoreClient(
             self._carrier.master,

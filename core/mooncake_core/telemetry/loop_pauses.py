@@ -11,6 +11,8 @@ import selectors
 import time
 from typing import Any, Final
 
+from mooncake_core import busy_poll
+
 WINDOW_S: Final = 60.0
 
 
@@ -27,9 +29,10 @@ class LoopPauses:
         """Of the window before."""
         self._starting = False
 
-    def new_loop(self) -> asyncio.AbstractEventLoop:
-        """A loop whose pauses are measured; for asyncio.Runner(loop_factory=...)."""
-        return asyncio.SelectorEventLoop(_TimedSelector(self))
+    def new_loop(self, busy_poll_s: float = 0.0) -> asyncio.AbstractEventLoop:
+        """A loop whose pauses are measured; for asyncio.Runner(loop_factory=...). When something has happened it looks for so
+        long for what happens next before it sleeps."""
+        return asyncio.SelectorEventLoop(_TimedSelector(self, busy_poll_s))
 
     def begin(self) -> None:
         """Forgets what was until now, the turn that is under way included: a process that starts delays nobody yet."""
@@ -63,8 +66,11 @@ class LoopPauses:
 class _TimedSelector(selectors.DefaultSelector):
     """Tells how long it was not asked."""
 
-    def __init__(self, pauses: LoopPauses) -> None:
+    def __init__(self, pauses: LoopPauses, busy_poll_s: float) -> None:
         super().__init__()
+        self._busy_poll_s = busy_poll_s
+        self._is_busy = False
+        """Something has happened since it last slept."""
         self._pauses = pauses
         self._returned = 0.0
         """When; 0 before the first time."""
@@ -72,6 +78,20 @@ class _TimedSelector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> Any:
         if self._returned:
             self._pauses.note(self._returned, time.monotonic())
-        found = super().select(timeout)
+        found = self._look(timeout) if self._is_busy else super().select(timeout)
+        self._is_busy = self._busy_poll_s > 0 and (bool(found) or timeout == 0)
         self._returned = time.monotonic()
         return found
+
+    def _look(self, timeout: float | None) -> Any:
+        """As `select`, but sleeps only when there was nothing for a while."""
+        found: Any = []
+
+        def poll(_: int) -> bool:
+            found[:] = super(_TimedSelector, self).select(0)
+            return bool(found)
+
+        most_s = self._busy_poll_s if timeout is None else min(self._busy_poll_s, timeout)
+        if busy_poll.look(poll, most_s) or (timeout is not None and timeout <= most_s):
+            return found
+        return super().select(None if timeout is None else timeout - most_s)

@@ -78,6 +78,8 @@ class TransportSettings:
     """How much configuration wants of each network or NIC."""
     lanes: Lanes = field(default_factory=Lanes)
     """Where a transport that has several ways to its peers names them, for `Completion.lane`."""
+    busy_poll_s: float = 0.0
+    """How long to look for what a peer says next before sleeping, where a thread waits for that alone."""
     deliver: Callable[[Completion], None] | None = None
     """Where given, takes a completion in the thread that found it, instead of `poll`: a transport with threads of its own
     saves the way over another one. To be called without a lock that `post` takes."""

@@ -90,6 +90,7 @@ class TransferEngine:
         timeout_s: float = 30.0,
         topology: Mapping[str, Priority] | None = None,
         weights: Mapping[str, float] | None = None,
+        busy_poll_s: float = 0.0,
     ) -> None:
         self._operation_ids = itertools.count(1)
         self._slices: dict[int, _Slice] = {}
@@ -110,6 +111,7 @@ class TransferEngine:
             topology=topology or {},
             weights=Weights(weights),
             lanes=self._lanes,
+            busy_poll_s=busy_poll_s,
             deliver=self._complete,
         )
         self._settings = settings

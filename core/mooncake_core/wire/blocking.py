@@ -38,9 +38,10 @@ class Loop(Protocol):
 class BlockingClient:
     """Asks the server of a Client. Used by any number of threads; each call has a connection for itself."""
 
-    def __init__(self, client: Client, loop: Loop) -> None:
+    def __init__(self, client: Client, loop: Loop, busy_poll_s: float = 0.0) -> None:
         self._client = client
         self._loop = loop
+        self._busy_poll_s = busy_poll_s
         self._host = parse_host_port(client.address).host
         self._lock = threading.Lock()
         self._idle: list[Line] = []
@@ -146,7 +147,7 @@ class BlockingClient:
         return self._loop.run(self._client.door(timeout_s=max(0.0, deadline - time.monotonic())))
 
     def _open(self, port: int, deadline: float) -> Line | None:
-        line = Line(self._client.address, self._client.hello)
+        line = Line(self._client.address, self._client.hello, self._busy_poll_s)
         with self._lock:
             self._check()
             self._lent.add(line)

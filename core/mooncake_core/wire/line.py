@@ -11,6 +11,7 @@ import struct
 import time
 from typing import Final
 
+from mooncake_core import busy_poll
 from mooncake_core.errors import DeadlineExceeded, MooncakeError, PeerUnreachable, ProtocolError, from_wire
 from mooncake_core.wire.envelope import (
     Cutter,
@@ -34,10 +35,11 @@ _TIMEVAL: Final = struct.Struct("@ll")
 class Line:
     """Not connected at first. What goes wrong while something is asked ends it."""
 
-    def __init__(self, server: str, hello: Hello) -> None:
+    def __init__(self, server: str, hello: Hello, busy_poll_s: float = 0.0) -> None:
         self._server = server
         """For messages."""
         self._hello = hello
+        self._busy_poll_s = busy_poll_s
         self._numbers = itertools.count(1)
         self._socket: socket.socket | None = None
         self._poller = select.poll()
@@ -152,6 +154,8 @@ class Line:
                 if sent_bytes < len(self._outgoing):
                     self._sent.extend(map(sock.send, (self._outgoing[sent_bytes:],)))
                     continue
+                if self._busy_poll_s:
+                    busy_poll.look(self._poller.poll, self._busy_poll_s)
                 self._received.extend(map(sock.recv, (RECEIVE_BYTES,)))
                 if not self._received[-1]:
                     raise ConnectionResetError("it was closed")
