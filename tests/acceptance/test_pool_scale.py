@@ -7,9 +7,11 @@ import gc
 import itertools
 import multiprocessing
 import random
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
@@ -39,6 +41,7 @@ NODE_COUNTS = (1, 100, 1000)
 COUNTS = (10_000, 100_000, 1_000_000)
 BATCH = 64
 QUESTIONS = 1000
+ROUNDS = 50
 MOST_APART = 1.3
 MOST_APART_OF_PROBES = 3.0
 """A probe does little more than to look one key up, in a table that does not fit into the processor's caches any more."""
@@ -59,6 +62,8 @@ class Master:
 
     num_objects: int
     num_nodes: int = 1
+    spent_s: float = 0.0
+    """Of CPU time, on questions."""
     longest_s: float = 0.0
     pool: Pool = field(init=False)
 
@@ -70,10 +75,14 @@ class Master:
             self.feed(p.NodeJoined(f"node-{number}", 1, offer(1000)))
 
     def ask(self, message: Message) -> Message:
+        """The answer. What it takes to ask is the client's."""
+        data = encode(message)
         begun = time.process_time()
-        (answer,) = self.feed(p.Asked(1, decode(encode(message))))  # type: ignore[arg-type]
+        (answer,) = self.feed(p.Asked(1, decode(data)))  # type: ignore[arg-type]
         encode(answer)
-        self.longest_s = max(self.longest_s, time.process_time() - begun)
+        took_s = time.process_time() - begun
+        self.spent_s += took_s
+        self.longest_s = max(self.longest_s, took_s)
         return answer
 
     def feed(self, event: p.Event) -> list[Message]:
@@ -93,8 +102,12 @@ class Master:
         return answers
 
 
+def key_of(number: int) -> str:
+    return f"{number:032x}"
+
+
 def keys_of(batch: int) -> list[str]:
-    return [f"{number:032x}" for number in range(batch * BATCH, (batch + 1) * BATCH)]
+    return [key_of(number) for number in range(batch * BATCH, (batch + 1) * BATCH)]
 
 
 def put(master: Master, batch: int) -> None:
@@ -109,26 +122,45 @@ def put(master: Master, batch: int) -> None:
     master.ask(PutEnd(term=1, commits=commits, settled=[NODE]))
 
 
-def cpu_s_per_key(do: Callable[[int], object], batches: list[int]) -> float:
-    begun = time.process_time()
-    for batch in batches:
-        do(batch)
-    return (time.process_time() - begun) / len(batches) / BATCH
+def cpu_s(master: Master, do: Callable[[int], object], numbers: Sequence[int]) -> float:
+    """What the master spends on each of them."""
+    before_s = master.spent_s
+    for number in numbers:
+        do(number)
+    return (master.spent_s - before_s) / len(numbers)
 
 
-def measure(num_objects: int) -> dict[str, float]:
-    """Costs with so many objects in the pool."""
-    master = Master(num_objects)
-    num_batches = num_objects // BATCH
+def filled(num_objects: int) -> tuple[Master, float]:
+    """With so many objects in its pool; bytes for each of them."""
+    master = Master(num_objects + ROUNDS * BATCH)
     gc.collect()
     before = resident_bytes()
-    costs = {"put": cpu_s_per_key(lambda batch: put(master, batch), list(range(num_batches)))}
-    costs["bytes"] = (resident_bytes() - before) / num_objects
-    some = [random.Random(number).randrange(num_batches) for number in range(QUESTIONS)]
-    costs["get"] = cpu_s_per_key(lambda batch: master.ask(Get(keys=keys_of(batch))), some)
-    costs["exists"] = cpu_s_per_key(lambda batch: master.ask(Exists(keys=keys_of(batch))), some)
-    costs["longest"] = master.longest_s
-    return costs
+    for batch in range(num_objects // BATCH):
+        put(master, batch)
+    return master, (resident_bytes() - before) / num_objects
+
+
+def measure_sizes(_: object) -> list[dict[str, float]]:
+    """Costs per object, at each size of the pool. All take turns: the processor's clock is another one each few seconds."""
+    masters, bytes_each = zip(*map(filled, COUNTS), strict=True)
+    longest = [master.longest_s for master in masters]
+    found: list[dict[str, list[float]]] = [{"put": [], "get": [], "exists": []} for _ in masters]
+    for number in range(ROUNDS):
+        for costs, master in zip(found, masters, strict=True):
+            batches = master.num_objects // BATCH - ROUNDS
+            some = random.Random(number).choices(range(batches), k=QUESTIONS // ROUNDS)
+            costs["put"].append(cpu_s(master, partial(put, master), [batches + number]))
+            for name, question in (("get", Get), ("exists", Exists)):
+                costs[name].append(cpu_s(master, partial(ask_all, master, question), some))
+    return [
+        {name: statistics.median(costs) / BATCH for name, costs in one.items()}
+        | {"bytes": bytes_, "longest": longest_s}
+        for one, bytes_, longest_s in zip(found, bytes_each, longest, strict=True)
+    ]
+
+
+def ask_all(master: Master, question: type[Get] | type[Exists], batch: int) -> None:
+    master.ask(question(keys=keys_of(batch)))
 
 
 def put_anywhere(master: Master, number: int) -> None:
@@ -146,14 +178,13 @@ def put_anywhere(master: Master, number: int) -> None:
 def measure_nodes(num_nodes: int) -> dict[str, float]:
     """Costs of single objects with so many nodes."""
     master = Master(2 * QUESTIONS * BATCH, num_nodes)
-    batches = list(range(QUESTIONS))
-    costs = {"put": cpu_s_per_key(lambda batch: put(master, batch), batches)}
-    for name, question in (("get", Get), ("exists", Exists)):
-        costs[name] = BATCH * cpu_s_per_key(
-            lambda batch, kind=question: master.ask(kind(keys=keys_of(batch)[:1])), batches
-        )  # type: ignore[misc]
-    costs["anywhere"] = BATCH * cpu_s_per_key(lambda number: put_anywhere(master, number), batches)
-    return costs
+    numbers = range(QUESTIONS)
+    return {
+        "put": cpu_s(master, partial(put, master), numbers) / BATCH,
+        "get": cpu_s(master, lambda batch: master.ask(Get(keys=[key_of(batch * BATCH)])), numbers),
+        "exists": cpu_s(master, lambda batch: master.ask(Exists(keys=[key_of(batch * BATCH)])), numbers),
+        "anywhere": cpu_s(master, partial(put_anywhere, master), numbers),
+    }
 
 
 def test_costs_do_not_depend_on_how_many_nodes_there_are() -> None:
@@ -170,8 +201,8 @@ def test_costs_do_not_depend_on_how_many_nodes_there_are() -> None:
 
 
 def test_costs_do_not_depend_on_how_many_objects_there_are() -> None:
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:  # for each a process of its own
-        costs = fresh.map(measure, COUNTS, chunksize=1)
+    with multiprocessing.get_context("spawn").Pool(1) as fresh:
+        (costs,) = fresh.map(measure_sizes, [None])
     for count, cost in zip(COUNTS, costs, strict=True):
         print(
             f"\n{count:,} objects: {1 / cost['put']:,.0f} puts, {1 / cost['get']:,.0f} gets, {1 / cost['exists']:,.0f} "
