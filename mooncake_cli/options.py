@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +12,8 @@ import click
 
 if TYPE_CHECKING:
     from mooncake_core.config.load import Loaded
+    from mooncake_core.config.schema import TlsConfig
+    from mooncake_core.roles.run_directory import StartState
     from mooncake_core.wire.messages import Message
     from mooncake_core.wire.sync import SyncClient
     from mooncake_core.workload.trace import TraceSource
@@ -110,6 +112,8 @@ class Running:
     gateway_url: str
     key_file: str | None
     admin_url: str = ""
+    tls: TlsConfig | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def url(self) -> str:
         """Of its gateway.
@@ -146,9 +150,18 @@ def find_running(config_path: Path | None, overrides: tuple[str, ...], cluster: 
     name = cluster or (loaded.config.cluster if loaded else None)
     states = run_directory.find(name)
     gateway_url = next((state.gateway_url for state in states if state.gateway_url), "")
+    tls, weights = _data_plane(loaded, states)
     for state in states:
         if any(process.role == "master" for process in state.processes) or not loaded:
-            return Running(state.cluster, state.master_address, gateway_url, _key(state.key_file), state.admin_url)
+            return Running(
+                state.cluster,
+                state.master_address,
+                gateway_url,
+                _key(state.key_file),
+                state.admin_url,
+                tls,
+                weights,
+            )
     if loaded is None:
         raise PeerUnreachable(
             f"no cluster{f' called {name}' if name else ''} runs on this host: start one with "
@@ -166,7 +179,17 @@ def find_running(config_path: Path | None, overrides: tuple[str, ...], cluster: 
         HostPort(config.master.host, config.master.port).url,
         f"http://{gateway}" if gateway.port and not is_wildcard(gateway.host) else "",
         config.auth.key_file if config.auth else None,
+        tls=tls,
+        weights=weights,
     )
+
+
+def _data_plane(loaded: Loaded | None, states: Sequence[StartState]) -> tuple[TlsConfig | None, Mapping[str, float]]:
+    """What the YAML says of TLS and weights, or what a process of the cluster was started with."""
+    if loaded:
+        return loaded.config.transfer.tls, loaded.config.transfer.weights
+    tls = next((state.tls for state in states if state.tls), None)
+    return tls, next((state.weights for state in states if state.weights), {})
 
 
 def cluster_name(config_path: Path | None, overrides: tuple[str, ...], cluster: str | None) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar, cast, get_args
 
 from mooncake._codes import Code, code_of
-from mooncake._network import busy_poll_s, is_trusted, key_file, split_hostname, transports_of
+from mooncake._network import busy_poll_s, is_trusted, key_file, split_hostname, tls_config, transports_of, weights
 from mooncake._offload import offload_tiers
 from mooncake._replicas import ReplicateConfig, node_name
 from mooncake._segment import attach, await_writable, free_port
@@ -19,7 +19,7 @@ from mooncake_core.address import HostPort, is_loopback, parse_host_port
 from mooncake_core.config.schema import TierConfig
 from mooncake_core.errors import ConfigError, MooncakeError, ObjectExists
 from mooncake_core.roles.attached_node import AttachedNode
-from mooncake_core.roles.context import load_key
+from mooncake_core.roles.context import load_key, tls_files
 from mooncake_core.store.blocking import BlockingStore, StoreSettings
 from mooncake_core.store.checksums import Choice
 from mooncake_core.store.client import Pieces, PutObject, PutOptions
@@ -47,6 +47,10 @@ class Link:
         self._master = _address(settings.master_server_addr)
         self._host, self._wanted_port = split_hostname(settings.local_hostname)
         self._key_file = key_file()
+        self._tls = tls_config(
+            {"certificate": settings.tls_certificate, "key": settings.tls_key, "ca": settings.tls_ca}
+        )
+        self._weights = weights()
         self._transports = transports_of(settings.protocol)
         self._busy_poll_s = busy_poll_s()
         self._bind = self._bind_host() if settings.global_segment_size else ""
@@ -64,6 +68,8 @@ class Link:
                 key=load_key(self._key_file),
                 checksum=_checksum(),
                 busy_poll_s=self._busy_poll_s,
+                tls=tls_files(self._tls),
+                weights=self._weights,
             )
         )
         try:
@@ -93,6 +99,8 @@ class Link:
             master=self._master.url,
             transports=self._transports,
             key_file=self._key_file,
+            tls=self._tls,
+            weights=self._weights,
             tiers=tiers,
             busy_poll_s=self._busy_poll_s,
         )

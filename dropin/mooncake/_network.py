@@ -3,19 +3,59 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
 
 from mooncake_core.address import HostPort, parse_host_port
+from mooncake_core.config.schema import TlsConfig
 from mooncake_core.errors import ConfigError
 from mooncake_core.units import parse_duration
 
+TLS_VARIABLES: Final = {
+    "certificate": "MOONCAKE_TLS_CERTIFICATE",
+    "key": "MOONCAKE_TLS_KEY",
+    "ca": "MOONCAKE_TLS_CA",
+}
 NETWORKS: Final = {"tcp": ("shm", "tcp"), "shm": ("shm", "tcp"), "rdma": ("shm", "rdma", "tcp")}
 
 
 def key_file() -> str | None:
     """Of the cluster's key."""
     return os.environ.get("MOONCAKE_KEY_FILE") or None
+
+
+def tls_config(given: Mapping[str, str] | None = None) -> TlsConfig | None:
+    """Of connections over tcp: those given, or else the environment's; None where neither names any.
+
+    Raises:
+        ConfigError: some are named and others are not; says which.
+    """
+    named = {name: (given or {}).get(name) or os.environ.get(variable, "") for name, variable in TLS_VARIABLES.items()}
+    missing = [variable for name, variable in TLS_VARIABLES.items() if not named[name]]
+    if len(missing) == len(named):
+        return None
+    if missing:
+        raise ConfigError(
+            f"expected the three files that TLS needs ({', '.join(TLS_VARIABLES.values())}), there is no "
+            f"{' and no '.join(missing)}: name all of them, or none where the cluster has no transfer.tls"
+        )
+    return TlsConfig(**named)
+
+
+def weights() -> dict[str, float]:
+    """Of networks and RDMA devices, as transfer.weights of the cluster.
+
+    Raises:
+        ConfigError: $MOONCAKE_WEIGHTS is something else.
+    """
+    text = os.environ.get("MOONCAKE_WEIGHTS") or "{}"
+    try:
+        return msgspec.json.decode(text, type=dict[str, Annotated[float, msgspec.Meta(ge=0)]])
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f'MOONCAKE_WEIGHTS: expected JSON as {{"10.1.0.0/16": 2}}, got {text!r}: {error}') from error
 
 
 def is_trusted() -> bool:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from mooncake_core.config.schema import AuthConfig, ClusterConfig, StoreConfig, TierConfig, TransferConfig
+from mooncake_core.config.schema import AuthConfig, ClusterConfig, StoreConfig, TierConfig, TlsConfig, TransferConfig
 from mooncake_core.errors import DeadlineExceeded
 from mooncake_core.roles.attached_node import AttachedNode
 from mooncake_core.roles.parent import Boot
@@ -51,6 +51,8 @@ def attach(
     master: str,
     transports: Sequence[str],
     key_file: str | None,
+    tls: TlsConfig | None,
+    weights: dict[str, float],
     tiers: Sequence[TierConfig] = (),
     busy_poll_s: float = 0.0,
 ) -> AttachedNode:
@@ -74,7 +76,7 @@ def attach(
         ],
         prefill=[],
         decode=[],
-        transfer=TransferConfig(transports=list(transports), busy_poll=busy_poll_s),
+        transfer=TransferConfig(transports=list(transports), tls=tls, weights=weights, busy_poll=busy_poll_s),
     )
     level = os.environ.get("MOONCAKE_LOG_LEVEL", "info")
     return AttachedNode(Boot(config=config, process=name, master_address=master, log_level=level))

@@ -32,7 +32,7 @@ POSITIONAL: Final = (
     "client_http_port",
 )
 ALIASES: Final = {"device_name": "rdma_devices", "master_server_address": "master_server_addr"}
-OTHERS: Final = ("ipc_socket_path",)
+OTHERS: Final = ("ipc_socket_path", "tls_certificate", "tls_key", "tls_ca")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,10 @@ class Settings:
     client_http_port: int = 9300
     ipc_socket_path: str = ""
     """Accepted: shared memory finds its way by itself."""
+    tls_certificate: str = ""
+    """Files of TLS for connections over tcp; else $MOONCAKE_TLS_CERTIFICATE, $MOONCAKE_TLS_KEY and $MOONCAKE_TLS_CA."""
+    tls_key: str = ""
+    tls_ca: str = ""
 
 
 def settings(positional: Sequence[Any], named: Mapping[str, Any]) -> Settings:

@@ -170,6 +170,8 @@ def _own(protocols: list[str], checksums: list[str], busy_polls: list[float], ru
             key_file=key_file,
             checksum=checksum,
             busy_poll_s=busy_poll_s,
+            tls=running.tls if running else None,
+            weights=dict(running.weights) if running else {},
         )
         for protocol in protocols
         for checksum in checksums

@@ -143,7 +143,10 @@ class TcpTransport(ExportingTransport):
         """Why a peer cannot be reached from here."""
         named = _decoder.decode(operation.path)
         if named.tls and not self._sockets.speaks_tls:
-            reason, number = "it speaks TLS only: set transfer.tls here too", errno.EPROTO
+            reason, number = (
+                "it speaks TLS only: set transfer.tls here too (drop-in: MOONCAKE_TLS_CERTIFICATE ...)",
+                errno.EPROTO,
+            )
         elif self._sockets.speaks_tls and not named.tls:
             reason, number = "it does not speak TLS, which transfer.tls asks for here: set it there too", errno.EPROTO
         else:

@@ -23,6 +23,7 @@ from mooncake_core.bench.store_processes import (
     temporary_folder,
     workers,
 )
+from mooncake_core.config.schema import TlsConfig
 from mooncake_core.errors import UsageError
 from mooncake_core.store.node import available_memory_bytes
 from mooncake_core.units import format_size
@@ -45,6 +46,10 @@ class Side(Struct, frozen=True, kw_only=True):
     master: str = ""
     """host:port of one that runs already, with nodes of its own; else one is started, with segments."""
     key_file: str = ""
+    """Of a cluster that runs already."""
+    tls: TlsConfig | None = None
+    """Of a cluster that runs already."""
+    weights: dict[str, float] = {}
     """Of a cluster that runs already."""
     checksum: str = ""
     """auto, on, or off; empty: as it is, for an implementation that has no such choice."""
@@ -245,6 +250,8 @@ def clients(side: Side, settings: StoreSettings) -> Generator[tuple[list[Process
                     key_file=side.key_file,
                     checksum=side.checksum,
                     busy_poll_s=side.busy_poll_s,
+                    tls=side.tls,
+                    weights=side.weights,
                     segment_bytes=segment_bytes,
                 )
             )

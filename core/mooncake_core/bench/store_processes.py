@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
+from mooncake_core.config.schema import TlsConfig
+from mooncake_core.config.tls import absolute
 from mooncake_core.errors import MooncakeError, StoreError, UsageError
 from mooncake_core.units import format_duration
 
@@ -30,6 +32,8 @@ WORKERS: Final = Path(__file__).parent / "store_worker"
 FOREIGN_VARIABLES: Final = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 """Of this interpreter's environment; another one must find its own packages."""
 KEY_VARIABLE: Final = "MOONCAKE_KEY_FILE"
+TLS_VARIABLES: Final = ("MOONCAKE_TLS_CERTIFICATE", "MOONCAKE_TLS_KEY", "MOONCAKE_TLS_CA")
+WEIGHTS_VARIABLE: Final = "MOONCAKE_WEIGHTS"
 CHECKSUM_VARIABLE: Final = "MOONCAKE_CHECKSUM"
 BUSY_POLL_VARIABLE: Final = "MOONCAKE_BUSY_POLL"
 
@@ -43,8 +47,8 @@ class Interpreter:
 
     @property
     def environ(self) -> dict[str, str]:
-        """Without a cluster's key: what is started here has none."""
-        left_out = (KEY_VARIABLE, *(() if self.is_own else FOREIGN_VARIABLES))
+        """Without what belongs to a cluster: what is started here has none of it."""
+        left_out = (KEY_VARIABLE, *TLS_VARIABLES, WEIGHTS_VARIABLE, *(() if self.is_own else FOREIGN_VARIABLES))
         return {name: value for name, value in os.environ.items() if name not in left_out}
 
     @contextmanager
@@ -182,6 +186,8 @@ def workers(
     key_file: str = "",
     checksum: str = "",
     busy_poll_s: float = 0.0,
+    tls: TlsConfig | None = None,
+    weights: Mapping[str, float] | None = None,
     segment_bytes: int = 0,
 ) -> Generator[list[Process]]:
     """Processes that have set up a store; with segment_bytes each contributes so much memory."""
@@ -193,6 +199,11 @@ def workers(
         environ[CHECKSUM_VARIABLE] = checksum
     if busy_poll_s:
         environ[BUSY_POLL_VARIABLE] = format_duration(busy_poll_s)
+    if tls:
+        files = absolute(tls)
+        environ.update(zip(TLS_VARIABLES, (files.certificate, files.key, files.ca), strict=True))
+    if weights:
+        environ[WEIGHTS_VARIABLE] = json.dumps(weights)
     with ExitStack() as stack:
         started = []
         for number in range(count):

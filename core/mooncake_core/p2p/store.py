@@ -23,6 +23,7 @@ from mooncake_core.p2p.directory import Answer, Directory, Question
 from mooncake_core.p2p.parts import pieces_of, shard_span
 from mooncake_core.p2p.pull import ASK_S, Pull, checksum_of
 from mooncake_core.transfer.addresses import address_of
+from mooncake_core.transfer.contract import TlsFiles
 from mooncake_core.transfer.endpoint import TRANSPORTS, Endpoint
 from mooncake_core.transfer.memory import Memory, parts_of, view_of_memory
 from mooncake_core.transfer.shared_memory import SharedMemory
@@ -66,6 +67,8 @@ class P2PStore:
         port: int = 0,
         transports: Sequence[str] = TRANSPORTS,
         key: ClusterKey | None = None,
+        tls: TlsFiles | None = None,
+        weights: Mapping[str, float] | None = None,
         insecure: bool = False,
     ) -> None:
         """Listens at `host`, the address by which others reach it. `directory`: the `directory` of the store that is it; None:
@@ -74,7 +77,16 @@ class P2PStore:
         Raises: as Endpoint.
         """
         handlers = _handlers(Directory()) if directory is None else {}
-        self._endpoint = Endpoint(host, port=port, transports=transports, key=key, insecure=insecure, handlers=handlers)
+        self._endpoint = Endpoint(
+            host,
+            port=port,
+            transports=transports,
+            key=key,
+            tls=tls,
+            weights=weights,
+            insecure=insecure,
+            handlers=handlers,
+        )
         self.directory = directory or self._endpoint.name
         """What the others are to be given."""
         self._lock = threading.Lock()

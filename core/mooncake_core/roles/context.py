@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mooncake_core.config.processes import ProcessSpec
+from mooncake_core.config.tls import absolute
 from mooncake_core.errors import ConfigError
 from mooncake_core.roles.parent import Boot, announce
 from mooncake_core.telemetry.loop_pauses import LoopPauses
@@ -20,6 +21,8 @@ from mooncake_core.wire.client import Clients
 from mooncake_core.wire.member import Member
 
 if TYPE_CHECKING:
+    from mooncake_core.config.schema import TlsConfig
+    from mooncake_core.transfer.contract import TlsFiles
     from mooncake_core.transfer.engine import TransferEngine
 
 DRAIN_POLL_S: Final = 0.02
@@ -76,13 +79,11 @@ class RoleContext:
 
     def transfer_engine(self, host: str, data_port: int) -> TransferEngine:
         """A Transfer Engine as the configuration wants it, listening on host:data_port."""
-        from mooncake_core.transfer.contract import TlsFiles
         from mooncake_core.transfer.engine import TransferEngine
         from mooncake_core.transfer.host import addresses_in
         from mooncake_core.transfer.topology import Priority
 
         transfer = self.config.transfer
-        tls = transfer.tls
         return TransferEngine(
             owner=self.name,
             host_id=self.host_id,
@@ -92,9 +93,7 @@ class RoleContext:
             listen_port=data_port,
             further_hosts=addresses_in(transfer.networks),
             secret=self.key.secret if self.key else None,
-            tls=TlsFiles(*(str(Path(file).expanduser()) for file in (tls.certificate, tls.key, tls.ca)))
-            if tls
-            else None,
+            tls=tls_files(transfer.tls),
             connections_per_peer=transfer.connections,
             timeout_s=transfer.timeout,
             busy_poll_s=transfer.busy_poll,
@@ -146,3 +145,13 @@ def load_key(key_file: str | None) -> ClusterKey | None:
     if not path:
         raise ConfigError("auth: expected auth.key_file or $MOONCAKE_KEY_FILE; `mooncake auth init` writes a key")
     return ClusterKey.load(Path(path).expanduser())
+
+
+def tls_files(tls: TlsConfig | None) -> TlsFiles | None:
+    """Where the files of `transfer.tls` are; None where connections are not encrypted."""
+    from mooncake_core.transfer.contract import TlsFiles
+
+    if tls is None:
+        return None
+    files = absolute(tls)
+    return TlsFiles(files.certificate, files.key, files.ca)

@@ -14,6 +14,7 @@ from typing import IO
 import msgspec
 from msgspec import Struct
 
+from mooncake_core.config.schema import TlsConfig
 from mooncake_core.errors import UsageError
 
 
@@ -45,6 +46,10 @@ class StartState(Struct, frozen=True, kw_only=True):
     ready: bool
     admin_url: str = ""
     """Of the master's HTTP port for operators; empty where it has none."""
+    tls: TlsConfig | None = None
+    """Of its data connections over tcp."""
+    weights: dict[str, float] = {}
+    """As transfer.weights."""
     drain_s: float = 0.0
     """How long it finishes what runs, once it is told to stop."""
 

@@ -19,6 +19,7 @@ import msgspec
 from mooncake_core.address import HostPort, parse_host_port
 from mooncake_core.config.processes import ProcessSpec, processes
 from mooncake_core.config.schema import ClusterConfig
+from mooncake_core.config.tls import absolute
 from mooncake_core.roles.parent import Announcement, Boot
 from mooncake_core.roles.restart import RestartPolicy
 from mooncake_core.roles.run_directory import ProcessState, StartState, StateFile
@@ -279,6 +280,7 @@ class Supervisor:
 
     def _write_state(self, *, ready: bool) -> StartState:
         gateway, master = self._child_of("gateway"), self._child_of("master")
+        tls = self._config.transfer.tls
         state = StartState(
             cluster=self._config.cluster,
             selection=self._selection,
@@ -288,6 +290,8 @@ class Supervisor:
             gateway_url=gateway.address if gateway else "",
             admin_url=master.admin_url if master else "",
             key_file=self._config.auth.key_file if self._config.auth else "",
+            tls=absolute(tls) if tls else None,
+            weights=self._config.transfer.weights,
             processes=[
                 ProcessState(
                     name=child.name,

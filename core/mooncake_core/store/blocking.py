@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from mooncake_core.store.calling_thread import ThreadCarrier, run
@@ -17,6 +17,7 @@ from mooncake_core.store.putting import Putting
 from mooncake_core.store.reading import Cut, Destination
 from mooncake_core.store.sessions import GetSession
 from mooncake_core.store.tenants import DEFAULT_TENANT
+from mooncake_core.transfer.contract import TlsFiles
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.blocking import BlockingClient
@@ -44,6 +45,10 @@ class StoreSettings:
     tenant: str = DEFAULT_TENANT
     transports: Sequence[str] = ("shm", "tcp")
     key: ClusterKey | None = None
+    tls: TlsFiles | None = None
+    """Where the cluster's data connections over tcp are encrypted."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Of networks and RDMA devices, beside 1 for the others."""
     checksum: Choice = "auto"
     timeout_s: float = TIMEOUT_S
     busy_poll_s: float = 0.0
@@ -62,6 +67,8 @@ class BlockingStore:
             incarnation=secrets.randbits(63),
             transports=settings.transports,
             secret=settings.key.secret if settings.key else None,
+            tls=settings.tls,
+            weights=settings.weights,
             timeout_s=settings.timeout_s,
             busy_poll_s=settings.busy_poll_s,
         )
