@@ -78,6 +78,15 @@ def test_hosts_are_this_machine_another_or_nowhere(host: str, state: State) -> N
     assert [finding.state for finding in found if finding.found.startswith("master.port")] == [state]
 
 
+def test_the_ports_of_local_nodes_are_looked_at_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        instance = InstanceConfig(local_node=NodeConfig(capacity=GIB, metrics_port=port))
+        wanted = config(prefill=[instance], master=MasterConfig(port=0, admin_port=None))
+        (wrong,) = [finding for finding in ports.check(Subject(wanted)) if finding.state is State.FAIL]
+    assert wrong.found == f"prefill[0].local_node.metrics_port: 127.0.0.1 port {port} is in use by another process"
+
+
 def test_a_name_that_nobody_has_is_complained_about_by_one_check() -> None:
     nowhere = "999.1.1.1"
     members = {"store": [StoreConfig(host=nowhere)], "prefill": [InstanceConfig(host=nowhere)]}

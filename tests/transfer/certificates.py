@@ -18,11 +18,11 @@ DAY = datetime.timedelta(days=1)
 class Authority:
     """Each has a key of its own, whatever its name."""
 
-    def __init__(self, folder: Path, name: str = "authority") -> None:
+    def __init__(self, folder: Path, name: str = "authority", *, days: int = 1) -> None:
         self._folder = folder
         self._name = name
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._certificate = self._sign(name, self._key.public_key(), is_authority=True)
+        self._certificate = self._sign(name, self._key.public_key(), is_authority=True, days=days)
         self.ca = self._write(f"{name}-ca.pem", self._certificate.public_bytes(serialization.Encoding.PEM))
 
     def member(self, name: str, *, days: int = 1) -> TlsFiles:

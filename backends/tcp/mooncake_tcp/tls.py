@@ -130,10 +130,7 @@ class TlsSockets:
 
     def __init__(self, files: TlsFiles) -> None:
         """Raises ConfigError where a file is missing, or is not what it should be."""
-        self._client = _context(ssl.PROTOCOL_TLS_CLIENT, files)
-        self._client.check_hostname = False  # the authority is the cluster's own: who has its certificate is a member
-        self._server = _context(ssl.PROTOCOL_TLS_SERVER, files)
-        self._server.num_tickets = 0  # nobody resumes, and they would look like an answer that nobody asked for
+        self._client, self._server = contexts(files)
 
     def outgoing(self, host: str) -> socket.socket:
         return self._client.wrap_socket(socket.socket(family_of(host), socket.SOCK_STREAM))
@@ -150,6 +147,15 @@ class TlsSockets:
         return wrapped.talk()
 
 
+def contexts(files: TlsFiles) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Those of who connects, and of who is connected to. Raises as TlsSockets."""
+    client = _context(ssl.PROTOCOL_TLS_CLIENT, files)
+    client.check_hostname = False  # the authority is the cluster's own: who has its certificate is a member
+    server = _context(ssl.PROTOCOL_TLS_SERVER, files)
+    server.num_tickets = 0  # nobody resumes, and they would look like an answer that nobody asked for
+    return client, server
+
+
 def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.sslsocket_class = TlsSocket
@@ -159,7 +165,7 @@ def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
         if not Path(name).is_file():
             raise ConfigError(f"transfer.tls.{setting}: expected a file in PEM format, there is none at {name}")
     try:
-        context.load_cert_chain(files.certificate, files.key)
+        context.load_cert_chain(files.certificate, files.key, password="")  # else OpenSSL asks a terminal for it
     except (ssl.SSLError, OSError) as error:
         raise ConfigError(
             f"transfer.tls: expected a certificate and its key in PEM format, got {files.certificate} and {files.key}: "

@@ -60,6 +60,16 @@ def local_node_name(instance: ProcessSpec) -> str:
     return f"{instance.name}-node" if has_node else ""
 
 
+def ports_of(spec: ProcessSpec) -> list[tuple[str, int]]:
+    """(where it stands in the YAML, port), the first one that of its server; 0 for free ones. The master's admin_port is not
+    among them."""
+    section = spec.section
+    if isinstance(section, MasterConfig | GatewayConfig):
+        return [(f"{spec.path}.port", section.port)]
+    path = f"{spec.path}.local_node" if spec.local_to else spec.path
+    return [(f"{path}.data_port", section.data_port), (f"{path}.metrics_port", section.metrics_port or 0)]
+
+
 def _stores(entries: Sequence[StoreConfig]) -> Iterator[ProcessSpec]:
     for index, entry in enumerate(entries):
         for name in _numbered(entry.name, entry.count):

@@ -11,7 +11,7 @@ from typing import Final
 
 from mooncake_core import registry
 from mooncake_core.address import is_loopback, is_wildcard
-from mooncake_core.config.processes import ProcessSpec, processes
+from mooncake_core.config.processes import ProcessSpec, ports_of, processes
 from mooncake_core.config.schema import (
     ClusterConfig,
     GatewayConfig,
@@ -68,7 +68,7 @@ def _names(specs: list[ProcessSpec]) -> Iterator[Finding]:
 def _ports(specs: list[ProcessSpec]) -> Iterator[Finding]:
     first: dict[tuple[str, int], tuple[str, ProcessSpec]] = {}
     for spec in specs:
-        for path, port in _ports_of(spec):
+        for path, port in ports_of(spec):
             if not port:
                 continue
             other_path, other = first.setdefault((spec.host, port), (path, spec))
@@ -83,22 +83,13 @@ def _ports(specs: list[ProcessSpec]) -> Iterator[Finding]:
 
 def _admin_port(master: MasterConfig, specs: list[ProcessSpec]) -> Iterator[Finding]:
     for spec in specs:
-        for path, port in _ports_of(spec):
+        for path, port in ports_of(spec):
             if master.admin_port and (spec.host, port) == (master.host, master.admin_port):
                 yield Finding(
                     "master.admin_port",
                     f"expected ports to be used once per host, got {master.admin_port} for it and for {spec.name}",
                     because=(path, "master.host", f"{spec.path}.host"),
                 )
-
-
-def _ports_of(spec: ProcessSpec) -> list[tuple[str, int]]:
-    """(where it stands in the YAML, port), the first one that of its server; 0 for free ones."""
-    section = spec.section
-    if isinstance(section, MasterConfig | GatewayConfig):
-        return [(f"{spec.path}.port", section.port)]
-    path = f"{spec.path}.local_node" if spec.local_to else spec.path
-    return [(f"{path}.data_port", section.data_port), (f"{path}.metrics_port", section.metrics_port or 0)]
 
 
 def _hosts(config: ClusterConfig) -> Iterator[Finding]:

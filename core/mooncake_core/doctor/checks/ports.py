@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mooncake_core.address import is_wildcard
+from mooncake_core.config.processes import ports_of, processes
 from mooncake_core.config.schema import ClusterConfig
 from mooncake_core.doctor.contract import Finding, State, Subject, fail, ok, skip
 from mooncake_core.doctor.places import is_here
 from mooncake_core.roles import run_directory
+
+NUMBER: Final = re.compile(r"\.(\d+)")
+"""Of an entry in a list."""
 
 
 class Listener(NamedTuple):
@@ -37,19 +42,12 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 def _listeners(config: ClusterConfig) -> Iterator[Listener]:
     """Of the configuration, with port 0 where any free one will do."""
-    yield Listener("master.port", config.master.host, config.master.port)
     if config.master.admin_port:
         yield Listener("master.admin_port", config.master.host, config.master.admin_port)
-    yield Listener("gateway.port", config.gateway.host, config.gateway.port)
-    for number, store in enumerate(config.store):
-        yield Listener(f"store[{number}].data_port", store.host, store.data_port)
-        if store.metrics_port:
-            yield Listener(f"store[{number}].metrics_port", store.host, store.metrics_port)
-    for role, instances in (("prefill", config.prefill), ("decode", config.decode)):
-        for number, instance in enumerate(instances):
-            yield Listener(f"{role}[{number}].data_port", instance.host, instance.data_port)
-            if instance.metrics_port:
-                yield Listener(f"{role}[{number}].metrics_port", instance.host, instance.metrics_port)
+    for spec in processes(config):
+        server, *others = ports_of(spec)
+        for path, port in (server, *(other for other in others if other[1])):
+            yield Listener(NUMBER.sub(r"[\1]", path), spec.host, port)
 
 
 def _finding(listener: Listener, running: str) -> Finding:
