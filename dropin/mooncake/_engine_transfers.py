@@ -197,7 +197,7 @@ class EngineTransfers(EngineLifecycle):
             return EngineCode.FAILED
         try:
             peer = self._peer(endpoint, target)
-            endpoint.move(kind, peer, endpoint.views(near, sizes), far)
+            endpoint.move(kind, peer, *endpoint.neighbours(peer, near, sizes, far))
             if notify is not None:
                 endpoint.notify(peer, Notification(notify.name, notify.msg))
         except MooncakeError as error:
@@ -213,7 +213,8 @@ class EngineTransfers(EngineLifecycle):
         if endpoint is None:
             return 0
         try:
-            batch = endpoint.start(kind, self._peer(endpoint, target), endpoint.views(near, sizes), far)
+            peer = self._peer(endpoint, target)
+            batch = endpoint.start(kind, peer, *endpoint.neighbours(peer, near, sizes, far))
         except MooncakeError as error:
             self._failed(target, error)
             return 0

@@ -41,7 +41,7 @@ from mooncake_core.transfer.contract import Kind, TlsFiles
 from mooncake_core.transfer.engine import Region, TransferEngine
 from mooncake_core.transfer.host import default_host_id
 from mooncake_core.transfer.memory import Memory, parts_of, view_of_memory
-from mooncake_core.transfer.peer import Peer, Remote
+from mooncake_core.transfer.peer import TOGETHER_BYTES, Peer, Remote
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.blocking import BlockingClient
@@ -241,6 +241,43 @@ class Endpoint:
                     raise OutOfRange(f"{length} bytes at {address:#x} go beyond what was registered there")
             found.append(memory[address - start : address - start + length])
         return found
+
+    def neighbours(
+        self, peer: Peer, addresses: Sequence[int], lengths: Sequence[int], remote: Sequence[int]
+    ) -> tuple[list[memoryview], list[int]]:
+        """As views, and where of the peer's memory each goes or comes from: for `move` and `start`. What goes on where the one
+        before ended, here and there and within registered memory, is one with it.
+
+        Raises as views.
+        """
+        found: list[memoryview] = []
+        far: list[int] = []
+        memory, start, end = memoryview(b""), 0, 0
+        first = limit = 0
+        here_next = there_next = -1
+        for address, length, there in zip(addresses, lengths, remote, strict=True):
+            if address == here_next and there == there_next:
+                if not limit:
+                    near = min(end - first, TOGETHER_BYTES) if start <= first < end else 0
+                    limit = first + min(near, peer.room(far[-1]))
+                if address + length <= limit:
+                    here_next += length
+                    there_next += length
+                    found[-1] = memory[first - start : here_next - start]
+                    continue
+            here_next, there_next = address + length, there + length
+            first, limit = address, 0
+            far.append(there)
+            if not (start <= address and here_next <= end):
+                known = self._registered.find(address)
+                if known is None:
+                    found.append(view_of_memory(Span(address, length)))
+                    continue
+                memory, start, end = known[2].region.memory, known[0], known[0] + known[1]
+                if here_next > end:
+                    raise OutOfRange(f"{length} bytes at {address:#x} go beyond what was registered there")
+            found.append(memory[address - start : here_next - start])
+        return found, far
 
     def open(self, name: str, *, timeout_s: float | None = None) -> Peer:
         """Another endpoint, by its name.

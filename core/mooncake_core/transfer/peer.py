@@ -70,6 +70,11 @@ class Peer:
             self._opened = opened
         return has_changed
 
+    def room(self, address: int) -> int:
+        """Bytes from there to the end of the region it lies in; 0 where none is known."""
+        found = self._memories.find(address)
+        return found[0] + found[1] - address if found else 0
+
     def find(self, address: int, length: int) -> tuple[SegmentDescriptor, Range]:
         """Where a range of the peer's addresses lies; asks the peer where that is not known.
 
