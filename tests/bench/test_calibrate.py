@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -47,7 +48,7 @@ class SleepingClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SleepingClock:
     found = SleepingClock()
-    monkeypatch.setattr(mock.time, "sleep", found.sleep)
+    monkeypatch.setattr(mock, "time", SimpleNamespace(sleep=found.sleep, monotonic=found.read))
     return found
 
 

@@ -161,7 +161,8 @@ class Load:
 def check_bytes(engine: Engine, move: Move, phase: dict[str, Any]) -> None:
     """Writes a batch of random bytes and reads it back."""
     block, stride = phase["block_bytes"], phase["stride_bytes"]
-    content = random.Random(SEED).randbytes(stride * phase["batch"])
+    numbers = random.Random(SEED)
+    content = b"".join(numbers.randbytes(stride) for _ in range(phase["batch"]))  # all at once it makes 256 MiB at most
     engine.fill(content)
     move("write", 0)
     engine.fill(bytes(len(content)))
