@@ -59,7 +59,7 @@ class Exchange:
     ) -> None:
         """`link` where there are others to the peer."""
         self._busy_poll_s = busy_poll_s
-        self._address = host, port
+        self.address = host, port
         self.link = link
         self._peer = name_of(host, port)
         self._dialer = dialer
@@ -144,12 +144,12 @@ class Exchange:
             sock = self._socket
             is_new = sock is None
             if sock is None:
-                sock = self._socket = self._dialer.new_socket(self._address[0])
+                sock = self._socket = self._dialer.new_socket(self.address[0])
                 self._poller.register(sock, select.POLLIN)
         self._note_deadline(deadline_s)
         if is_new:
             if self.link is None:
-                self._lane = self._dialer.connect(sock, self._address, self._clock)
+                self._lane = self._dialer.connect(sock, self.address, self._clock)
             else:
                 self._lane = self.link.connect(sock, self._clock)
         return sock
@@ -212,7 +212,7 @@ class Exchange:
         reason = self._broken if self.link is None else certain(self.link, self._broken, [pair[0] for pair in pairs])
         for operation, _ in pairs:
             error = late if operation.deadline_s <= now else reason
-            yield Completion(operation.operation_id, error, self._lane or self._dialer.unconnected(self._address[0]))
+            yield Completion(operation.operation_id, error, self._lane or self._dialer.unconnected(self.address[0]))
 
 
 def _together(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:

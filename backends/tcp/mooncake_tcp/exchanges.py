@@ -68,30 +68,23 @@ class Exchanges:
         with self._lock:
             if self._closed or self._num_lent.get(peer, 0) >= MOST_PER_PEER:
                 return None
-            exchange = self._pick(peer) if len(peer) == 1 else self._pick_link(peer, _num_bytes(pairs))
+            exchange = self._pick(peer, pairs)
             self._lent[exchange] = peer
             self._num_lent[peer] = self._num_lent.get(peer, 0) + 1
             return exchange
 
-    def _pick(self, peer: Peer) -> Exchange:
+    def _pick(self, peer: Peer, pairs: Sequence[Pair]) -> Exchange:
+        """To a peer with several links it goes over the one whose turn it is."""
+        address = peer[0]
+        if len(peer) > 1:
+            address = self._links.next(peer, self._links.good(peer, time.monotonic()), _num_bytes(pairs))
         idle = self._idle.setdefault(peer, [])
-        while idle:
-            exchange = idle.pop()
-            if exchange.is_good():
-                return exchange
-            exchange.end(PathFailed("its peer has ended it"))
-        return self._new(peer[0])
-
-    def _pick_link(self, peer: Peer, num_bytes: int) -> Exchange:
-        """One over the link whose turn it is."""
-        idle = self._idle.setdefault(peer, [])
-        link = self._links.open(peer, self._links.next(peer, self._links.good(peer, time.monotonic()), num_bytes))
-        for exchange in [one for one in idle if one.link is not None and one.link.address == link.address]:
+        for exchange in [one for one in reversed(idle) if one.address == address]:
             idle.remove(exchange)
             if exchange.is_good():
                 return exchange
             exchange.end(PathFailed("its peer has ended it"))
-        return self._new(link.address, link)
+        return self._new(address, self._links.open(peer, address) if len(peer) > 1 else None)
 
     def _new(self, address: Address, link: Link | None = None) -> Exchange:
         return Exchange(

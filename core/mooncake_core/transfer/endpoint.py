@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Final, NamedTuple, TypeVar
 
@@ -41,6 +42,7 @@ from mooncake_core.transfer.contract import Kind, TlsFiles
 from mooncake_core.transfer.engine import Region, TransferEngine
 from mooncake_core.transfer.host import default_host_id
 from mooncake_core.transfer.memory import Memory, parts_of, view_of_memory
+from mooncake_core.transfer.neighbours import joined
 from mooncake_core.transfer.peer import TOGETHER_BYTES, Peer, Remote
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.auth import ClusterKey
@@ -250,34 +252,8 @@ class Endpoint:
 
         Raises as views.
         """
-        found: list[memoryview] = []
-        far: list[int] = []
-        memory, start, end = memoryview(b""), 0, 0
-        first = limit = 0
-        here_next = there_next = -1
-        for address, length, there in zip(addresses, lengths, remote, strict=True):
-            if address == here_next and there == there_next:
-                if not limit:
-                    near = min(end - first, TOGETHER_BYTES) if start <= first < end else 0
-                    limit = first + min(near, peer.room(far[-1]))
-                if address + length <= limit:
-                    here_next += length
-                    there_next += length
-                    found[-1] = memory[first - start : here_next - start]
-                    continue
-            here_next, there_next = address + length, there + length
-            first, limit = address, 0
-            far.append(there)
-            if not (start <= address and here_next <= end):
-                known = self._registered.find(address)
-                if known is None:
-                    found.append(view_of_memory(Span(address, length)))
-                    continue
-                memory, start, end = known[2].region.memory, known[0], known[0] + known[1]
-                if here_next > end:
-                    raise OutOfRange(f"{length} bytes at {address:#x} go beyond what was registered there")
-            found.append(memory[address - start : here_next - start])
-        return found, far
+        near, sizes, far = joined(addresses, lengths, remote, partial(self._room, peer))
+        return self.views(near, sizes), far
 
     def open(self, name: str, *, timeout_s: float | None = None) -> Peer:
         """Another endpoint, by its name.
@@ -472,6 +448,11 @@ class Endpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _room(self, peer: Peer, address: int, there: int) -> int:
+        """Bytes that may go as one from there on: within one region at each end."""
+        known = self._registered.find(address)
+        return min(known[0] + known[1] - address, peer.room(there), TOGETHER_BYTES) if known else 0
 
     def _pieces(self, request: Request) -> tuple[memoryview, ...]:
         pieces = tuple([self._piece(part) for part in parts_of(request.local)])
