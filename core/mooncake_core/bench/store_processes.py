@@ -36,6 +36,7 @@ TLS_VARIABLES: Final = ("MOONCAKE_TLS_CERTIFICATE", "MOONCAKE_TLS_KEY", "MOONCAK
 WEIGHTS_VARIABLE: Final = "MOONCAKE_WEIGHTS"
 CHECKSUM_VARIABLE: Final = "MOONCAKE_CHECKSUM"
 BUSY_POLL_VARIABLE: Final = "MOONCAKE_BUSY_POLL"
+OWN_VARIABLES: Final = (KEY_VARIABLE, *TLS_VARIABLES, WEIGHTS_VARIABLE, BUSY_POLL_VARIABLE)
 
 
 class Interpreter:
@@ -47,8 +48,8 @@ class Interpreter:
 
     @property
     def environ(self) -> dict[str, str]:
-        """Without what belongs to a cluster: what is started here has none of it."""
-        left_out = (KEY_VARIABLE, *TLS_VARIABLES, WEIGHTS_VARIABLE, *(() if self.is_own else FOREIGN_VARIABLES))
+        """Without what a cluster or a measurement sets: what is started here has none of it, but what it is given."""
+        left_out = (*OWN_VARIABLES, *(() if self.is_own else FOREIGN_VARIABLES))
         return {name: value for name, value in os.environ.items() if name not in left_out}
 
     @contextmanager
