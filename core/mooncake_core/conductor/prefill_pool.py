@@ -174,7 +174,7 @@ class PrefillPool:
             ranks = np.where(possible, ranks, np.inf)
         free_blocks = table.free_blocks.copy()
         best = smallest(ranks, self._random, within=self._equal_within)
-        chosen = best if free_blocks[best] >= needed else self._with_room(ranks, free_blocks >= needed, best)
+        chosen = best if free_blocks.item(best) >= needed else self._with_room(ranks, free_blocks >= needed, best)
         reason = "" if chosen == best else _roomier(table.names, free_blocks, chosen, best, needed)
         return Ranking(table.names, scores, ranks, free_blocks, chosen, needed, reason, match)
 

@@ -20,7 +20,7 @@ FEWEST: Final = 2.0
 
 
 class SharedPrefixes:
-    """Counts prefixes of the latest requests, at lengths that double."""
+    """Counts prefixes of the latest requests, at lengths that double: a longer one from the time that the shorter is known."""
 
     def __init__(self) -> None:
         self._counts: dict[bytes, int] = {}
@@ -29,16 +29,23 @@ class SharedPrefixes:
     def observe(self, keys: Sequence[bytes]) -> None:
         """A request with such blocks has come."""
         counts = self._counts
-        probes = _probes(keys)
-        for key in probes:
-            counts[key] = counts.get(key, 0) + 1
-        self._latest.append(probes)
+        counted: list[bytes] = []
+        length = 1
+        while length <= len(keys):
+            key = keys[length - 1]
+            counted.append(key)
+            before = counts.get(key, 0)
+            counts[key] = before + 1
+            if not before:
+                break  # longer ones are as new, and most prompts end like no other
+            length *= 2
+        self._latest.append(counted)
         if len(self._latest) > WINDOW:
             for key in self._latest.popleft():
-                if counts[key] == 1:
-                    del counts[key]
+                if left := counts[key] - 1:
+                    counts[key] = left
                 else:
-                    counts[key] -= 1
+                    del counts[key]
 
     def too_rare(self, num_instances: int, holders: Callable[[bytes], int]) -> int:
         """Leading blocks of the latest request that too few instances have, for the share of requests that begin so."""
@@ -54,8 +61,3 @@ class SharedPrefixes:
                 found = length
             length *= 2
         return found
-
-
-def _probes(keys: Sequence[bytes]) -> list[bytes]:
-    """The first block, the second, the fourth, and so on."""
-    return [keys[(1 << doubling) - 1] for doubling in range(len(keys).bit_length())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Container, Sequence
 from typing import Final
@@ -15,6 +16,9 @@ from mooncake_core.kvcache.prefix_index import PrefixIndex
 
 IDLE: Final = -(2**62)
 """The priority of nothing."""
+NO_WORK: Final = Work(predicted_s=0.0, started_at=-math.inf)
+FEW: Final = 16
+"""Numbers that are sooner looked at one after the other than together."""
 
 
 class PrefillTable:
@@ -32,8 +36,10 @@ class PrefillTable:
         self.fewest_blocks = int(self.num_blocks.min())
         """Of the smallest one."""
         self.free_blocks: Ints = np.zeros(len(instances), np.int64)
-        self._total_s, self._oldest_s, self._oldest_at = (np.zeros(len(instances)) for _ in range(3))
-        self._nothing_s: Floats = np.array(0.0)
+        self._done_at: Floats = np.zeros(len(instances))
+        """When each has finished what it has, if its oldest work takes as long as predicted."""
+        self._behind_s: Floats = np.zeros(len(instances))
+        """Of what is behind its oldest work, which may take longer."""
         self._least_urgent: Ints = np.full(len(instances), IDLE, np.int64)
         self._highest_priority = IDLE
         """That any of their work has ever had."""
@@ -43,12 +49,14 @@ class PrefillTable:
     def take_on(self, row: int, work: Work) -> None:
         """An instance has got more work: the last of all."""
         self.free_blocks[row] -= work.num_blocks
-        self._total_s[row] += work.predicted_s
+        if len(self.instances[row].work) == 1:
+            self._done_at[row] = work.started_at + work.predicted_s
+        else:
+            self._done_at[row] += work.predicted_s
+            self._behind_s[row] += work.predicted_s
         if work.priority > self._least_urgent[row]:
             self._least_urgent[row] = work.priority
             self._highest_priority = max(self._highest_priority, work.priority)
-        if len(self.instances[row].work) == 1:
-            self._oldest_s[row], self._oldest_at[row] = work.predicted_s, work.started_at
 
     def refresh(self, instance: PrefillInstance) -> None:
         """Its work has changed, or what is known of its speed; if it has a row."""
@@ -61,20 +69,16 @@ class PrefillTable:
             num_blocks += work.num_blocks
             least_urgent = max(least_urgent, work.priority)
         self.free_blocks[row] = instance.offer.num_blocks - num_blocks
-        self._total_s[row] = total_s
+        oldest = next(iter(instance.work.values()), NO_WORK)
+        self._done_at[row] = oldest.started_at + total_s
+        self._behind_s[row] = total_s - oldest.predicted_s
         self._least_urgent[row] = least_urgent
         self._highest_priority = max(self._highest_priority, least_urgent)
-        if instance.work:
-            oldest = next(iter(instance.work.values()))
-            self._oldest_s[row], self._oldest_at[row] = oldest.predicted_s, oldest.started_at
-        else:
-            self._oldest_s[row] = 0.0
         self.costs.refresh(row, instance.cost)
 
     def queue_s(self, now: float, priority: int) -> Floats:
         """As PrefillInstance.queue_s, of all."""
-        passed = np.minimum(now - self._oldest_at, self._oldest_s)
-        queue_s: Floats = np.maximum(self._total_s - passed, self._nothing_s)
+        queue_s: Floats = np.maximum(self._done_at - now, self._behind_s)
         if self._highest_priority > priority:
             for row in np.flatnonzero(self._least_urgent > priority):  # some of its work gives way
                 queue_s[row] = self.instances[row].queue_s(now, priority)
@@ -124,6 +128,11 @@ def named(rows: dict[str, int], names: Container[str]) -> npt.NDArray[np.bool_]:
 
 def smallest(ranks: Floats, rng: random.Random, *, within: float = 0.0) -> int:
     """The row with the smallest rank; of those that are larger by such a share at most any, as the seed has it."""
+    if len(ranks) <= FEW:
+        found = ranks.tolist()
+        limit = min(found) * (1 + within)
+        few = [row for row, rank in enumerate(found) if rank <= limit]
+        return few[0] if len(few) == 1 else few[rng.randrange(len(few))]
     row = int(ranks.argmin())
     (equal,) = (ranks <= ranks.item(row) * (1 + within)).nonzero()
     number = len(equal)

@@ -71,6 +71,10 @@ class Lengths(Struct, frozen=True, gc=False):
             found[rows] = number
         return found
 
+    def item(self, row: int) -> int:
+        """The entry of one row."""
+        return next((number for number, rows in self.groups if row in rows), self.rest)
+
     def at_least(self, number: int) -> Lengths:
         """As if all had so many."""
         groups = [(max(other, number), rows) for other, rows in self.groups]

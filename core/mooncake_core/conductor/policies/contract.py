@@ -15,7 +15,7 @@ from msgspec import Struct, structs
 
 from mooncake_core.conductor.cost import Floats, Ints, PrefillCosts
 from mooncake_core.conductor.cuts import soonest, transfers
-from mooncake_core.kvcache.prefix_index import Lengths, LowerBlocks
+from mooncake_core.kvcache.prefix_index import Lengths, LowerBlocks, Rows
 
 Blocks = TypeVar("Blocks", int, Ints)
 
@@ -98,13 +98,23 @@ class LowerScores(Struct, frozen=True, gc=False):
 class Scores(Struct, frozen=True, gc=False):
     """How all of them would do: columns of what a Score has."""
 
-    local_blocks: Ints
-    fetched_blocks: Ints
+    local: Ints | Lengths
+    fetched: Ints | Lengths
     queue_s: Floats
     transfer_s: Floats
     prefill_s: Floats
     lower: LowerScores | None = None
     """None: nothing of the prompt lies below DRAM."""
+
+    @property
+    def local_blocks(self) -> Ints:
+        """Leading blocks that each would take from its local node."""
+        return _column(self.local)
+
+    @property
+    def fetched_blocks(self) -> Ints:
+        """Blocks that each would fetch."""
+        return _column(self.fetched)
 
     @property
     def ttft_s(self) -> Floats:
@@ -118,11 +128,11 @@ class Scores(Struct, frozen=True, gc=False):
 
     def of(self, row: int, prefill: str) -> Score:
         """One instance's."""
-        local, lower = self.local_blocks.item(row), self.lower
+        local, lower = self.local.item(row), self.lower
         return Score(
             prefill,
             local,
-            self.fetched_blocks.item(row),
+            self.fetched.item(row),
             self.queue_s.item(row),
             self.transfer_s.item(row),
             self.prefill_s.item(row),
@@ -222,13 +232,25 @@ def _by_cut(request: RequestView, instances: PrefillViews, wanted: Wanted) -> Sc
 def _by_length(request: RequestView, instances: PrefillViews, wanted: Wanted) -> Scores:
     """The same, once for each number of blocks that instances have: all take as long for it, apart from their corrections."""
     costs, lengths = instances.costs, instances.lengths
-    number = lengths.num_rows
-    local, fetched = np.empty(number, np.int64), np.empty(number, np.int64)
-    transfer_s, exact_s = np.empty(number), np.empty(number)
-    for blocks, rows in ((lengths.rest, ...), *lengths.groups):
+
+    def expected(blocks: int) -> tuple[int, float, float]:
         more = wanted(blocks)
-        load_s = costs.exact_fetch_s(more * request.block_bytes)
-        compute_s = costs.exact_prefill_s(request.prompt_tokens, (blocks + more) * request.block_tokens)
+        fetch_s = costs.exact_fetch_s(more * request.block_bytes)
+        return more, fetch_s, costs.exact_prefill_s(request.prompt_tokens, (blocks + more) * request.block_tokens)
+
+    transfer_s, exact_s = np.empty(lengths.num_rows), np.empty(lengths.num_rows)
+    fetched, fetch_s, compute_s = expected(lengths.rest)
+    transfer_s.fill(fetch_s)
+    exact_s.fill(compute_s)
+    groups: list[tuple[int, Rows]] = []
+    for blocks, rows in lengths.groups:
+        more, fetch_s, compute_s = expected(blocks)
+        groups.append((more, rows))
         for row in rows if isinstance(rows, list) else (rows,):  # one by one where they are few: sooner done
-            local[row], fetched[row], transfer_s[row], exact_s[row] = blocks, more, load_s, compute_s
-    return Scores(local, fetched, instances.queue_s, transfer_s, costs.corrected(exact_s))
+            transfer_s[row], exact_s[row] = fetch_s, compute_s
+    fetching_so = Lengths(lengths.num_rows, groups, fetched)
+    return Scores(lengths, fetching_so, instances.queue_s, transfer_s, costs.corrected(exact_s))
+
+
+def _column(blocks: Ints | Lengths) -> Ints:
+    return blocks.column() if isinstance(blocks, Lengths) else blocks
