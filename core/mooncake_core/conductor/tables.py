@@ -17,8 +17,6 @@ from mooncake_core.kvcache.prefix_index import PrefixIndex
 IDLE: Final = -(2**62)
 """The priority of nothing."""
 NO_WORK: Final = Work(predicted_s=0.0, started_at=-math.inf)
-FEW: Final = 16
-"""Numbers that are sooner looked at one after the other than together."""
 
 
 class PrefillTable:
@@ -128,11 +126,6 @@ def named(rows: dict[str, int], names: Container[str]) -> npt.NDArray[np.bool_]:
 
 def smallest(ranks: Floats, rng: random.Random, *, within: float = 0.0) -> int:
     """The row with the smallest rank; of those that are larger by such a share at most any, as the seed has it."""
-    if len(ranks) <= FEW:
-        found = ranks.tolist()
-        limit = min(found) * (1 + within)
-        few = [row for row, rank in enumerate(found) if rank <= limit]
-        return few[0] if len(few) == 1 else few[rng.randrange(len(few))]
     row = int(ranks.argmin())
     (equal,) = (ranks <= ranks.item(row) * (1 + within)).nonzero()
     number = len(equal)

@@ -99,6 +99,7 @@ class Scores(Struct, frozen=True, gc=False):
     """How all of them would do: columns of what a Score has."""
 
     local: Ints | Lengths
+    """As Lengths where they were judged by number, not by instance: few read the column."""
     fetched: Ints | Lengths
     queue_s: Floats
     transfer_s: Floats
@@ -248,8 +249,8 @@ def _by_length(request: RequestView, instances: PrefillViews, wanted: Wanted) ->
         groups.append((more, rows))
         for row in rows if isinstance(rows, list) else (rows,):  # one by one where they are few: sooner done
             transfer_s[row], exact_s[row] = fetch_s, compute_s
-    fetching_so = Lengths(lengths.num_rows, groups, fetched)
-    return Scores(lengths, fetching_so, instances.queue_s, transfer_s, costs.corrected(exact_s))
+    more_blocks = Lengths(lengths.num_rows, groups, fetched)
+    return Scores(lengths, more_blocks, instances.queue_s, transfer_s, costs.corrected(exact_s))
 
 
 def _column(blocks: Ints | Lengths) -> Ints:
