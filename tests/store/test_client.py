@@ -20,7 +20,7 @@ from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.pool import Fence, NewObject, PutStart, PutStarted
 from mooncake_core.wire.server import Call
 from tests.store.held_transport import held_transport
-from tests.store.world import SIZE, world
+from tests.store.world import PATIENCE_S, SIZE, world
 from tests.transfer.rdma_fabric import Network, transport_on
 
 
@@ -151,7 +151,7 @@ async def test_a_new_master_finds_all_that_was_committed() -> None:
 
 @pytest.mark.parametrize("transport", ["tcp", "shm"])
 async def test_300_puts_of_which_a_third_is_cancelled_midway_add_up(transport: str) -> None:
-    async with world("a", "b", transports=[transport], capacity=32 << 20) as w:
+    async with world("a", "b", transports=[transport], capacity=32 << 20, writer_deadline_s=PATIENCE_S) as w:
         sizes = [SIZE if number % 10 else ON_LOOP_BYTES + 1 for number in range(300)]
         tasks = [asyncio.create_task(w.put(f"k{number}", size=size)) for number, size in enumerate(sizes)]
         for number, task in enumerate(tasks):

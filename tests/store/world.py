@@ -25,6 +25,8 @@ from mooncake_core.wire.server import Server
 
 ANY = HostPort("127.0.0.1", 0)
 SIZE = 10_000
+PATIENCE_S = 30.0
+"""Of a put or get that is to succeed: a machine that stands still for seconds fails none."""
 
 
 class World:
@@ -115,11 +117,11 @@ class World:
             PutObject(key=key, pieces=[memoryview(value)[:100], memoryview(value)[100:]], parent="")
             for key, value in zip(keys, values, strict=True)
         ]
-        return await self.store.put(objects, timeout_s=5, replicas=replicas), values
+        return await self.store.put(objects, timeout_s=PATIENCE_S, replicas=replicas), values
 
     async def get(self, *keys: str, size: int = SIZE) -> tuple[list[bool], list[bytes]]:
         buffers = [bytearray(size) for _ in keys]
-        found = await self.store.get(keys, [[memoryview(buffer)] for buffer in buffers], timeout_s=5)
+        found = await self.store.get(keys, [[memoryview(buffer)] for buffer in buffers], timeout_s=PATIENCE_S)
         return found, [bytes(buffer) for buffer in buffers]
 
 
