@@ -139,7 +139,7 @@ def test_a_pin_lasts_while_its_object_is_in_a_tier_and_counts_again_in_dram(harn
     harness.answer_all()
     described = harness.describe("k")
     assert described is not None
-    assert (described.replicas, described.tiered_on) == ([], ["a"])
+    assert (described.replicas, described.tiered_on) == ((), ["a"])
     assert harness.pin("k", hard=True) == [""]
     assert found(get(harness, "k")) == [True]
     harness.now += 60

@@ -83,12 +83,14 @@ class Catalogue:
             for account in self._tenants
         ]
 
-    def placements(self, entry: PoolObject) -> list[Placement]:
+    def placements(self, entry: PoolObject) -> tuple[Placement, ...]:
         """Where an object lies."""
-        return [
-            Placement(node=name, incarnation=self._nodes[name].incarnation, slot=extent.slot, offset=extent.offset)
-            for name, extent in entry.replicas.items()
-        ]
+        return tuple(
+            [
+                Placement(node=name, incarnation=self._nodes[name].incarnation, slot=extent.slot, offset=extent.offset)
+                for name, extent in entry.replicas.items()
+            ]
+        )
 
     def _keys(self, tenant: str, keys: Sequence[str]) -> Sequence[str]:
         self._tenants.account(tenant)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_core.wire.messages.pool import Got, Located
@@ -18,7 +20,9 @@ LEAST_LEFT: Final = 0.25
 """Of a lease: one that ends sooner is taken anew, and so those who read often keep theirs."""
 
 
-class _Lease(NamedTuple):
+class _Lease(Struct, frozen=True, gc=False):
+    """Nothing in it leads back to it: the garbage collector of the process that reads has none of them to look at."""
+
     found: Located
     segments: dict[str, SegmentDescriptor]
     usable_until: float

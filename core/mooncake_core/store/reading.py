@@ -39,7 +39,8 @@ class _Object:
     """One located object, and how far it was read."""
 
     found: Located
-    digest: checksums.Digest = field(default_factory=checksums.Digest)
+    digest: checksums.Digest | None = None
+    """Of the bytes that must agree; None before the first of them."""
     summed_bytes: int = 0
     must_agree: bool = False
     """Some of its bytes came by a path whose bytes are verified."""
@@ -122,6 +123,7 @@ class Reading:
             length = total_bytes(pieces)
             item.read_bytes += length
             if item.must_agree:
+                item.digest = item.digest or checksums.Digest()
                 item.summed_bytes += length
                 summed.append((item.digest, pieces))
         if summed:
@@ -336,4 +338,8 @@ class Reading:
         if item.found.checksum == checksums.NO_CHECKSUM:  # nothing to compare with
             return False
         # An object whose first parts were not summed, because they came by another path, cannot be told to be right.
-        return item.summed_bytes != item.read_bytes or item.digest.intdigest() != item.found.checksum
+        return (
+            item.digest is None
+            or item.summed_bytes != item.read_bytes
+            or item.digest.intdigest() != item.found.checksum
+        )

@@ -7,15 +7,15 @@ from typing import Any
 from msgspec import Struct
 
 
-class Done(Struct, frozen=True, tag=True):
+class Done(Struct, frozen=True, tag=True, gc=False):
     """A reply that has nothing to say but that it was done."""
 
 
-class Ping(Struct, frozen=True, tag=True):
+class Ping(Struct, frozen=True, tag=True, gc=False):
     """Asks whether somebody is there; answered with Done."""
 
 
-class Failure(Struct, frozen=True, tag=True, kw_only=True):
+class Failure(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """A request ended in an error; `code` is one of mooncake_core.errors."""
 
     code: str

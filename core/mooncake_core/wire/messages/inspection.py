@@ -11,11 +11,11 @@ from mooncake_core.wire.messages.tiering import TierFill
 from mooncake_core.wire.messages.usage import HotPrefix, NodeUsage
 
 
-class GetStatus(Struct, frozen=True, tag=True, kw_only=True):
+class GetStatus(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Who is there, and is the cluster able to serve?"""
 
 
-class MemberStatus(Struct, frozen=True, kw_only=True):
+class MemberStatus(Struct, frozen=True, kw_only=True, gc=False):
     """One member as the master sees it."""
 
     name: str
@@ -39,7 +39,7 @@ class MemberStatus(Struct, frozen=True, kw_only=True):
     """Of a node that is being drained: how far that is."""
 
 
-class Status(Struct, frozen=True, tag=True, kw_only=True):
+class Status(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The cluster. `missing` says in words what is needed before it can serve; empty means it can."""
 
     cluster: str
@@ -51,7 +51,7 @@ class Status(Struct, frozen=True, tag=True, kw_only=True):
     """Requests placed and not ended."""
 
 
-class InspectCache(Struct, frozen=True, tag=True, kw_only=True):
+class InspectCache(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """What does the pool hold? Optionally one key's placement, or the first `limit` keys that start with `prefix`."""
 
     prefix: str = ""
@@ -62,7 +62,7 @@ class InspectCache(Struct, frozen=True, tag=True, kw_only=True):
     """So many of the prefixes that are read most."""
 
 
-class CacheEntry(Struct, frozen=True, kw_only=True):
+class CacheEntry(Struct, frozen=True, kw_only=True, gc=False):
     """One object."""
 
     key: str
@@ -77,7 +77,7 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
     """Nodes that hold it in a tier."""
 
 
-class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
+class CacheReport(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The pool in numbers; counters count since the master's start. Tokens are prompt tokens of served requests."""
 
     num_objects: int
@@ -141,7 +141,7 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True):
         return self.hit_bytes / max(1, self.hit_bytes + self.put_bytes)
 
 
-class InspectDecisions(Struct, frozen=True, tag=True, kw_only=True):
+class InspectDecisions(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The Conductor's latest decisions, newest first."""
 
     limit: int = 20
@@ -151,7 +151,7 @@ class InspectDecisions(Struct, frozen=True, tag=True, kw_only=True):
     """So many instances of each."""
 
 
-class CandidateScore(Struct, frozen=True, kw_only=True):
+class CandidateScore(Struct, frozen=True, kw_only=True, gc=False):
     """How one prefill instance would have done."""
 
     prefill: str
@@ -171,7 +171,7 @@ class CandidateScore(Struct, frozen=True, kw_only=True):
     """Blocks that it could have had, and would have computed rather than loaded."""
 
 
-class DecodeScore(Struct, frozen=True, kw_only=True):
+class DecodeScore(Struct, frozen=True, kw_only=True, gc=False):
     """How one decode instance with room would have done."""
 
     decode: str
@@ -180,7 +180,7 @@ class DecodeScore(Struct, frozen=True, kw_only=True):
     """KV memory that nobody was promised."""
 
 
-class Decision(Struct, frozen=True, kw_only=True):
+class Decision(Struct, frozen=True, kw_only=True, gc=False):
     """Why a request went where it went, or was rejected."""
 
     request_id: str
@@ -211,7 +211,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     """The one that was chosen and the next best."""
 
 
-class Decisions(Struct, frozen=True, tag=True, kw_only=True):
+class Decisions(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Newest first."""
 
     decisions: list[Decision]

@@ -11,7 +11,7 @@ from mooncake_core.wire.messages.memory import SegmentDescriptor
 Role = Literal["store", "prefill", "decode", "gateway"]
 
 
-class SegmentOffer(Struct, frozen=True, kw_only=True):
+class SegmentOffer(Struct, frozen=True, kw_only=True, gc=False):
     """The memory a node contributes to the pool.
 
     The segment is `[directory: num_slots slots of slot_bytes][data: capacity_bytes from data_offset]`; offsets count
@@ -32,7 +32,7 @@ class SegmentOffer(Struct, frozen=True, kw_only=True):
     """Objects go to the tiers as soon as they are put."""
 
 
-class ModelOffer(Struct, frozen=True, kw_only=True):
+class ModelOffer(Struct, frozen=True, kw_only=True, gc=False):
     """The model an instance serves, and what others must know to make block keys for it."""
 
     name: str
@@ -44,7 +44,7 @@ class ModelOffer(Struct, frozen=True, kw_only=True):
     vocab_size: int
 
 
-class CostHint(Struct, frozen=True, kw_only=True):
+class CostHint(Struct, frozen=True, kw_only=True, gc=False):
     """First guess of an instance's speed, refined from what it reports.
 
     prefill_s = prefill_base_s + prefill_per_token_s * new + prefill_per_token2_s * (total^2 - matched^2)
@@ -63,7 +63,7 @@ class CostHint(Struct, frozen=True, kw_only=True):
     """From a node's tiers below DRAM to its DRAM."""
 
 
-class InstanceOffer(Struct, frozen=True, kw_only=True):
+class InstanceOffer(Struct, frozen=True, kw_only=True, gc=False):
     """A prefill or decode worker's part in serving."""
 
     model: ModelOffer
@@ -74,7 +74,7 @@ class InstanceOffer(Struct, frozen=True, kw_only=True):
     cost: CostHint = CostHint()
 
 
-class Join(Struct, frozen=True, tag=True, kw_only=True):
+class Join(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """A process asks the master to be a member. Repeating it is harmless; a new incarnation replaces the old one."""
 
     name: str
@@ -90,7 +90,7 @@ class Join(Struct, frozen=True, tag=True, kw_only=True):
     instance: InstanceOffer | None = None
 
 
-class Joined(Struct, frozen=True, tag=True, kw_only=True):
+class Joined(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The master's welcome."""
 
     term: int
@@ -100,7 +100,7 @@ class Joined(Struct, frozen=True, tag=True, kw_only=True):
     """A member silent for so long is taken for dead."""
 
 
-class InstanceLoad(Struct, frozen=True, kw_only=True):
+class InstanceLoad(Struct, frozen=True, kw_only=True, gc=False):
     """What an instance reports of itself; times are seconds."""
 
     queued_requests: int = 0
@@ -115,7 +115,7 @@ class InstanceLoad(Struct, frozen=True, kw_only=True):
     """Mean duration of the latest engine steps."""
 
 
-class Heartbeat(Struct, frozen=True, tag=True, kw_only=True):
+class Heartbeat(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """I am alive, and this is my load. Answered with Done, or MemberUnknown: join again."""
 
     name: str
@@ -126,20 +126,20 @@ class Heartbeat(Struct, frozen=True, tag=True, kw_only=True):
     """It finishes what it runs, and is to get no new work."""
 
 
-class ChangeRole(Struct, frozen=True, tag=True, kw_only=True):
+class ChangeRole(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The master tells an instance: finish what you have, then join again in this role. Answered at once."""
 
     role: Literal["prefill", "decode"]
 
 
-class SwitchRole(Struct, frozen=True, tag=True, kw_only=True):
+class SwitchRole(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """An operator asks the master to have an instance change its role."""
 
     name: str
     role: Literal["prefill", "decode"]
 
 
-class Leave(Struct, frozen=True, tag=True, kw_only=True):
+class Leave(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """I go in good order."""
 
     name: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 
-class SegmentDescriptor(Struct, frozen=True, kw_only=True):
+class SegmentDescriptor(Struct, frozen=True, kw_only=True, gc=False):
     """Exported memory, as a peer needs it to read or write one-sidedly.
 
     `paths` holds one opaque descriptor per transport, made by that transport and read only by it. It carries the key

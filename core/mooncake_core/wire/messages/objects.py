@@ -7,14 +7,14 @@ from msgspec import Struct
 from mooncake_core.wire.messages.pool import Placement
 
 
-class Describe(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+class Describe(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True, gc=False):
     """What is known of these objects? Takes no lease, and does not count as a use."""
 
     keys: list[str]
     tenant: str = "default"
 
 
-class ObjectDescription(Struct, frozen=True, kw_only=True):
+class ObjectDescription(Struct, frozen=True, kw_only=True, gc=False):
     """One object that can be read."""
 
     key: str
@@ -22,7 +22,7 @@ class ObjectDescription(Struct, frozen=True, kw_only=True):
     size_bytes: int
     checksum: int
     header_bytes: int
-    replicas: list[Placement]
+    replicas: tuple[Placement, ...]
     parent: str
     group: str
     lease_s: float
@@ -37,13 +37,13 @@ class ObjectDescription(Struct, frozen=True, kw_only=True):
     """Nodes that hold it in a tier."""
 
 
-class Described(Struct, frozen=True, tag=True, kw_only=True):
+class Described(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """One entry per key, None for what cannot be read."""
 
     objects: list[ObjectDescription | None]
 
 
-class ListKeys(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+class ListKeys(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True, gc=False):
     """Which keys are there, that begin with `prefix` and in which the regular expression `pattern` (RE2) is found?
 
     Names each object that is there from the first page to the last exactly once.
@@ -57,14 +57,14 @@ class ListKeys(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     tenant: str = "default"
 
 
-class KeyList(Struct, frozen=True, tag=True, kw_only=True):
+class KeyList(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """A page. It may be short, or empty, before the last one; `cursor` is 0 after that."""
 
     keys: list[str]
     cursor: int
 
 
-class RemoveMatching(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+class RemoveMatching(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True, gc=False):
     """Removes the objects in whose keys the regular expression (RE2) is found, slice by slice; answered with RemovedAll."""
 
     pattern: str
@@ -73,7 +73,7 @@ class RemoveMatching(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=
     tenant: str = "default"
 
 
-class Pin(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+class Pin(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True, gc=False):
     """From now on these objects are pinned like this, and no other way; without a pin they may be evicted again."""
 
     keys: list[str]
@@ -84,24 +84,24 @@ class Pin(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     tenant: str = "default"
 
 
-class Pinned(Struct, frozen=True, tag=True, kw_only=True):
+class Pinned(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """One error code per key, empty for success (object_not_found)."""
 
     refusals: list[str]
 
 
-class SetQuota(Struct, frozen=True, tag=True, kw_only=True):
+class SetQuota(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """From now on, until the master ends, the tenant may hold so many bytes; None for any number. A new tenant is made."""
 
     tenant: str
     quota_bytes: int | None
 
 
-class ListTenants(Struct, frozen=True, tag=True, kw_only=True):
+class ListTenants(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Who has how much?"""
 
 
-class TenantUsage(Struct, frozen=True, kw_only=True):
+class TenantUsage(Struct, frozen=True, kw_only=True, gc=False):
     """A tenant's part of the pool. Bytes are those of its objects on all their nodes, those being written included."""
 
     tenant: str
@@ -114,7 +114,7 @@ class TenantUsage(Struct, frozen=True, kw_only=True):
     misses: int = 0
 
 
-class TenantList(Struct, frozen=True, tag=True, kw_only=True):
+class TenantList(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The default tenant first."""
 
     tenants: list[TenantUsage]

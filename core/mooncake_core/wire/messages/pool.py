@@ -11,7 +11,7 @@ from msgspec import Struct
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
 
-class NewObject(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NewObject(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An object somebody wants to put."""
 
     key: str
@@ -22,7 +22,7 @@ class NewObject(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Objects of one group are evicted together, or not at all. Empty: none; for an upsert, that of the object replaced."""
 
 
-class Placement(Struct, frozen=True, kw_only=True):
+class Placement(Struct, frozen=True, kw_only=True, gc=False):
     """Where one replica of an object lies, or is to be written: a slot and a range of a node's segment."""
 
     node: str
@@ -32,7 +32,7 @@ class Placement(Struct, frozen=True, kw_only=True):
     """Of the object's header, from the start of the segment; its data follows the header."""
 
 
-class Grant(Struct, frozen=True, kw_only=True):
+class Grant(Struct, frozen=True, kw_only=True, gc=False):
     """Space to write an object to. Without placements the object is to be skipped, and `refusal` says why (an error
     code: object_exists when it is there or being written, object_busy for an upsert of what is being written, no_space,
     quota_exceeded, invalid_request)."""
@@ -40,11 +40,11 @@ class Grant(Struct, frozen=True, kw_only=True):
     key: str
     """As it is to stand in the object's header: see store/tenants.py."""
     allocation_id: int = 0
-    placements: list[Placement] = []
+    placements: tuple[Placement, ...] = ()
     refusal: str = ""
 
 
-class PutStart(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+class PutStart(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True, gc=False):
     """Reserves space for objects. `preferred_node`, then each of `preferred_nodes`, gets a replica where it has room."""
 
     objects: list[NewObject]
@@ -62,7 +62,7 @@ class PutStart(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     tenant: str = "default"
 
 
-class PutStarted(Struct, frozen=True, tag=True, kw_only=True):
+class PutStarted(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """One grant per object, in order; `segments` are the write descriptors of the nodes named in them."""
 
     term: int
@@ -75,7 +75,7 @@ class PutStarted(Struct, frozen=True, tag=True, kw_only=True):
     none is on its way; only removals, or leases that end, will help."""
 
 
-class Commit(Struct, frozen=True, kw_only=True):
+class Commit(Struct, frozen=True, kw_only=True, gc=False):
     """One object is written."""
 
     allocation_id: int
@@ -85,7 +85,7 @@ class Commit(Struct, frozen=True, kw_only=True):
     """Those of its placements that hold the data and the committed slot; the space of the others is given back."""
 
 
-class PutEnd(Struct, frozen=True, tag=True, kw_only=True):
+class PutEnd(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Makes objects readable, and gives back the space of those that could not be written."""
 
     term: int
@@ -97,13 +97,13 @@ class PutEnd(Struct, frozen=True, tag=True, kw_only=True):
     the writer's deadline has passed: a write may land until then."""
 
 
-class PutEnded(Struct, frozen=True, tag=True, kw_only=True):
+class PutEnded(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """One error code per commit, empty for success (stale_allocation: not committed, the object is not there)."""
 
     refusals: list[str]
 
 
-class Located(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Located(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A readable object under lease."""
 
     key: str
@@ -111,12 +111,12 @@ class Located(Struct, frozen=True, kw_only=True, omit_defaults=True):
     size_bytes: int
     header_bytes: int
     checksum: int
-    placements: list[Placement]
+    placements: tuple[Placement, ...]
     tier: str = ""
     """Kind of the tier from which it was brought to DRAM for this; empty where it lay there."""
 
 
-class Get(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+class Get(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True, gc=False):
     """Where are these objects? Takes a lease on each that is found."""
 
     keys: list[str]
@@ -125,7 +125,7 @@ class Get(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     tenant: str = "default"
 
 
-class Got(Struct, frozen=True, tag=True, kw_only=True):
+class Got(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """One entry per key, None for a miss; `segments` are the read descriptors of the nodes named in them."""
 
     term: int
@@ -136,20 +136,20 @@ class Got(Struct, frozen=True, tag=True, kw_only=True):
     """The leases began so much later than the question came: objects had to be brought from a tier."""
 
 
-class Exists(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+class Exists(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True, gc=False):
     """Which of these keys can be read now? Renews no lease."""
 
     keys: list[str]
     tenant: str = "default"
 
 
-class ExistsReply(Struct, frozen=True, tag=True, kw_only=True):
+class ExistsReply(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """One answer per key."""
 
     present: list[bool]
 
 
-class Remove(Struct, frozen=True, tag=True, kw_only=True):
+class Remove(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Removes objects; with `force` also leased ones (their space is used again only after the lease)."""
 
     keys: list[str]
@@ -157,13 +157,13 @@ class Remove(Struct, frozen=True, tag=True, kw_only=True):
     tenant: str = "default"
 
 
-class Removed(Struct, frozen=True, tag=True, kw_only=True):
+class Removed(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """One error code per key, empty for success (object_not_found, object_leased)."""
 
     refusals: list[str]
 
 
-class RemoveAll(Struct, frozen=True, tag=True, kw_only=True):
+class RemoveAll(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Removes every object that is there now; with `force` also leased ones, and puts under way come to nothing. Of a large
     pool it goes slice by slice: what is put meanwhile stays."""
 
@@ -172,7 +172,7 @@ class RemoveAll(Struct, frozen=True, tag=True, kw_only=True):
     """Empty: of all tenants."""
 
 
-class RemovedAll(Struct, frozen=True, tag=True, kw_only=True):
+class RemovedAll(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """How many went, and how many stayed because of a lease."""
 
     removed: int
@@ -182,7 +182,7 @@ class RemovedAll(Struct, frozen=True, tag=True, kw_only=True):
 # Master to node.
 
 
-class Fence(Struct, frozen=True, tag=True, kw_only=True):
+class Fence(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Withdraw the write descriptor that writers hold, and export a new one: a new term begins, or a writer is silent.
 
     Fences are ordered by (term, round). One that was already handled gets the same answer again.
@@ -192,7 +192,7 @@ class Fence(Struct, frozen=True, tag=True, kw_only=True):
     round: int
 
 
-class Fenced(Struct, frozen=True, tag=True, kw_only=True):
+class Fenced(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Nobody who was told an earlier descriptor can write to the segment any more."""
 
     incarnation: int
@@ -213,14 +213,14 @@ class StoredObject(Struct, frozen=True, kw_only=True, gc=False):
     """It is gone, and only its space is still in use: a reader may be there."""
 
 
-class ReportBlocks(Struct, frozen=True, tag=True, kw_only=True):
+class ReportBlocks(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Asks a fenced node for the next part of its directory, from slot `cursor` on."""
 
     term: int
     cursor: int = 0
 
 
-class BlockReport(Struct, frozen=True, tag=True, kw_only=True):
+class BlockReport(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Some thousand objects; `next_cursor` is -1 after the last part. Reservations of writers that were shut out are dropped."""
 
     incarnation: int
@@ -228,7 +228,7 @@ class BlockReport(Struct, frozen=True, tag=True, kw_only=True):
     next_cursor: int
 
 
-class SlotClearing(Struct, frozen=True, kw_only=True):
+class SlotClearing(Struct, frozen=True, kw_only=True, gc=False):
     """A directory slot whose object is gone; cleared only if it still holds that allocation."""
 
     slot: int
@@ -237,7 +237,7 @@ class SlotClearing(Struct, frozen=True, kw_only=True):
     """Somebody may still touch its space: the slot goes on naming it, as that of a removed object."""
 
 
-class ClearSlots(Struct, frozen=True, tag=True, kw_only=True):
+class ClearSlots(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The master dropped these objects; where they are not only marked, it uses their space again once the node has answered
     Done."""
 

@@ -12,7 +12,7 @@ from mooncake_core.wire.messages.memory import SegmentDescriptor
 FinishReason = Literal["stop", "length"]
 
 
-class Sampling(Struct, frozen=True, kw_only=True):
+class Sampling(Struct, frozen=True, kw_only=True, gc=False):
     """How tokens are chosen. The generator is keyed by (seed, position), so a sequence continues anywhere."""
 
     temperature: float = 1.0
@@ -28,7 +28,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     """Report log probabilities: of the chosen token and of so many most probable ones; -1 is none."""
 
 
-class Logprobs(Struct, frozen=True, kw_only=True):
+class Logprobs(Struct, frozen=True, kw_only=True, gc=False):
     """Natural logarithms of the model's probabilities where a token was chosen, before temperature, top_k and top_p."""
 
     chosen: float
@@ -38,17 +38,17 @@ class Logprobs(Struct, frozen=True, kw_only=True):
     """Theirs."""
 
 
-class DescribeModels(Struct, frozen=True, tag=True, kw_only=True):
+class DescribeModels(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Which models can be served now?"""
 
 
-class Models(Struct, frozen=True, tag=True, kw_only=True):
+class Models(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The models that have at least one prefill and one decode instance."""
 
     models: list[ModelOffer]
 
 
-class Place(Struct, frozen=True, tag=True, kw_only=True):
+class Place(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The gateway asks where a request shall run. Answered with Placed, or refused: rejected (429), unavailable (503)."""
 
     request_id: str
@@ -69,7 +69,7 @@ class Place(Struct, frozen=True, tag=True, kw_only=True):
     """Tokens were sent to the client already."""
 
 
-class Reservation(Struct, frozen=True, kw_only=True):
+class Reservation(Struct, frozen=True, kw_only=True, gc=False):
     """Memory that a decode instance holds for one sequence. Its block i lies at block_offsets[i] of `memory`.
 
     The descriptor admits writes to just these blocks and is withdrawn when the reservation ends, so that a late write
@@ -81,7 +81,7 @@ class Reservation(Struct, frozen=True, kw_only=True):
     block_offsets: list[int]
 
 
-class Placed(Struct, frozen=True, tag=True, kw_only=True):
+class Placed(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The Conductor's decision, with memory reserved at the decode instance."""
 
     request_id: str
@@ -98,7 +98,7 @@ class Placed(Struct, frozen=True, tag=True, kw_only=True):
     """The first token waits for the answer to PrefillEnded, which may be that the request is rejected."""
 
 
-class Reserve(Struct, frozen=True, tag=True, kw_only=True):
+class Reserve(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Master to decode: hold memory for a sequence of so many tokens, prompt and answer. Error: no_space."""
 
     request_id: str
@@ -107,19 +107,19 @@ class Reserve(Struct, frozen=True, tag=True, kw_only=True):
     ttl_s: float
 
 
-class Reserved(Struct, frozen=True, tag=True, kw_only=True):
+class Reserved(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The memory held."""
 
     reservation: Reservation
 
 
-class Release(Struct, frozen=True, tag=True, kw_only=True):
+class Release(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """To decode: the reservation or the running sequence is not needed any more. Repeating it is harmless."""
 
     request_id: str
 
 
-class Prefill(Struct, frozen=True, tag=True, kw_only=True):
+class Prefill(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Gateway to prefill: compute the prompt's KV, write it to the reserved memory, choose the first token."""
 
     request_id: str
@@ -137,7 +137,7 @@ class Prefill(Struct, frozen=True, tag=True, kw_only=True):
     """Move KV layer by layer beside the computation; else all of it before and after."""
 
 
-class Prefilled(Struct, frozen=True, tag=True, kw_only=True):
+class Prefilled(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The first token, sent as soon as it is known. Seconds are durations on the prefill instance."""
 
     token_id: int
@@ -151,7 +151,7 @@ class Prefilled(Struct, frozen=True, tag=True, kw_only=True):
     """By where their blocks lay: dram, or the kind of a tier."""
 
 
-class KVArrived(Struct, frozen=True, tag=True, kw_only=True):
+class KVArrived(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Prefill to decode: all KV of the prompt is written, or, with `error`, will never be."""
 
     request_id: str
@@ -161,21 +161,21 @@ class KVArrived(Struct, frozen=True, tag=True, kw_only=True):
     """When the last layer was computed, by the prefill host's time.time()."""
 
 
-class AskKV(Struct, frozen=True, tag=True, kw_only=True):
+class AskKV(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Gateway to decode: has the KV arrived? Asked where the prefill instance seems to be lost."""
 
     request_id: str
     reservation_id: int
 
 
-class KVState(Struct, frozen=True, tag=True, kw_only=True):
+class KVState(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Of one request's KV in a decode instance."""
 
     arrived: bool
     """All of it is there, or it is known that it will never be: then the stream of tokens says so."""
 
 
-class Decode(Struct, frozen=True, tag=True, kw_only=True):
+class Decode(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Gateway to decode: continue after the first token, once the KV has arrived. Answered with a stream of
     Tokens, which ends with the one that has the finish reason."""
 
@@ -188,7 +188,7 @@ class Decode(Struct, frozen=True, tag=True, kw_only=True):
     """Lower is earlier."""
 
 
-class Tokens(Struct, frozen=True, tag=True, kw_only=True):
+class Tokens(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """New tokens of a sequence; the stream's last message carries the finish reason."""
 
     token_ids: list[int]
@@ -199,7 +199,7 @@ class Tokens(Struct, frozen=True, tag=True, kw_only=True):
     """One per token, where they were asked for."""
 
 
-class PrefillEnded(Struct, frozen=True, tag=True, kw_only=True):
+class PrefillEnded(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Gateway to master: the first token is there. Answered with Done; or refused: rejected (429), where it is checked."""
 
     request_id: str
@@ -211,7 +211,7 @@ class PrefillEnded(Struct, frozen=True, tag=True, kw_only=True):
     """As in Prefilled."""
 
 
-class RequestEnded(Struct, frozen=True, tag=True, kw_only=True):
+class RequestEnded(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Gateway to master: nothing of the request runs any more."""
 
     request_id: str

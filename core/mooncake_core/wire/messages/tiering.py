@@ -14,7 +14,7 @@ Tier = Literal["dram", "lower"]
 """Where the fastest copy lies that a node has."""
 
 
-class TierFill(Struct, frozen=True, kw_only=True):
+class TierFill(Struct, frozen=True, kw_only=True, gc=False):
     """One tier of a node, and how full it is."""
 
     kind: str
@@ -25,7 +25,7 @@ class TierFill(Struct, frozen=True, kw_only=True):
     """Why it takes no objects now; empty while it does."""
 
 
-class TieredObject(Struct, frozen=True, kw_only=True):
+class TieredObject(Struct, frozen=True, kw_only=True, gc=False):
     """An object in a node's tiers."""
 
     key: str
@@ -35,21 +35,21 @@ class TieredObject(Struct, frozen=True, kw_only=True):
     parent: str = ""
 
 
-class TieredName(Struct, frozen=True, kw_only=True):
+class TieredName(Struct, frozen=True, kw_only=True, gc=False):
     """An object of one put."""
 
     key: str
     allocation_id: int
 
 
-class SlotName(Struct, frozen=True, kw_only=True):
+class SlotName(Struct, frozen=True, kw_only=True, gc=False):
     """A slot of the node's directory, and what is expected there."""
 
     slot: int
     allocation_id: int
 
 
-class Demote(Struct, frozen=True, tag=True, kw_only=True):
+class Demote(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Copy these objects from DRAM to the tiers. They stay in DRAM until the master has their slots cleared."""
 
     term: int
@@ -57,7 +57,7 @@ class Demote(Struct, frozen=True, tag=True, kw_only=True):
     slots: list[SlotName]
 
 
-class Demoted(Struct, frozen=True, tag=True, kw_only=True):
+class Demoted(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """What of it the tiers hold now, and what they hold no more."""
 
     stored: list[TieredObject]
@@ -65,7 +65,7 @@ class Demoted(Struct, frozen=True, tag=True, kw_only=True):
     tiers: list[TierFill]
 
 
-class Promotion(Struct, frozen=True, kw_only=True):
+class Promotion(Struct, frozen=True, kw_only=True, gc=False):
     """An object, and the space in DRAM that it gets."""
 
     key: str
@@ -77,7 +77,7 @@ class Promotion(Struct, frozen=True, kw_only=True):
     parent: str = ""
 
 
-class Promote(Struct, frozen=True, tag=True, kw_only=True):
+class Promote(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Copy these objects from the tiers to DRAM, and commit their slots. Repeating it does no harm."""
 
     term: int
@@ -85,20 +85,20 @@ class Promote(Struct, frozen=True, tag=True, kw_only=True):
     objects: list[Promotion]
 
 
-class Promoted(Struct, frozen=True, tag=True, kw_only=True):
+class Promoted(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The tier that each object came from, in order; empty where none holds it whole and right."""
 
     tiers: list[str]
 
 
-class ReportTiers(Struct, frozen=True, tag=True, kw_only=True):
+class ReportTiers(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Asks for the next part of what the tiers hold, from a cursor on."""
 
     term: int
     cursor: str = ""
 
 
-class TierReport(Struct, frozen=True, tag=True, kw_only=True):
+class TierReport(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Some thousand objects; `next_cursor` is None after the last part."""
 
     incarnation: int
@@ -107,7 +107,7 @@ class TierReport(Struct, frozen=True, tag=True, kw_only=True):
     tiers: list[TierFill]
 
 
-class ForgetTiered(Struct, frozen=True, tag=True, kw_only=True):
+class ForgetTiered(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """These objects were removed, or newer ones of their keys are known: the tiers drop them. Answered with Done."""
 
     term: int
@@ -115,14 +115,14 @@ class ForgetTiered(Struct, frozen=True, tag=True, kw_only=True):
     names: list[TieredName]
 
 
-class Prefetch(Struct, frozen=True, tag=True, kw_only=True):
+class Prefetch(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """These objects will be read soon: those that are only in a tier are brought to DRAM. Takes no lease."""
 
     keys: list[str]
     tenant: str = "default"
 
 
-class Prefetching(Struct, frozen=True, tag=True, kw_only=True):
+class Prefetching(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """How many are under way."""
 
     num_objects: int

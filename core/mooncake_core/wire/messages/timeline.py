@@ -7,13 +7,13 @@ from msgspec import Struct
 from mooncake_core.telemetry.spans import Span
 
 
-class GetSpans(Struct, frozen=True, tag=True, kw_only=True):
+class GetSpans(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """What do you know of this request? Its id is the one in the x-request-id header."""
 
     request_id: str
 
 
-class SpansOf(Struct, frozen=True, tag=True, kw_only=True):
+class SpansOf(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The spans of one request, in order of their beginning."""
 
     spans: list[Span]
@@ -23,13 +23,13 @@ class SpansOf(Struct, frozen=True, tag=True, kw_only=True):
     """Spans that there would be more: a process keeps a limited number per request."""
 
 
-class ListRequests(Struct, frozen=True, tag=True, kw_only=True):
+class ListRequests(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """Which requests came lately? The newest first."""
 
     limit: int = 20
 
 
-class RequestSummary(Struct, frozen=True, kw_only=True):
+class RequestSummary(Struct, frozen=True, kw_only=True, gc=False):
     """One choice of one request, as its gateway sees it."""
 
     request_id: str
@@ -48,7 +48,7 @@ class RequestSummary(Struct, frozen=True, kw_only=True):
     """Exposed transfer time."""
 
 
-class Requests(Struct, frozen=True, tag=True, kw_only=True):
+class Requests(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The newest first."""
 
     requests: list[RequestSummary]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 
-class NodeUsage(Struct, frozen=True, kw_only=True):
+class NodeUsage(Struct, frozen=True, kw_only=True, gc=False):
     """One node's segment."""
 
     name: str
@@ -19,7 +19,7 @@ class NodeUsage(Struct, frozen=True, kw_only=True):
     """Those being written included."""
 
 
-class HotPrefix(Struct, frozen=True, kw_only=True):
+class HotPrefix(Struct, frozen=True, kw_only=True, gc=False):
     """A chain that is read often, named by the key of its first object. Old reads count less and less."""
 
     tenant: str
