@@ -11,18 +11,39 @@ import pytest
 from mooncake_core.transfer.contract import Kind, Operation, Range
 from mooncake_core.transfer.slices import joined
 from mooncake_tcp.clock import PeerClock
-from mooncake_tcp.frames import MAX_VECTORS, RANGE, REQUEST, receive_all, receive_first, send_all
+from mooncake_tcp.frames import MAX_VECTORS, RANGE, REQUEST, receive_all, receive_first, tune
 from mooncake_tcp.requests import request
+from mooncake_tcp.sending import CALL_BYTES, PART_BYTES, send_all
 
 
-@pytest.mark.parametrize("largest", [10, 5_000, 100_000])
+def connected(segment_bytes: int) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a connection; with segment_bytes, one whose segments are no longer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.socket()
+        if segment_bytes:
+            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment_bytes)
+        near.connect(server.getsockname())
+        far, _ = server.accept()
+    for sock in (near, far):
+        tune(sock)
+    for _ in range(50):  # by then the kernel knows how long segments may be
+        near.sendall(bytes(10_000))
+        receive_all(far, [memoryview(bytearray(10_000))])
+    return near, far
+
+
+@pytest.mark.parametrize("segment_bytes", [0, 1000])
+@pytest.mark.parametrize("largest", [10, 5_000, 100_000, 3 * CALL_BYTES])
 @pytest.mark.parametrize("count", [1, 2, 2 * MAX_VECTORS + 1])
-def test_a_header_and_pieces_of_all_lengths_come_through(count: int, largest: int) -> None:
+def test_a_header_and_pieces_of_all_lengths_come_through(count: int, largest: int, segment_bytes: int) -> None:
+    if count > 2 and largest > 100_000:
+        pytest.skip("gigabytes")
     draw = random.Random(count * largest)
-    pieces = [draw.randbytes(draw.choice([0, 1, draw.randrange(largest)])) for _ in range(count)]
+    pieces = [draw.randbytes(draw.choice([0, 1, draw.randrange(largest), largest])) for _ in range(count)]
     sinks = [memoryview(bytearray(len(piece))) for piece in pieces]
-    near, far = socket.socketpair()
+    near, far = connected(segment_bytes)
     with near, far:
+        assert (near.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) > PART_BYTES) == (segment_bytes == 0)
         sender = threading.Thread(target=send_all, args=(near, [b"header", *pieces]))
         sender.start()
         header = memoryview(bytearray(6))
@@ -39,6 +60,14 @@ def test_a_peer_that_ends_in_the_middle_is_noticed() -> None:
         near.close()
         with pytest.raises(ConnectionResetError):
             receive_all(far, [memoryview(bytearray(2)), memoryview(bytearray(2))])
+
+
+def test_a_peer_that_has_left_is_an_error_of_the_sender() -> None:
+    near, far = connected(0)
+    far.close()
+    with near, pytest.raises(OSError, match=r"pipe|reset"):
+        for _ in range(3):
+            send_all(near, [b"header", bytes(3 * CALL_BYTES)])
 
 
 def test_ranges_side_by_side_are_asked_for_as_one() -> None:

@@ -26,10 +26,10 @@ from mooncake_tcp.frames import (
     error_of,
     receive_all,
     receive_first,
-    send_all,
 )
 from mooncake_tcp.links import Link, certain
 from mooncake_tcp.requests import request
+from mooncake_tcp.sending import send_all
 
 MOST_UNANSWERED: Final = 256
 MOST_UNANSWERED_BYTES: Final = 32 << 10

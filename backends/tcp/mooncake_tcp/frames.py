@@ -33,10 +33,6 @@ MOST_RANGES: Final = 1 << 20
 RESPONSE: Final = struct.Struct("<B7xQQd32x")  # status, operation id, payload length, the target's clock
 MAX_VECTORS: Final = 512
 
-CALL_BYTES: Final = 1 << 20
-CACHE_LINE_BYTES: Final = 64
-WORTH_A_CALL_BYTES: Final = 16 << 10
-"""Shorter payloads lose less by lying out of line than a call takes."""
 SOCKET_BUFFER_BYTES: Final = 128 << 10
 
 
@@ -80,46 +76,7 @@ def tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
 
 
-def send_all(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None:
-    """Sends all buffers in order, without copying them together: what is short with one call, what is long with several,
-    because the other end receives while this one is between calls. A payload begins at a cache line's distance from the
-    beginning of its call, or with a call of its own: elsewhere the kernel copies it more slowly, at both ends."""
-    lengths = [*map(len, buffers)]
-    if len(buffers) <= MAX_VECTORS and max(lengths) < WORTH_A_CALL_BYTES and sum(lengths) <= CALL_BYTES:
-        _send_together(sock, buffers, sum(lengths))  # the most of small ones
-        return
-    together: list[bytes | memoryview] = []
-    num_bytes = 0
-    for buffer, length in zip(buffers, lengths, strict=True):
-        if together and (
-            num_bytes + length > CALL_BYTES
-            or len(together) == MAX_VECTORS
-            or (num_bytes % CACHE_LINE_BYTES and length >= WORTH_A_CALL_BYTES)
-        ):
-            _send_together(sock, together, num_bytes)
-            together, num_bytes = [], 0
-        if length >= CALL_BYTES:
-            _send_long(sock, memoryview(buffer))
-        else:
-            together.append(buffer)
-            num_bytes += length
-    if together:
-        _send_together(sock, together, num_bytes)
-
-
-def _send_long(sock: socket.socket, view: memoryview) -> None:
-    for start in range(0, view.nbytes, CALL_BYTES):
-        sock.sendall(view[start : start + CALL_BYTES])
-
-
-def _send_together(sock: socket.socket, buffers: Sequence[bytes | memoryview], num_bytes: int) -> None:
-    sent = sock.sendmsg(buffers)
-    if sent < num_bytes:
-        for left in _after(buffers, sent):
-            sock.sendall(left)
-
-
-def _after(buffers: Sequence[bytes | memoryview], num_bytes: int) -> list[bytes | memoryview]:
+def after(buffers: Sequence[bytes | memoryview], num_bytes: int) -> list[bytes | memoryview]:
     """What is left of buffers whose first bytes are done."""
     ends = [*accumulate(map(len, buffers))]
     done = bisect_right(ends, num_bytes)
@@ -128,23 +85,6 @@ def _after(buffers: Sequence[bytes | memoryview], num_bytes: int) -> list[bytes 
         begun = num_bytes - (ends[done - 1] if done else 0)
         if begun:
             left[0] = memoryview(left[0])[begun:]
-    return left
-
-
-def send_some(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> list[memoryview]:
-    """Sends what can be sent without waiting; returns the rest."""
-    views = [view for view in (memoryview(buffer) for buffer in buffers) if view.nbytes]
-    try:
-        sent = sock.sendmsg(views[:MAX_VECTORS], (), socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        sent = 0
-    start = 0
-    while start < len(views) and sent >= views[start].nbytes:
-        sent -= views[start].nbytes
-        start += 1
-    left = views[start:]
-    if sent:
-        left[0] = left[0][sent:]
     return left
 
 
@@ -169,7 +109,7 @@ def receive_all(sock: socket.socket, views: Sequence[memoryview], start_bytes: i
     received = start_bytes
     num_bytes = sum(map(len, views))
     while received < num_bytes:
-        left = _after(left, received)
+        left = after(left, received)
         num_bytes -= received
         received = sock.recvmsg_into(left[:MAX_VECTORS], 0, socket.MSG_WAITALL)[0]
         if received == 0:

@@ -24,11 +24,10 @@ from mooncake_tcp.frames import (
     error_of,
     receive_all,
     receive_when_there,
-    send_all,
-    send_some,
 )
 from mooncake_tcp.links import WATCH_S, Link, certain
 from mooncake_tcp.requests import request
+from mooncake_tcp.sending import send_all, send_some
 
 INLINE_BYTES: Final = 64 << 10
 _log = logging.getLogger(__name__)

@@ -29,11 +29,11 @@ from mooncake_tcp.frames import (
     Status,
     discard,
     receive_all,
-    send_all,
     status_of,
     tune,
 )
 from mooncake_tcp.plain import Sockets
+from mooncake_tcp.sending import send_all
 
 SCRATCH_BYTES: Final = 1 << 16
 

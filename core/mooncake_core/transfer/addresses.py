@@ -43,7 +43,7 @@ class _PyBuffer(ctypes.Structure):
     )
 
 
-def address_of(view: memoryview) -> int:
+def address_of(view: bytes | memoryview) -> int:
     """Where a contiguous view begins; right while the view lives."""
     buffer = _PyBuffer()
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(buffer), 0)
