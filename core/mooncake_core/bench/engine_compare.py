@@ -135,7 +135,7 @@ class EngineRun:
         )
 
     def _measure(self, sides: Sequence[_Side], transport: str, kind: str, block_bytes: int) -> EngineCell:
-        """Both, alternating, in an order that turns round from pair to pair."""
+        """Both, alternating, in an order that turns round from pair to pair; the other one is held meanwhile."""
         runs: list[list[dict[str, Any]]] = [[] for _ in sides]
         for number in range(self._settings.pairs):
             for index in (0, 1) if number % 2 == 0 else (1, 0):
@@ -186,12 +186,25 @@ class _Side:
             command = [interpreter.python, str(WORKER), json.dumps({**boot, "role": role})]
             return stack.enter_context(Process(f"{name}-{role}", command, environ, folder))
 
-        target, self._initiator = start("target"), start("initiator")
-        self._peer = target.receive(START_S)
+        self._target, self._initiator = start("target"), start("initiator")
+        self._peer = self._target.receive(START_S)
         self.engine: str = self._initiator.receive(START_S)["engine"]
+        self._hold()
 
     def run(self, kind: str, block_bytes: int) -> dict[str, Any]:
         """One phase."""
+        self._target.go_on()
+        self._initiator.go_on()
+        try:
+            return self._run(kind, block_bytes)
+        finally:
+            self._hold()
+
+    def _hold(self) -> None:
+        self._target.hold()
+        self._initiator.hold()
+
+    def _run(self, kind: str, block_bytes: int) -> dict[str, Any]:
         settings = self._settings
         self._initiator.send(
             {

@@ -31,7 +31,7 @@ from mooncake_core.wire.messages.memory import SegmentDescriptor
 RAW_REQUEST: Final = struct.Struct("<BQQ")
 """Of the raw socket baseline: kind, offset, length."""
 RAW_DONE: Final = b"\1"
-RAW_BUFFER_BYTES: Final = 128 << 10
+RAW_BUFFER_BYTES: Final = 224 << 10
 PERFTEST_BYTES: Final = 64 << 20
 """In one run of perftest; more where blocks are large."""
 FEWEST_MESSAGES: Final = 8

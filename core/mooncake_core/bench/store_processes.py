@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -142,8 +143,17 @@ class Process:
             time.sleep(POLL_S)
         raise self._error(f"did not listen on port {port} within {START_S:g}s")
 
+    def hold(self) -> None:
+        """Stops it until `go_on`: some keep a processor busy also when they have nothing to do."""
+        self._child.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """After `hold`."""
+        self._child.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         """Ends it: with its stdin, or for good END_S later."""
+        self.go_on()
         self._stdin.close()
         try:
             self._child.wait(END_S)

@@ -25,6 +25,9 @@ class Span(NamedTuple):
     length: int
 
 
+_Byte = ctypes.c_char
+
+
 class _PyBuffer(ctypes.Structure):
     """CPython's Py_buffer."""
 
@@ -45,6 +48,8 @@ class _PyBuffer(ctypes.Structure):
 
 def address_of(view: bytes | memoryview) -> int:
     """Where a contiguous view begins; right while the view lives."""
+    if view and isinstance(view, memoryview) and not view.readonly:  # a quarter of the time
+        return ctypes.addressof(_Byte.from_buffer(view))
     buffer = _PyBuffer()
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(buffer), 0)
     address = buffer.buf or 0
