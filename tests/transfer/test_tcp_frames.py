@@ -11,7 +11,7 @@ import pytest
 from mooncake_core.transfer.contract import Kind, Operation, Range
 from mooncake_core.transfer.slices import joined
 from mooncake_tcp.clock import PeerClock
-from mooncake_tcp.frames import MAX_VECTORS, RANGE, REQUEST, receive_all, receive_first, tune
+from mooncake_tcp.frames import MAX_VECTORS, RANGE, REQUEST, SOCKET_BUFFER_BYTES, receive_all, receive_first, tune
 from mooncake_tcp.requests import request
 from mooncake_tcp.sending import CALL_BYTES, PART_BYTES, send_all
 
@@ -68,6 +68,14 @@ def test_a_peer_that_has_left_is_an_error_of_the_sender() -> None:
     with near, pytest.raises(OSError, match=r"pipe|reset"):
         for _ in range(3):
             send_all(near, [b"header", bytes(3 * CALL_BYTES)])
+
+
+@pytest.mark.parametrize(("server_host", "is_set"), [("127.0.0.1", True), ("127.0.0.2", False)])
+def test_between_hosts_the_kernel_sizes_the_buffers(server_host: str, is_set: bool) -> None:
+    with socket.create_server((server_host, 0)) as server, socket.create_connection(server.getsockname()) as near:
+        tune(near)
+        found = near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        assert (found == 2 * SOCKET_BUFFER_BYTES) == is_set  # the kernel doubles it
 
 
 def test_ranges_side_by_side_are_asked_for_as_one() -> None:
