@@ -8,7 +8,9 @@ from pathlib import Path
 
 from mooncake_core.bench.store_processes import END_S, Process
 
-ECHO = "import os, sys; print('{\"pid\": %d}' % os.getpid(), flush=True); [print(line, flush=True) for line in sys.stdin]"
+ECHO = (
+    "import os, sys; print('{\"pid\": %d}' % os.getpid(), flush=True); [print(line, flush=True) for line in sys.stdin]"
+)
 
 
 def test_a_held_process_stands_still_goes_on_and_can_be_closed(tmp_path: Path) -> None:
