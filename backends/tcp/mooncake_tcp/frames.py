@@ -73,9 +73,16 @@ def tune(sock: socket.socket) -> None:
     network."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     notice_vanished_host(sock)
-    if sock.getsockname()[0] == sock.getpeername()[0]:
+    if _stays_on_host(sock):
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+
+
+def _stays_on_host(sock: socket.socket) -> bool:
+    try:
+        return bool(sock.getsockname()[0] == sock.getpeername()[0])
+    except OSError:  # it has ended already: whoever uses it next finds out why
+        return False
 
 
 def after(buffers: Sequence[bytes | memoryview], num_bytes: int) -> list[bytes | memoryview]:
