@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import signal
 import socket
 import threading
+import time
+from typing import cast
 
 import pytest
 
@@ -68,6 +71,44 @@ def test_a_peer_that_has_left_is_an_error_of_the_sender() -> None:
     with near, pytest.raises(OSError, match=r"pipe|reset"):
         for _ in range(3):
             send_all(near, [b"header", bytes(3 * CALL_BYTES)])
+
+
+def test_signals_that_come_while_it_sends_do_no_harm() -> None:
+    content = random.Random(1).randbytes(6 * CALL_BYTES)
+    received = memoryview(bytearray(len(content)))
+    signals: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: signals.append(number))
+    near, far = connected(0)
+    try:
+        with near, far:
+            filled_bytes = fill(near)  # so that it cannot even begin
+            sender = threading.Thread(target=send_all, args=(near, [content]))
+            sender.start()
+            time.sleep(0.05)
+            signal.pthread_kill(cast(int, sender.ident), signal.SIGUSR1)
+            receive_all(far, [memoryview(bytearray(filled_bytes))])
+            for start in range(0, len(content), CALL_BYTES // 4):
+                signal.pthread_kill(cast(int, sender.ident), signal.SIGUSR1)
+                time.sleep(0.001)
+                receive_all(far, [received[start : start + CALL_BYTES // 4]])
+            sender.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert signals
+    assert received == content
+
+
+def fill(sock: socket.socket) -> int:
+    """Sends until there is no room; how much that was."""
+    sock.setblocking(False)
+    num_bytes = 0
+    while True:
+        try:
+            num_bytes += sock.send(bytes(CALL_BYTES))
+        except BlockingIOError:
+            break
+    sock.setblocking(True)
+    return num_bytes
 
 
 @pytest.mark.parametrize(("server_host", "is_set"), [("127.0.0.1", True), ("127.0.0.2", False)])

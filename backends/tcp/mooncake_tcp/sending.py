@@ -4,6 +4,7 @@ each of which leaves the interpreter to other threads."""
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 from array import array
@@ -123,7 +124,8 @@ def _send_parts(sock: socket.socket, buffers: Sequence[bytes | memoryview], num_
 
 
 def _send_messages(sock: socket.socket, vectors: Sequence[int], firsts: Sequence[int]) -> int:
-    """sendmmsg(2): `vectors` are addresses and lengths in turn, `firsts` says where in them each message begins. Bytes sent."""
+    """sendmmsg(2): `vectors` are addresses and lengths in turn, `firsts` says where in them each message begins. How many bytes
+    were sent: fewer where a signal came."""
     lying = array("Q", vectors)
     begins = lying.buffer_info()[0]
     words: list[int] = []
@@ -133,6 +135,8 @@ def _send_messages(sock: socket.socket, vectors: Sequence[int], firsts: Sequence
     num_sent = _libc.sendmmsg(sock.fileno(), messages.buffer_info()[0], len(firsts), 0)
     if num_sent < 0:
         number = ctypes.get_errno()
+        if number == errno.EINTR:
+            return 0
         raise OSError(number, os.strerror(number))
     return sum(
         memoryview(messages).cast("B").cast("I")[2 * _NUM_SENT : 2 * _MESSAGE_WORDS * num_sent : 2 * _MESSAGE_WORDS]
