@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from mooncake_core.bench.store_processes import END_S, Process
+from mooncake_core.testing.cluster import process_state, wait_for
 
 ECHO = (
     "import os, sys; print('{\"pid\": %d}' % os.getpid(), flush=True); [print(line, flush=True) for line in sys.stdin]"
@@ -17,19 +18,11 @@ def test_a_held_process_stands_still_goes_on_and_can_be_closed(tmp_path: Path) -
     with Process("echo", [sys.executable, "-c", ECHO], {}, tmp_path) as process:
         pid = process.receive(10)["pid"]
         process.hold()
-        assert _state(pid) == "T"
+        wait_for(lambda: process_state(pid) == "T")
         process.go_on()
         process.send({"number": 1})
         assert process.receive(10) == {"number": 1}
         process.hold()
         began = time.monotonic()
     assert time.monotonic() - began < END_S  # it ended by itself
-    assert not Path(f"/proc/{pid}").exists()
-
-
-def _state(pid: int) -> str:
-    deadline = time.monotonic() + 5
-    while (state := Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]) != "T":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return state
+    assert process_state(pid) == ""

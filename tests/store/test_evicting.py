@@ -17,14 +17,6 @@ from tests.store.pool_harness import Harness, NodeModel
 BLOCK = 64 * 4
 
 
-@pytest.fixture
-def harness() -> Harness:
-    made = Harness()
-    made.join("a")
-    made.answer_all()
-    return made
-
-
 def told(commands: list[p.Command]) -> list[p.Command]:
     return [command for command in commands if isinstance(command, p.EvictionStalled | p.EvictionGoesOn)]
 

@@ -8,14 +8,6 @@ from mooncake_core.wire.messages.pool import RemoveAll, RemovedAll
 from tests.store.pool_harness import Harness
 
 
-@pytest.fixture
-def harness() -> Harness:
-    made = Harness()
-    made.join("a")
-    made.answer_all()
-    return made
-
-
 @pytest.mark.parametrize("num_absent", [0, 1, 50])
 def test_only_what_is_whole_can_be_read_however_many_are_asked_for(harness: Harness, num_absent: int) -> None:
     harness.store("whole")

@@ -28,14 +28,6 @@ class CountedGroups:
         return self._must_stay(members)
 
 
-@pytest.fixture
-def harness() -> Harness:
-    made = Harness()
-    made.join("a")
-    made.answer_all()
-    return made
-
-
 def press(harness: Harness, blocks: int = 14) -> None:
     """Evicts, one object's worth to begin with."""
     harness.now += 60

@@ -16,14 +16,6 @@ BLOCK = 64 * 4
 """Ten of these, with their headers, fill most of a node."""
 
 
-@pytest.fixture
-def harness() -> Harness:
-    made = Harness()
-    made.join("a")
-    made.answer_all()
-    return made
-
-
 def fill(harness: Harness, count: int = 8, **options: object) -> list[str]:
     keys = [f"x{number}" for number in range(count)]
     for key in keys:

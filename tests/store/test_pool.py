@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from mooncake_core.errors import NoSpace, ObjectExists, ObjectLeased, ObjectNotFound, StaleAllocation
 from mooncake_core.store import events as p
 from mooncake_core.store.pool_settings import MARGIN_S
@@ -14,14 +12,6 @@ from mooncake_core.wire.messages.pool import (
     RemovedAll,
 )
 from tests.store.pool_harness import KEYS, LATE_S, SETTINGS, Harness
-
-
-@pytest.fixture
-def harness() -> Harness:
-    made = Harness()
-    made.join("a")
-    made.answer_all()
-    return made
 
 
 def test_an_object_is_readable_only_after_its_commit(harness: Harness) -> None:

@@ -12,14 +12,6 @@ from mooncake_core.wire.messages.tiering import DRAM
 from tests.store.pool_harness import SETTINGS, Harness
 
 
-@pytest.fixture
-def harness() -> Harness:
-    made = Harness()
-    made.join("a")
-    made.answer_all()
-    return made
-
-
 def allocation(harness: Harness, key: str = "k") -> int | None:
     """Of what a reader gets."""
     (found,) = harness.get(key).objects

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from mooncake_core.errors import DeadlineExceeded, PathFailed, StaleSegment, TransferError
-from mooncake_core.testing.cluster import wait_for
+from mooncake_core.testing.cluster import process_state, wait_for
 from mooncake_core.testing.transport_contract import Ends
 from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.shared_memory import SharedMemory
@@ -55,7 +55,7 @@ class Target:
 
     def stop(self) -> None:
         os.kill(self._process.pid, signal.SIGSTOP)
-        wait_for(lambda: Path(f"/proc/{self._process.pid}/stat").read_text().split()[2] == "T")
+        wait_for(lambda: process_state(self._process.pid) == "T")
 
     def go_on(self) -> None:
         os.kill(self._process.pid, signal.SIGCONT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import socket
@@ -36,11 +37,14 @@ def connected(segment_bytes: int) -> tuple[socket.socket, socket.socket]:
 
 
 @pytest.mark.parametrize("segment_bytes", [0, 1000])
-@pytest.mark.parametrize("largest", [10, 5_000, 100_000, 3 * CALL_BYTES])
-@pytest.mark.parametrize("count", [1, 2, 2 * MAX_VECTORS + 1])
+@pytest.mark.parametrize(
+    ("count", "largest"),
+    [
+        *itertools.product([1, 2, 2 * MAX_VECTORS + 1], [10, 5_000, 100_000]),
+        *itertools.product([1, 2], [3 * CALL_BYTES]),
+    ],
+)
 def test_a_header_and_pieces_of_all_lengths_come_through(count: int, largest: int, segment_bytes: int) -> None:
-    if count > 2 and largest > 100_000:
-        pytest.skip("gigabytes")
     draw = random.Random(count * largest)
     pieces = [draw.randbytes(draw.choice([0, 1, draw.randrange(largest), largest])) for _ in range(count)]
     sinks = [memoryview(bytearray(len(piece))) for piece in pieces]

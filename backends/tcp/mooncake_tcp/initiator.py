@@ -193,7 +193,7 @@ class Connection:
         the thread must send."""
         assert self._socket is not None  # open means connected
         try:
-            return list(send_some(self._socket, frames))
+            return send_some(self._socket, frames)
         except OSError:
             return frames  # the thread meets the same error, and says so
 

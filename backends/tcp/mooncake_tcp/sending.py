@@ -8,22 +8,26 @@ import errno
 import os
 import socket
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
 from mooncake_core.transfer.addresses import address_of
 from mooncake_tcp.frames import MAX_VECTORS, after
 
+Give = Callable[[Sequence[bytes | memoryview]], int]
+
 CALL_BYTES: Final = 1 << 20
+"""At most so much with one call: the other end receives while this one is between calls."""
 PARTS_CALL_BYTES: Final = 4 << 20
-"""The same for what goes in parts: the other end receives one while the next is sent."""
+"""As much of what goes in parts: the other end receives one while the next is sent."""
 CACHE_LINE_BYTES: Final = 64
 WORTH_A_CALL_BYTES: Final = 16 << 10
 """Shorter payloads lose less by lying out of line than a call takes."""
 PART_BYTES: Final = 48 << 10
-"""Where the network takes more than this in one segment (a host's own takes 64 KiB less some bytes) the kernel cuts what is
-longer at that odd length, and copies what follows more slowly. So it gets messages of this size there: docs/decisions/0065."""
+"""Of a message, where the network takes more than this in one segment: a host's own does, and moves longer ones, which the
+kernel cuts at 64 KiB less some bytes, more slowly. See docs/decisions/0065."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
@@ -34,33 +38,28 @@ _NUM_SENT: Final = 7
 
 
 def send_all(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None:
-    """Sends all buffers in order, without copying them together: what is short with one call, what is long with several,
-    because the other end receives while this one is between calls."""
+    """Sends all buffers in order, without copying them together: what is short with one call, what is long with several."""
     lengths = [*map(len, buffers)]
     num_bytes = sum(lengths)
     if len(buffers) <= MAX_VECTORS and max(lengths) < WORTH_A_CALL_BYTES and num_bytes <= CALL_BYTES:
-        _send_together(sock, buffers, num_bytes)  # the most of small ones
+        _send(sock, sock.sendmsg, buffers, num_bytes)  # the most of small ones
         return
-    send, call_bytes = (_send_parts, PARTS_CALL_BYTES) if _takes_parts(sock) else (_send_together, CALL_BYTES)
+    give: Give = sock.sendmsg
+    call_bytes = CALL_BYTES
+    if _takes_parts(sock):
+        give, call_bytes = partial(_give_parts, sock), PARTS_CALL_BYTES
     for together, num_bytes in _calls(buffers, lengths, call_bytes):
-        send(sock, together, num_bytes)
+        _send(sock, give, together, num_bytes)
 
 
-def send_some(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> list[memoryview]:
+def send_some(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     """Sends what can be sent without waiting; returns the rest."""
     views = [view for view in (memoryview(buffer) for buffer in buffers) if view.nbytes]
     try:
         sent = sock.sendmsg(views[:MAX_VECTORS], (), socket.MSG_DONTWAIT)
     except BlockingIOError:
         sent = 0
-    start = 0
-    while start < len(views) and sent >= views[start].nbytes:
-        sent -= views[start].nbytes
-        start += 1
-    left = views[start:]
-    if sent:
-        left[0] = left[0][sent:]
-    return left
+    return after(views, sent)
 
 
 def _calls(
@@ -95,15 +94,16 @@ def _takes_parts(sock: socket.socket) -> bool:
     return type(sock) is socket.socket and sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) > PART_BYTES
 
 
-def _send_together(sock: socket.socket, buffers: Sequence[bytes | memoryview], num_bytes: int) -> None:
-    sent = sock.sendmsg(buffers)
+def _send(sock: socket.socket, give: Give, buffers: Sequence[bytes | memoryview], num_bytes: int) -> None:
+    """By `give`, which says how many bytes it took; and what it left."""
+    sent = give(buffers)
     if sent < num_bytes:
         for left in after(buffers, sent):
             sock.sendall(left)
 
 
-def _send_parts(sock: socket.socket, buffers: Sequence[bytes | memoryview], num_bytes: int) -> None:
-    """As messages of PART_BYTES, with one call."""
+def _give_parts(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> int:
+    """As messages of PART_BYTES, with one call. Bytes sent."""
     vectors: list[int] = []
     firsts = [0]
     room = PART_BYTES
@@ -117,10 +117,7 @@ def _send_parts(sock: socket.socket, buffers: Sequence[bytes | memoryview], num_
             room = PART_BYTES
         vectors += (address, left)
         room -= left
-    sent = _send_messages(sock, vectors, firsts)
-    if sent < num_bytes:
-        for rest in after(buffers, sent):
-            sock.sendall(rest)
+    return _send_messages(sock, vectors, firsts)
 
 
 def _send_messages(sock: socket.socket, vectors: Sequence[int], firsts: Sequence[int]) -> int:

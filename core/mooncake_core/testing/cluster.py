@@ -133,10 +133,15 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
+    return process_state(pid) not in ("", "Z")
+
+
+def process_state(pid: int) -> str:
+    """The kernel's letter for it, as T for a stopped one; empty where there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
-        return False
+        return ""
 
 
 def resources(pid: int) -> tuple[int, int]:
