@@ -60,6 +60,14 @@ def test_a_closed_store_takes_its_segment_along(master: str) -> None:
     assert pid not in helpers(master).values()
 
 
+def test_a_segment_takes_turns_with_the_threads_of_its_program_and_is_spared_its_ctrl_c(master: str) -> None:
+    store = connect(master, 16 * MIB)
+    pid = pid_of(master, store)
+    assert os.getsid(pid) == os.getsid(0)
+    assert os.getpgid(pid) == pid
+    assert store.close() == 0
+
+
 def test_who_looks_before_sleeping_puts_and_gets(master: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOONCAKE_BUSY_POLL", "100us")
     store = connect(master, 16 * MIB)

@@ -60,7 +60,10 @@ class AttachedNode:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the program, which closes its node when it ends
+            # Ctrl-C is for the program, which closes its node when it ends. In a session of its own the kernel would also set
+            # its processor time off against the whole program's (autogroups, see sched(7)): it gets next to none there while
+            # a thread of the program spins on the processor that both are bound to, as vLLM's workers do.
+            process_group=0,
         )
         assert process.stdin is not None  # all three were asked for above
         assert process.stdout is not None

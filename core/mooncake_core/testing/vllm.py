@@ -64,7 +64,7 @@ class VllmEngine:
         options = json.dumps(_options(master, role))
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [python, "-m", "mooncake_core.testing.vllm_instance", str(writing), options],
+                [str(Path(python).absolute()), "-m", "mooncake_core.testing.vllm_instance", str(writing), options],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
