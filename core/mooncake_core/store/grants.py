@@ -5,7 +5,7 @@ Each key has one writer at a time. Space that a writer may still write to is not
 
 from __future__ import annotations
 
-import heapq
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -71,8 +71,8 @@ class Grants:
         self._writer_deadline_s = writer_deadline_s
         self._drop = drop
         self._committed = committed
-        self._deadlines: list[tuple[float, int]] = []
-        """(when, allocation id) of each put that was begun; a heap."""
+        self._deadlines: deque[tuple[float, int]] = deque()
+        """(when, allocation id) of each put that was begun, in that order: all have the same time."""
 
     def start(self, message: PutStart, now: float) -> PutStarted:
         """Space for what may be put.
@@ -118,7 +118,7 @@ class Grants:
     def expire(self, now: float) -> None:
         """Drops what was not committed in time: nobody knows about its writer, so it is shut out."""
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, allocation_id = heapq.heappop(self._deadlines)
+            _, allocation_id = self._deadlines.popleft()
             entry = self._index.written_by(allocation_id)
             for name in list(entry.replicas) if entry else ():
                 assert entry is not None  # it has replicas
@@ -169,7 +169,7 @@ class Grants:
         entry.used_at = now
         entry.write_until = now + self._writer_deadline_s + MARGIN_S
         self._index.begin(entry)
-        heapq.heappush(self._deadlines, (entry.write_until, entry.allocation_id))
+        self._deadlines.append((entry.write_until, entry.allocation_id))
 
     def _refusal(self, old: PoolObject, *, upsert: bool) -> str:
         """Why a key that is there, or being written, cannot be put: each has one writer at a time."""

@@ -96,11 +96,11 @@ class HotPrefixes:
         heapq.heapify(self._heap)
 
 
-def head_of(key: str, get: Callable[[str], PoolObject | None]) -> str:
-    """The first object of a key's chain that is there; of a very long one, an object far before the key."""
+def head_of(entry: PoolObject, get: Callable[[str], PoolObject | None]) -> str:
+    """The first object of a chain that is there; of a very long one, an object far before this one."""
     for _ in range(LONGEST_WALK):
-        entry = get(key)
-        if entry is None or get(entry.parent) is None:
+        parent = get(entry.parent)
+        if parent is None:
             break
-        key = entry.parent
-    return key
+        entry = parent
+    return entry.key

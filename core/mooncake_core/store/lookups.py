@@ -115,4 +115,4 @@ class Lookups:
             size_bytes = sum(entry.size_bytes for entry in entries)
             self._counters.hit_bytes += size_bytes
             account.hit_bytes += size_bytes
-            self._hot.read(head_of(entries[0].key, self._index.get), num_objects=len(entries), size_bytes=size_bytes)
+            self._hot.read(head_of(entries[0], self._index.get), num_objects=len(entries), size_bytes=size_bytes)
