@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mooncake_core.errors import DeadlineExceeded, NoSpace, ObjectNotFound, PathFailed, PeerUnreachable
+from mooncake_core.errors import DeadlineExceeded, NoSpace, ObjectNotFound, OutOfRange, PathFailed, PeerUnreachable
 from mooncake_core.roles.master.pool import PoolDriver
 from mooncake_core.store.blocking import BlockingStore
 from mooncake_core.store.client import PutObject
@@ -349,6 +349,33 @@ def test_an_upsert_is_seen_under_an_older_lease(transport: str) -> None:
             values = put(writer, "k", upsert=True, replicas=2)
             assert get(reader, "k") == values
             assert get(reader, "k") == values
+
+
+def read_exactly(store: BlockingStore, key: str, size: int) -> bytes:
+    """An object that must have this size."""
+    buffer = bytearray(size)
+    assert store.get([key], lambda _, found: [memoryview(buffer)] if found == size else None) == [""]
+    return bytes(buffer)
+
+
+def test_an_object_that_was_put_anew_with_another_size_is_read_under_an_older_lease() -> None:
+    with blocking_world("a") as w:
+        reader, writer = w.store(), w.store()
+        for size in (1000, 3000, 2000, 5000):
+            (value,) = put(writer, "k", size=size, upsert=True)
+            assert read_exactly(reader, "k", size) == value
+            end = bytearray(10)
+            assert reader.read_ranges(["k"], [[(size - 10, [memoryview(end)])]]) == [""]
+            assert end == value[-10:]
+        assert reader.get(["k"], lambda *_: None) == [OutOfRange.code]
+
+
+def test_a_node_without_room_is_in_nobodys_way() -> None:
+    with blocking_world("a") as w:
+        w.run(w.inner.add_node("empty", capacity=0))
+        values = put(w.store(), "k0", "k1")
+        assert get(w.store(), "k0", "k1") == values
+        assert w.check() == []
 
 
 def test_a_node_that_does_not_mark_what_was_removed_does_not_keep_the_answer_for_ever(

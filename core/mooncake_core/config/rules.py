@@ -44,6 +44,7 @@ def findings(config: ClusterConfig) -> Iterator[Finding]:
     yield from _networks(config)
     yield from _weights(config)
     yield from _plugins(config)
+    yield from _capacities(config)
     yield from _shared_processes(config)
     yield from _tenants(config.gateway, config.scheduler)
     scheduler = config.scheduler
@@ -188,6 +189,12 @@ def _plugins(config: ClusterConfig) -> Iterator[Finding]:
             if tier.folder == "first-free" and "://" in tier.path and not tier.path.startswith("file://"):
                 found = "first-free, which needs a folder that can be locked: a path on a disk"
                 yield Finding(f"{path}.tiers.{index}.folder", f"expected node for {tier.path}, got {found}")
+
+
+def _capacities(config: ClusterConfig) -> Iterator[Finding]:
+    for path, node in _nodes(config):
+        if not node.capacity:
+            yield Finding(f"{path}.capacity", "expected room for objects, got none")
 
 
 def _plugin(kind: str, path: str, name: str) -> Iterator[Finding]:

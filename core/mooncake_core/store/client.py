@@ -6,10 +6,11 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from msgspec import structs
 
-from mooncake_core.errors import MooncakeError, NoSpace, TransferError
+from mooncake_core.errors import MooncakeError, NoSpace, OutOfRange, TransferError
 from mooncake_core.store.asking import Asking
 from mooncake_core.store.carrying import Asker, Carrier, LoopCarrier
 from mooncake_core.store.checksums import Choice
@@ -51,6 +52,10 @@ class PutOptions:
 
 
 PLAIN = PutOptions()
+
+
+_OUTDATED: Final = (TransferError.code, OutOfRange.code)
+"""What one that was put anew since its lease was taken can give cause for: its bytes lie elsewhere, and may be more."""
 
 
 class StoreClient(Asking):
@@ -190,15 +195,14 @@ class StoreClient(Asking):
         """What `read` says of each object: read where it lay under a lease that is remembered; what cannot be read there, or
         where there is none, as the master says."""
         until = time.monotonic() + timeout_s
+        left = list(range(len(keys)))
         codes = [TransferError.code] * len(keys)
         known = None if self._leases is None else self._leases.look(keys, time.monotonic())
         if known is not None:
             got, lease_ends = known
             deadline = min(until, lease_ends)
-            codes = await read(
-                Reading(self._carrier, got, deadline, checksum=self._checksum, watch=True), range(len(keys))
-            )
-        left = [index for index, code in enumerate(codes) if code == TransferError.code]
+            codes = await read(Reading(self._carrier, got, deadline, checksum=self._checksum, watch=True), left)
+            left = [index for index, code in enumerate(codes) if code in _OUTDATED]
         if left:
             reading = await self.begin_get(
                 [keys[index] for index in left], timeout_s=max(0.0, until - time.monotonic())

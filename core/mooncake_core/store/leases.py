@@ -7,7 +7,7 @@ object's slot, which says so. See docs/decisions/0029.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -59,9 +59,3 @@ class Leases:
             segments = {name: segment for lease in leases for name, segment in lease.segments.items()}
         objects: list[Located | None] = [lease.found for lease in leases]
         return Got(term=0, lease_s=0.0, objects=objects, segments=segments), min(lease.ends for lease in leases)
-
-    def forget(self, keys: Iterable[str]) -> None:
-        """These are removed, replaced, or not where they were."""
-        with self._lock:
-            for key in keys:
-                self._by_key.pop(key, None)

@@ -139,8 +139,8 @@ class NodeSpace:
         return self.offer.num_slots - len(self.taken) + self._leaving_slots
 
     def free_ratio(self) -> float:
-        """Free share of the segment."""
-        return self._allocator.free_bytes / self.offer.capacity_bytes
+        """Free share of the segment; of one without any room none is."""
+        return self._allocator.free_bytes / max(1, self.offer.capacity_bytes)
 
     def drain(self, draining: bool) -> None:
         """Whether it takes new objects, from now on."""
