@@ -319,6 +319,23 @@ def test_the_same_process_is_a_peer_too() -> None:
         assert memory[:5] == b"hello"
 
 
+@pytest.mark.parametrize("transports", [["tcp"], ["shm"]])
+def test_peers_that_have_ended_leave_nothing(transports: list[str]) -> None:
+    with Endpoint(transports=transports) as here:
+
+        def meet() -> None:
+            with Endpoint(transports=transports) as there:
+                memory = there.allocate_memory(10)
+                here.write(here.open(there.name), b"hello", address_of(memory.view))
+                there.free_memory(memory)
+
+        meet()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            meet()
+        assert len(os.listdir("/proc/self/fd")) < before + 20
+
+
 def test_nothing_is_left() -> None:
     def count() -> tuple[int, int]:
         return threading.active_count(), len(os.listdir("/proc/self/fd"))

@@ -87,6 +87,7 @@ class Exchanges:
         return self._new(address, self._links.open(peer, address) if len(peer) > 1 else None)
 
     def _new(self, address: Address, link: Link | None = None) -> Exchange:
+        self._forget_ended()
         return Exchange(
             *address,
             dialer=self._links.dialer,
@@ -94,6 +95,15 @@ class Exchanges:
             link=link,
             busy_poll_s=self._busy_poll_s,
         )
+
+    def _forget_ended(self) -> None:
+        """Of all peers: nobody would ever ask for one that is gone again. Done whenever there is a new exchange, so that there
+        are never many."""
+        for peer, idle in [*self._idle.items()]:
+            for exchange in [one for one in idle if not one.is_good()]:
+                idle.remove(exchange)
+                exchange.end(PathFailed("its peer has ended it"))
+            self._forget_unused(peer)
 
     def _take_back(self, exchange: Exchange) -> None:
         with self._lock:
@@ -109,9 +119,10 @@ class Exchanges:
             self._returned.notify_all()
 
     def _forget_unused(self, peer: Peer) -> None:
-        if not self._num_lent[peer] and not self._idle.get(peer):
-            del self._num_lent[peer]
+        if not self._num_lent.get(peer) and not self._idle.get(peer):
+            self._num_lent.pop(peer, None)
             self._idle.pop(peer, None)
+            self._links.forget(peer)
 
 
 def _num_bytes(pairs: Sequence[Pair]) -> int:

@@ -120,6 +120,14 @@ class Links:
             if track.set_aside_until_s + track.back_off_s <= time.monotonic():
                 track.back_off_s = 0.0
 
+    def forget(self, peer: Peer) -> None:
+        """Nothing leads there any more. That a link has failed lately is remembered: it may be tried again."""
+        with self._lock:
+            self._shares.pop(peer, None)
+            for address in peer:
+                if not self._track(address).back_off_s:
+                    del self._tracks[address]
+
     def _track(self, address: Address) -> _Track:
         track = self._tracks.get(address)
         if track is None:

@@ -529,11 +529,20 @@ class Endpoint:
             asker = self._askers.get(url)
         if asker is not None:
             return asker
+        self._forget_gone()
         client = self._loop.run(self._client(url))
         with self._lock:
             if self._closed:
                 raise PeerUnreachable(f"{self.name} was closed")
             return self._askers.setdefault(url, BlockingClient(client, self._loop))
+
+    def _forget_gone(self) -> None:
+        """What comes back has another address, mostly. Done whenever there is a new one, so that there are never many."""
+        with self._lock:
+            gone = [(url, asker) for url, asker in self._askers.items() if not asker.is_connected()]
+        for url, asker in gone:
+            self._drop(url, asker)
+            self._loop.call_soon(partial(self._clients.forget, url))
 
     async def _client(self, url: str) -> Client:
         return self._clients.get(url)

@@ -91,6 +91,11 @@ class BlockingClient:
             raise interrupt
         return expected(self._client.address, reply, reply_type, message), interrupt
 
+    def is_connected(self) -> bool:
+        """Whether a connection is in use, or could be."""
+        with self._lock:
+            return bool(self._lent) or any(line.is_good() for line in self._idle)
+
     def close(self) -> None:
         """Ends all connections; calls under way end with PeerUnreachable. Idempotent."""
         with self._lock:

@@ -398,10 +398,15 @@ class Clients:
     def _forget_gone(self) -> None:
         """What comes back has another address, mostly: nobody would ever ask for the old one again. Done whenever there is
         a new one, so that there are never many."""
-        for address, client in list(self._clients.items()):
-            if client.is_idle(GONE_S):
-                del self._clients[address]
-                client.rest()
+        for address in list(self._clients):
+            self.forget(address, GONE_S)
+
+    def forget(self, address: str, since_s: float = 0.0) -> None:
+        """Frees what a peer takes that was not there for so long, unless somebody waits for it."""
+        client = self._clients.get(address)
+        if client is not None and client.is_idle(since_s):
+            del self._clients[address]
+            client.rest()
 
     async def drop(self, address: str) -> None:
         """Closes the client of a peer that is gone for good."""
