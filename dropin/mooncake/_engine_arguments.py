@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -16,16 +17,20 @@ def a_name(value: Any) -> str:
 
 
 def a_number(value: Any) -> int:
-    """An address or a length."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    raise TypeError(f"expected an int from 0 on, got {value!r}")
+    """An address or a length, whatever counts as a whole number: NumPy's too."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise TypeError(f"expected an int from 0 on, got {value!r}")
+    return number
 
 
 def numbers(values: Any) -> Sequence[int]:
-    """A list of addresses or lengths."""
-    if not isinstance(values, list | tuple):
+    """A list of addresses or lengths, or another sequence: an array, say."""
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__getitem__"):
         raise TypeError(f"expected a list of int, got {type(values).__name__}")
-    if values and (set(map(type, values)) != {int} or min(values) < 0):
-        return [a_number(value) for value in values]
-    return values
+    if isinstance(values, list) and (not values or (set(map(type, values)) == {int} and min(values) >= 0)):
+        return values  # mostly
+    return [a_number(value) for value in values]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from array import array
 from typing import Any
 
 from .world import Memory, World, case, pattern, raises
@@ -63,6 +64,26 @@ def register_no_memory(world: World, address: int) -> None:
 @case(("x", 10), (None, 10), (1.5, 10), (-1, 10), (4096, -1), (4096, "x"))
 def register_wants_numbers(world: World, address: Any, size: Any) -> None:
     raises(TypeError, lambda: world.engine.register_memory(address, size))
+
+
+class Whole:
+    """A whole number that is no int, as NumPy's are."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __index__(self) -> int:
+        return self._value
+
+
+@case()
+def whole_numbers_of_other_types(world: World) -> None:
+    memory, engine = Memory(100), world.engine
+    assert engine.register_memory(Whole(memory.address), Whole(100)) == 0
+    assert engine.transfer_sync_write(world.far.name, Whole(memory.address), Whole(world.far.address), Whole(100)) == 0
+    assert engine.unregister_memory(Whole(memory.address)) == 0
+    assert engine.batch_register_memory([Whole(memory.address)], (True,)) == 0
+    assert engine.batch_unregister_memory(array("Q", [memory.address])) == 0
 
 
 @case()
