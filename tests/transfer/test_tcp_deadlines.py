@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import time
 from collections.abc import Generator, Iterator
@@ -77,6 +78,18 @@ def test_a_read_that_missed_its_deadline_leaves_its_memory_alone(ends: Ends) -> 
         relay.to_initiator.open()
         time.sleep(SOON_S)
         assert not any(sink)
+
+
+def test_what_is_under_way_beside_a_late_transfer_is_told_who_how_and_errno(ends: Ends) -> None:
+    with relayed(ends) as (relay, path):
+        relay.to_target.hold()
+        soon, far = [
+            ends.operation(Kind.WRITE, path, [memoryview(b"x")], 0, timeout_s=timeout_s)
+            for timeout_s in (SOON_S, FAR_S)
+        ]
+        error = ends.complete([soon, far])[far.operation_id]
+        assert isinstance(error, PathFailed)
+        assert error.detail == {"peer": f"127.0.0.1:{relay.port}", "path": "tcp", "errno": errno.ETIMEDOUT}
 
 
 def test_breaking_off_a_write_forgets_what_was_not_sent(ends: Ends) -> None:

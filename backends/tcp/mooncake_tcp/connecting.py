@@ -17,6 +17,8 @@ from mooncake_tcp.plain import Sockets
 
 TRANSPORT: Final = "tcp"
 CONNECT_TIMEOUT_S: Final = 5.0
+LATE: Final = " was set aside: a transfer missed its deadline"
+SILENT: Final = " was set aside: nothing is heard from there"
 _DROP_UNSENT: Final = struct.pack("ii", 1, 0)
 """SO_LINGER: closing resets the connection and forgets what the kernel has not sent yet."""
 
@@ -67,4 +69,9 @@ def break_off(sock: socket.socket, *, drop_unsent: bool) -> None:
 def path_failed(peer: str, error: OSError) -> PathFailed:
     """An error of a socket in words that name the peer."""
     reason = error.strerror or str(error) or type(error).__name__
-    return PathFailed(f"{peer} over tcp: {reason}", peer=peer, path="tcp", errno=error.errno or 0)
+    return connection_failed(peer, f": {reason}", error.errno or 0)
+
+
+def connection_failed(peer: str, what: str, number: int) -> PathFailed:
+    """What became of the connection to a peer, and the errno that comes closest to it."""
+    return PathFailed(f"{peer} over {TRANSPORT}{what}", peer=peer, path=TRANSPORT, errno=number)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from mooncake_core import busy_poll
-from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, PathFailed, TransferError, VersionMismatch
+from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, TransferError, VersionMismatch
 from mooncake_core.transfer.contract import Completion, Kind, Operation
 from mooncake_core.transfer.lanes import Lane
 from mooncake_core.transfer.sockets import name_of, receive_into
 from mooncake_tcp.clock import PeerClock
-from mooncake_tcp.connecting import Dialer, break_off, path_failed
+from mooncake_tcp.connecting import LATE, SILENT, Dialer, break_off, connection_failed, path_failed
 from mooncake_tcp.frames import (
     RANGE,
     REQUEST,
@@ -100,15 +100,15 @@ class Exchange:
             for together in _together(pairs):
                 self._exchange(sock, together, ended)
         except (AuthenticationFailed, VersionMismatch) as error:
-            self.end(PathFailed(f"{self._peer} over tcp: {error}"))
+            self.end(connection_failed(self._peer, f": {error}", errno.EPROTO))
         except OSError as error:
             self.end(path_failed(self._peer, error))
         except _MixedUpError:
-            self.end(PathFailed(f"{self._peer} over tcp refused a transfer among others"))
+            self.end(connection_failed(self._peer, " refused a transfer among others", errno.EPROTO))
             self._finish()
             return [*ended, *[None] * (len(pairs) - len(ended))]
         except BaseException as error:  # nonsense from the peer, an interrupt: the rest of an answer may be on its way
-            self.end(PathFailed(f"{self._peer} over tcp answered nonsense: {error!r}"))
+            self.end(connection_failed(self._peer, f" answered nonsense: {error!r}", errno.EPROTO))
             if not isinstance(error, ValueError):
                 self._finish()
                 raise
@@ -120,9 +120,9 @@ class Exchange:
     def expire(self, now: float) -> None:
         """Breaks off an operation that is late: only so it is sure that its memory is not touched any more."""
         if self._deadline_s <= now:
-            self.end(PathFailed(f"{self._peer} over tcp was set aside: a transfer missed its deadline"))
+            self.end(connection_failed(self._peer, LATE, errno.ETIMEDOUT))
         elif self.link is not None and self._is_lost(self.link):
-            self.end(PathFailed(f"{self._peer} over tcp was set aside: nothing is heard from there", path="tcp"))
+            self.end(connection_failed(self._peer, SILENT, errno.ETIMEDOUT))
 
     def end(self, reason: TransferError) -> None:
         """Breaks the connection; what is under way fails. Idempotent, from any thread."""

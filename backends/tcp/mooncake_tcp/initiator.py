@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, PathFailed, TransferError, VersionMismatch
+from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, TransferError, VersionMismatch
 from mooncake_core.transfer.contract import Completion, Kind, Operation
 from mooncake_core.transfer.lanes import Lane
 from mooncake_core.transfer.sockets import name_of
 from mooncake_tcp.clock import PeerClock
-from mooncake_tcp.connecting import Dialer, break_off, path_failed
+from mooncake_tcp.connecting import LATE, SILENT, Dialer, break_off, connection_failed, path_failed
 from mooncake_tcp.frames import (
     REQUEST,
     RESPONSE,
@@ -109,9 +109,9 @@ class Connection:
             watched = self._socket if self._pending and not self._broken else None
             is_lost = self.link is not None and watched is not None and self.link.is_lost(watched)
         if late:
-            self.end(PathFailed(f"{self.peer} over tcp was set aside: a transfer missed its deadline"))
+            self.end(connection_failed(self.peer, LATE, errno.ETIMEDOUT))
         elif is_lost:
-            self.end(PathFailed(f"{self.peer} over tcp was set aside: nothing is heard from there", path="tcp"))
+            self.end(connection_failed(self.peer, SILENT, errno.ETIMEDOUT))
 
     def end(self, reason: TransferError) -> None:
         """Breaks the connection; its threads fail what is under way. Idempotent."""
@@ -145,13 +145,15 @@ class Connection:
             while frames := self._next_frames():
                 send_all(sock, frames)
         except (AuthenticationFailed, VersionMismatch) as error:
-            self.end(PathFailed(f"{self.peer} over tcp: {error}"))
+            self.end(connection_failed(self.peer, f": {error}", errno.EPROTO))
         except OSError as error:
             self.end(path_failed(self.peer, error))
         except Exception as error:  # out of threads, say: whatever it is, nobody may be left waiting
             _log.exception("the connection to %s failed", self.peer)
-            self.end(PathFailed(f"{self.peer} over tcp: {error!r}"))
-        self.end(PathFailed(f"{self.peer} over tcp ended"))  # shuts the socket down, if that was not done yet
+            self.end(connection_failed(self.peer, f": {error!r}", errno.EIO))
+        self.end(
+            connection_failed(self.peer, " ended", errno.ECONNABORTED)
+        )  # shuts the socket down, if that was not done yet
         if receiver:
             receiver.join()
         if self._socket:
@@ -210,7 +212,7 @@ class Connection:
         except OSError as error:
             self.end(path_failed(self.peer, error))
         except (ValueError, KeyError) as error:
-            self.end(PathFailed(f"{self.peer} over tcp answered nonsense: {error!r}"))
+            self.end(connection_failed(self.peer, f" answered nonsense: {error!r}", errno.EPROTO))
 
     def _receive_one(self, sock: socket.socket, status: Status, operation_id: int, length: int) -> None:
         with self._changed:
@@ -232,7 +234,7 @@ class Connection:
     def _fail_pending(self) -> None:
         now = time.monotonic()
         with self._changed:
-            reason: TransferError = self._broken or PathFailed(f"{self.peer} over tcp ended")
+            reason: TransferError = self._broken or connection_failed(self.peer, " ended", errno.ECONNABORTED)
             pending, self._pending = self._pending, {}
         if self.link is not None:
             reason = certain(self.link, reason, [*pending.values()]) or reason
