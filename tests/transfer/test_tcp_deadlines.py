@@ -83,11 +83,13 @@ def test_a_read_that_missed_its_deadline_leaves_its_memory_alone(ends: Ends) -> 
 def test_what_is_under_way_beside_a_late_transfer_is_told_who_how_and_errno(ends: Ends) -> None:
     with relayed(ends) as (relay, path):
         relay.to_target.hold()
-        soon, far = [
-            ends.operation(Kind.WRITE, path, [memoryview(b"x")], 0, timeout_s=timeout_s)
-            for timeout_s in (SOON_S, FAR_S)
-        ]
-        error = ends.complete([soon, far])[far.operation_id]
+        soon, far = (
+            ends.operation(Kind.WRITE, path, [memoryview(b"x")], 0, timeout_s=patience_s)
+            for patience_s in (SOON_S, FAR_S)
+        )
+        for operation in (soon, far):  # one by one: so they take the same connection
+            ends.initiator.post([operation])
+        error = ends.collect(2)[far.operation_id]
         assert isinstance(error, PathFailed)
         assert error.detail == {"peer": f"127.0.0.1:{relay.port}", "path": "tcp", "errno": errno.ETIMEDOUT}
 

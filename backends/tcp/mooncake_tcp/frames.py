@@ -102,7 +102,7 @@ def receive_first(sock: socket.socket, header: memoryview, views: Sequence[memor
     receive_into."""
     received = sock.recvmsg_into([header, *views[: MAX_VECTORS - 1]])[0]
     if received == 0:
-        raise ConnectionResetError("the peer closed the connection")
+        raise ConnectionResetError(errno.ECONNRESET, "the peer closed the connection")
     if received < header.nbytes:
         receive_into(sock, header[received:])
         return 0
@@ -122,7 +122,7 @@ def receive_all(sock: socket.socket, views: Sequence[memoryview], start_bytes: i
         num_bytes -= received
         received = sock.recvmsg_into(left[:MAX_VECTORS], 0, socket.MSG_WAITALL)[0]
         if received == 0:
-            raise ConnectionResetError("the peer closed the connection")
+            raise ConnectionResetError(errno.ECONNRESET, "the peer closed the connection")
 
 
 def receive_when_there(sock: socket.socket, poller: select.poll, view: memoryview) -> None:
@@ -132,7 +132,7 @@ def receive_when_there(sock: socket.socket, poller: select.poll, view: memoryvie
     with contextlib.suppress(BlockingIOError):
         received = sock.recv_into(view, view.nbytes, socket.MSG_DONTWAIT)
         if received == 0:
-            raise ConnectionResetError("the peer closed the connection")
+            raise ConnectionResetError(errno.ECONNRESET, "the peer closed the connection")
     if received < view.nbytes:
         poller.poll()
         receive_into(sock, view[received:])
