@@ -7,7 +7,6 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from mooncake._engine_arguments import a_name, a_number, numbers
@@ -24,10 +23,10 @@ from mooncake_core.errors import (
 from mooncake_core.roles.context import load_key, tls_files
 from mooncake_core.transfer import Endpoint, SharedMemory, Span
 from mooncake_core.transfer.addresses import address_of
+from mooncake_core.transfer.topology import matrix, read_inventory
 
 P2P: Final = "P2PHANDSHAKE"
 DEFAULT_PORT: Final = 12001
-NODES: Final = Path("/sys/devices/system/node")
 
 _log = logging.getLogger("mooncake.engine")
 
@@ -93,9 +92,16 @@ class EngineLifecycle:
         return 0
 
     def get_local_topology(self, device_name: str | None = None) -> str:
-        """JSON: the network devices that are preferred, and the others, for memory of each NUMA node."""
-        nodes = sorted(int(path.name.removeprefix("node")) for path in NODES.glob("node[0-9]*"))
-        return json.dumps({f"cpu:{node}": [[], []] for node in nodes or [0]})
+        """JSON: the RDMA devices that are preferred, and the others, for memory of each NUMA node and GPU; of those named, with
+        commas, where some are."""
+        inventory = read_inventory()
+        named = [name.strip() for name in (device_name or "").split(",") if name.strip()]
+
+        def listed(devices: Sequence[str]) -> list[str]:
+            return [name for name in devices if inventory.has_rdma and (not named or name in named)]
+
+        places = matrix(inventory).items()
+        return json.dumps({place: [listed(nics.preferred), listed(nics.secondary)] for place, nics in places})
 
     def register_memory(self, buffer_addr: int, capacity: int, location: str = "*") -> int:
         """Lets peers read and write [buffer_addr, buffer_addr + capacity); it must stay allocated until it is unregistered.
