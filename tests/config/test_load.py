@@ -193,6 +193,10 @@ def test_a_wrong_item_leaves_the_numbers_of_the_others(tmp_path: Path) -> None:
             "scheduler.tbt_slo",
         ),
         ("pool: {low_watermark: 0.99}", "c.yaml:1:23: pool.low_watermark: expected less than high_watermark (0.95)"),
+        (
+            "transfer: {optional: [rdma]}",
+            "c.yaml:1:23: transfer.optional.0: expected one of the transports (shm, tcp), got rdma",
+        ),
         ("store: [{capacity: 0}]", "c.yaml:1:20: store.0.capacity: expected room for objects, got none"),
         ("master: {host: 10.0.0.1}", "c.yaml:1:16: master.host: expected a loopback address, got 10.0.0.1"),
         ("scheduler: {policy: kvcache}", "c.yaml:1:21: scheduler.policy: expected an installed policy"),

@@ -145,6 +145,9 @@ def test_a_plugin_that_the_configuration_names_must_load(monkeypatch: pytest.Mon
     found = list(plugins.check(Subject(config(transfer=TransferConfig(transports=["tcp"])))))
     assert [finding.state for finding in found if "transport tcp" in finding.found] == [State.FAIL]
     assert [finding.state for finding in found if "transport shm" in finding.found] == [State.SKIP]
+    spared = TransferConfig(transports=["shm", "tcp"], optional=["tcp"])
+    found = list(plugins.check(Subject(config(transfer=spared))))
+    assert [finding.state for finding in found if "transport tcp" in finding.found] == [State.SKIP]
 
 
 @pytest.mark.parametrize(

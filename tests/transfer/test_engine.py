@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mooncake_core.errors import OutOfRange, PathFailed, StaleSegment, TransferError
+from mooncake_core.errors import OutOfRange, PathFailed, PluginUnavailable, StaleSegment, TransferError
 from mooncake_core.testing.memory_transport import Hub
-from mooncake_core.transfer.contract import Kind, Range, Transport
+from mooncake_core.transfer.contract import Kind, Range, Transport, TransportSettings
 from mooncake_core.transfer.engine import State, TransferEngine, TransferRequest, first_error
 from mooncake_core.transfer.slices import cut, pair
+from mooncake_tcp import TcpTransport
 
 
 def engine(
@@ -163,6 +164,22 @@ async def _read(here: TransferEngine, segment: object, sink: bytearray) -> None:
     for _ in range(20):
         results = await here.read(segment, [([memoryview(sink)], 0)])  # type: ignore[arg-type]
         assert results == [None]
+
+
+def test_a_transport_that_is_missing_here_is_spared_only_where_it_may_be(caplog: pytest.LogCaptureFixture) -> None:
+    class Missing(TcpTransport):
+        name = "missing"
+
+        def __init__(self, settings: TransportSettings) -> None:
+            raise PluginUnavailable("transport missing is not available: no such device")
+
+    with pytest.raises(PluginUnavailable):
+        engine("here", 1, [Missing, "tcp"])
+    both: list[type[Transport] | str] = [Missing, "tcp"]
+    spared = TransferEngine(owner="here", host_id="h", incarnation=1, transports=both, optional=[Missing.name])
+    assert [*spared.export(spared.register_memory(bytearray(10)), writable=True).paths] == ["local", "tcp"]
+    assert "here does without: transport missing is not available: no such device" in caplog.text
+    spared.close()
 
 
 def test_read_only_memory_cannot_be_registered() -> None:

@@ -179,6 +179,13 @@ def _plugins(config: ClusterConfig) -> Iterator[Finding]:
     yield from _plugin("eviction", "pool.eviction", config.pool.eviction)
     for index, name in enumerate(config.transfer.transports):
         yield from _plugin("transport", f"transfer.transports.{index}", name)
+    for index, name in enumerate(config.transfer.optional):
+        if name not in config.transfer.transports:
+            listed = ", ".join(config.transfer.transports)
+            because = ("transfer.transports",)
+            yield Finding(
+                f"transfer.optional.{index}", f"expected one of the transports ({listed}), got {name}", because
+            )
     for role, index, entry in _instances(config):
         yield from _plugin("engine", f"{role}.{index}.engine.kind", entry.engine.kind)
     for path, node in _nodes(config):

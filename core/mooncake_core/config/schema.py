@@ -281,6 +281,8 @@ class TlsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class TransferConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     transports: list[str] = field(default_factory=lambda: ["shm", "tcp"])
     """Transport plugins, the preferred first; each transfer takes the first one that both ends share."""
+    optional: list[str] = []
+    """Those of them that a host may do without (as rdma, where not all hosts have RDMA devices): its log says so."""
     host_id: str = ""
     """Processes with the same id may share memory; empty: derived from the machine."""
     connections: Count = 2

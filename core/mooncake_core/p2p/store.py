@@ -16,16 +16,16 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Unpack
 
 from mooncake_core.errors import InvalidRequest, MooncakeError, ObjectExists, ObjectNotFound
 from mooncake_core.p2p.directory import Answer, Directory, Question
 from mooncake_core.p2p.parts import pieces_of, shard_span
 from mooncake_core.p2p.pull import ASK_S, Pull, checksum_of
 from mooncake_core.transfer.addresses import address_of
-from mooncake_core.transfer.contract import TlsFiles
-from mooncake_core.transfer.endpoint import TRANSPORTS, Endpoint
+from mooncake_core.transfer.endpoint import Endpoint
 from mooncake_core.transfer.memory import Memory, parts_of, view_of_memory
+from mooncake_core.transfer.options import PathOptions
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.messages.envelope import Done
@@ -65,14 +65,13 @@ class P2PStore:
         *,
         directory: str | None = None,
         port: int = 0,
-        transports: Sequence[str] = TRANSPORTS,
         key: ClusterKey | None = None,
-        tls: TlsFiles | None = None,
-        weights: Mapping[str, float] | None = None,
         insecure: bool = False,
+        host_id: str | None = None,
+        **paths: Unpack[PathOptions],
     ) -> None:
         """Listens at `host`, the address by which others reach it. `directory`: the `directory` of the store that is it; None:
-        this one.
+        this one. The others as for Endpoint.
 
         Raises: as Endpoint.
         """
@@ -80,12 +79,11 @@ class P2PStore:
         self._endpoint = Endpoint(
             host,
             port=port,
-            transports=transports,
             key=key,
-            tls=tls,
-            weights=weights,
             insecure=insecure,
+            host_id=host_id,
             handlers=handlers,
+            **paths,
         )
         self.directory = directory or self._endpoint.name
         """What the others are to be given."""

@@ -89,6 +89,7 @@ class RoleContext:
             host_id=self.host_id,
             incarnation=self.incarnation,
             transports=transfer.transports,
+            optional=transfer.optional,
             listen_host=host,
             listen_port=data_port,
             further_hosts=addresses_in(transfer.networks),

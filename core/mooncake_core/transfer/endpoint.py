@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar, Unpack
 
 from msgspec import Struct
 
@@ -38,11 +38,12 @@ from mooncake_core.errors import (
 )
 from mooncake_core.transfer.addresses import AddressMap, Span, address_of, usable
 from mooncake_core.transfer.batch import Batch, State, Transfer, TransferRequest
-from mooncake_core.transfer.contract import Kind, TlsFiles
+from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.engine import Region, TransferEngine
 from mooncake_core.transfer.host import default_host_id
 from mooncake_core.transfer.memory import Memory, parts_of, view_of_memory
 from mooncake_core.transfer.neighbours import joined
+from mooncake_core.transfer.options import PathOptions
 from mooncake_core.transfer.peer import TOGETHER_BYTES, Peer, Remote
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.auth import ClusterKey
@@ -95,31 +96,28 @@ class Endpoint:
         host: str = "127.0.0.1",
         *,
         port: int = 0,
-        further_hosts: Sequence[str] = (),
-        weights: Mapping[str, float] | None = None,
-        transports: Sequence[str] = TRANSPORTS,
         key: ClusterKey | None = None,
-        tls: TlsFiles | None = None,
         insecure: bool = False,
         host_id: str | None = None,
         timeout_s: float = 30.0,
         handlers: Mapping[type, Handler] | None = None,
+        **paths: Unpack[PathOptions],
     ) -> None:
-        """Listens at `host`, the address by which peers reach it; port 0 takes a free one. `further_hosts`: addresses of
-        further NICs, over which tcp transfers go as well. `weights`: of networks (as 10.1.0.0/16) and RDMA devices, beside 1 for
-        the others; 0 carries nothing. `transports` in the order they are preferred; `timeout_s` for transfers
-        that do not say theirs; `tls`: connections over tcp are encrypted, and peers have a certificate of the same authority;
-        `insecure`: without a key, others than this host are served as well; `handlers` answer further
-        questions of peers (`ask`), on a thread of the endpoint's.
+        """Listens at `host`, the address by which peers reach it; port 0 takes a free one. `insecure`: without a key, others
+        than this host are served as well; `host_id`: endpoints with the same one may share memory; `timeout_s` for transfers
+        that do not say theirs; `handlers` answer further questions of peers (`ask`), on a thread of the endpoint's; `paths`:
+        as PathOptions says, the transports TRANSPORTS unless others are named.
 
         Raises:
             ConfigError: the host cannot be listened on, or is open to others without a key.
             PluginUnknown, PluginUnavailable: of a transport.
             WireError: the port is taken.
         """
-        address, *further = [_resolved(name) for name in (host, *further_hosts)]
-        if key is None and not insecure and not all(map(is_loopback, (address, *further))):
-            listed = ", ".join((host, *further_hosts))
+        paths.setdefault("transports", TRANSPORTS)
+        hosts = (host, *paths.get("further_hosts", ()))
+        address, *paths["further_hosts"] = [_resolved(name) for name in hosts]
+        if key is None and not insecure and not all(map(is_loopback, (address, *paths["further_hosts"]))):
+            listed = ", ".join(hosts)
             raise ConfigError(
                 f"memory registered at {listed} would be open to everybody who can reach it: give a cluster key "
                 "(`mooncake auth init` writes one), or say that the network is trusted"
@@ -137,13 +135,10 @@ class Endpoint:
             owner=host,
             host_id=host_id or default_host_id(),
             incarnation=self.incarnation,
-            transports=transports,
             listen_host=address,
-            weights=weights,
-            further_hosts=further,
             secret=key.secret if key else None,
-            tls=tls,
             timeout_s=timeout_s,
+            **paths,
         )
         self._loop = LoopThread(f"endpoint-{host}")
         self._clients = Clients(f"endpoint-{host}", key)

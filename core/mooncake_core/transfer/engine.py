@@ -10,7 +10,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Final
@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from mooncake_core import registry
-from mooncake_core.errors import OutOfRange, PathFailed, TransferError
+from mooncake_core.errors import OutOfRange, PathFailed, PluginUnavailable, TransferError
 from mooncake_core.transfer.batch import Batch, State, Transfer, TransferRequest
 from mooncake_core.transfer.contract import (
     Completion,
@@ -81,6 +81,7 @@ class TransferEngine:
         host_id: str,
         incarnation: int,
         transports: Sequence[str | type[Transport]] = ("tcp",),
+        optional: Collection[str] = (),
         listen_host: str = "127.0.0.1",
         listen_port: int = 0,
         further_hosts: Sequence[str] = (),
@@ -92,6 +93,11 @@ class TransferEngine:
         weights: Mapping[str, float] | None = None,
         busy_poll_s: float = 0.0,
     ) -> None:
+        """See PathOptions for what is not said here: of `transports` down to `busy_poll_s`.
+
+        Raises:
+            PluginUnknown, PluginUnavailable: of a transport.
+        """
         self._operation_ids = itertools.count(1)
         self._slices: dict[int, _Slice] = {}
         self._lock = threading.Lock()
@@ -119,8 +125,14 @@ class TransferEngine:
         self._transports: dict[str, Transport] = {}
         with contextlib.ExitStack() as made:
             for choice in (LocalTransport, *transports):
-                kind: type[Transport] = registry.load("transport", choice) if isinstance(choice, str) else choice
-                transport = kind(settings)
+                try:
+                    kind: type[Transport] = registry.load("transport", choice) if isinstance(choice, str) else choice
+                    transport = kind(settings)
+                except PluginUnavailable as reason:
+                    if (choice if isinstance(choice, str) else choice.name) not in optional:
+                        raise
+                    _log.warning("%s does without: %s", owner, reason)
+                    continue
                 made.callback(transport.close)
                 self._transports[kind.name] = transport
             self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

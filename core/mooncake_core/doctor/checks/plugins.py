@@ -47,7 +47,8 @@ def _wanted(config: ClusterConfig) -> Iterator[tuple[str, str]]:
     yield "admission", config.scheduler.admission
     yield "eviction", config.pool.eviction
     for name in config.transfer.transports:
-        yield "transport", name
+        if name not in config.transfer.optional:
+            yield "transport", name
     for _, instance in instances_here(config):
         yield "engine", instance.engine.kind
     for _, _, node in nodes_here(config):
