@@ -29,8 +29,8 @@ def a_number(value: Any) -> int:
 
 def numbers(values: Any) -> Sequence[int]:
     """A list of addresses or lengths, or another sequence: an array, say."""
-    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__getitem__"):
-        raise TypeError(f"expected a list of int, got {type(values).__name__}")
     if isinstance(values, list) and (not values or (set(map(type, values)) == {int} and min(values) >= 0)):
         return values  # mostly
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__getitem__"):
+        raise TypeError(f"expected a list of int, got {type(values).__name__}")
     return [a_number(value) for value in values]

@@ -247,6 +247,8 @@ class Endpoint:
 
         Raises as views.
         """
+        if len(addresses) == 1:  # a single one is to be quick
+            return self.views(addresses, lengths), [*remote]
         near, sizes, far = joined(addresses, lengths, remote, partial(self._room, peer))
         return self.views(near, sizes), far
 

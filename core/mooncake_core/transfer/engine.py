@@ -10,7 +10,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Final
@@ -217,11 +217,11 @@ class TransferEngine:
 
     def path_to(self, segment: SegmentDescriptor) -> str:
         """Name of the transport that is preferred for a segment; empty where none reaches it."""
-        return next((transport.name for transport in self._candidates(segment)), "")
+        return next((transport.name for transport in self._reaching(segment)), "")
 
     def writes_in_order(self, segment: SegmentDescriptor) -> bool:
         """Whether a transfer to this segment can be asked to be `in_order`: its ranges are then written one after the other."""
-        return bool(self._candidates(segment, in_order=True))
+        return any(True for _ in self._reaching(segment, in_order=True))
 
     def status(self, batch: Batch) -> list[tuple[State, TransferError | TimeoutError | None]]:
         """State and error of each request, in the order submitted."""
@@ -352,7 +352,7 @@ class TransferEngine:
         refused it is not known whose fault that is, so they are submitted one by one.
         """
         in_order = bool(transfers) and transfers[0].request.in_order
-        best = next(iter(self._candidates(segment, in_order)), None)
+        best = next(self._reaching(segment, in_order), None)
         if best is None or self._closing:
             return list(transfers)
         left: list[Transfer] = []
@@ -409,7 +409,7 @@ class TransferEngine:
     def _plan(self, batch: Batch, transfer: Transfer, posts: dict[str, list[Operation]]) -> None:
         """Cuts a request into slices for the best path there is."""
         request = transfer.request
-        candidates = self._candidates(request.segment, request.in_order)
+        candidates = [*self._reaching(request.segment, request.in_order)]
         if self._closing:
             self._end(batch, transfer, PathFailed(f"the engine of {self._settings.owner} was closed"))
             return
@@ -435,18 +435,19 @@ class TransferEngine:
                 self._slices[operation.operation_id] = _Slice(operation, best.name, batch, transfer, [*others, best])
             posts.setdefault(best.name, []).append(operation)
 
-    def _candidates(self, segment: SegmentDescriptor, in_order: bool = False) -> list[Transport]:
+    def _reaching(self, segment: SegmentDescriptor, in_order: bool = False) -> Iterator[Transport]:
         """Transports that reach the segment, the preferred first."""
         same_process = segment.incarnation == self._settings.incarnation
         same_host = segment.host_id == self._settings.host_id
-        return [
-            transport
-            for name, transport in self._transports.items()
-            if name in segment.paths
-            and (same_process or not transport.capabilities.same_process_only)
-            and (same_host or not transport.capabilities.same_host_only)
-            and (transport.capabilities.in_order or not in_order)
-        ]
+        for name, transport in self._transports.items():
+            can = transport.capabilities
+            if (
+                name in segment.paths
+                and (same_process or not can.same_process_only)
+                and (same_host or not can.same_host_only)
+                and (can.in_order or not in_order)
+            ):
+                yield transport
 
     def _no_path(self, segment: SegmentDescriptor) -> str:
         ours = ", ".join(name for name in self._transports if name != LOCAL)

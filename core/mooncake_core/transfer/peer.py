@@ -97,8 +97,10 @@ class Peer:
             NotRegistered, StaleSegment, WireError: as find.
         """
         self._check()
-        spans = [Span(remote, total_bytes(pieces))] if isinstance(remote, int) else remote
-        found = [self.find(address, length) for address, length in spans]
+        if isinstance(remote, int):
+            segment, part = self.find(remote, total_bytes(pieces))
+            return segment, [part]
+        found = [self.find(address, length) for address, length in remote]
         if not found or any(segment is not found[0][0] for segment, _ in found):
             raise OutOfRange(f"expected ranges of one region of {self.name}: make a request for each region")
         return found[0][0], [part for _, part in found]
