@@ -69,6 +69,7 @@ def _plain(report: CacheReport, *, check: bool) -> dict[str, Any]:
         "token_hit_ratio": report.token_hit_ratio,
         "token_hit_ratio_by_tier": report.token_hit_ratio_by_tier,
         "byte_hit_ratio": report.byte_hit_ratio,
+        "byte_hit_ratio_by_tier": report.byte_hit_ratio_by_tier,
     }
     return {**msgspec.to_builtins(report), **ratios, **passed}
 
@@ -139,17 +140,18 @@ def _print_hits(report: CacheReport) -> None:
         return
     from mooncake_core.units import format_size
 
-    ratios = report.token_hit_ratio_by_tier
+    of_bytes, of_tokens = report.byte_hit_ratio_by_tier, report.token_hit_ratio_by_tier
     console.data("")
     console.table(
-        ["found in", "objects", "bytes", "prompt tokens", "of all prompt tokens"],
+        ["found in", "objects", "bytes", "of all bytes", "prompt tokens", "of all prompt tokens"],
         [
             [
                 tier,
                 number,
                 format_size(report.hit_bytes_by_tier.get(tier, 0)),
+                f"{of_bytes.get(tier, 0.0):.1%}",
                 report.cached_tokens_by_tier.get(tier, 0),
-                f"{ratios.get(tier, 0.0):.1%}" if report.prompt_tokens else "-",
+                f"{of_tokens.get(tier, 0.0):.1%}" if report.prompt_tokens else "-",
             ]
             for tier, number in report.hits_by_tier.items()
         ],
@@ -169,7 +171,7 @@ def _print_nodes(nodes: Sequence[NodeUsage]) -> None:
 
     console.data("")
     console.table(
-        ["node", "state", "objects", "full", "waiting to be free"],
+        ["node", "state", "objects", "full", "waiting to be free", "hits", "bytes found"],
         [
             [
                 node.name,
@@ -177,6 +179,8 @@ def _print_nodes(nodes: Sequence[NodeUsage]) -> None:
                 node.num_objects,
                 _fill(node.used_bytes, node.capacity_bytes),
                 format_size(node.quarantined_bytes),
+                node.hits,
+                format_size(node.hit_bytes),
             ]
             for node in nodes
         ],
@@ -211,7 +215,7 @@ def _print_tenants(tenants: Sequence[TenantUsage]) -> None:
 
     console.data("")
     console.table(
-        ["tenant", "objects", "used", "quota", "hits", "misses", "bytes found"],
+        ["tenant", "objects", "used", "quota", "hits", "misses", "of all keys", "bytes found"],
         [
             [
                 tenant.tenant,
@@ -220,6 +224,7 @@ def _print_tenants(tenants: Sequence[TenantUsage]) -> None:
                 "-" if tenant.quota_bytes is None else format_size(tenant.quota_bytes),
                 tenant.hits,
                 tenant.misses,
+                f"{tenant.hit_ratio:.1%}",
                 format_size(tenant.hit_bytes),
             ]
             for tenant in tenants

@@ -39,6 +39,17 @@ def test_the_ratio_in_bytes_is_what_was_found_of_what_was_found_or_had_to_be_put
     report = harness.pool.report(harness.now)
     assert (report.hit_bytes, report.put_bytes) == (200, 100)
     assert report.byte_hit_ratio == pytest.approx(2 / 3)
+    assert report.byte_hit_ratio_by_tier == {"dram": pytest.approx(2 / 3)}
+
+
+def test_a_read_counts_for_the_node_that_it_is_sent_to_and_for_its_tenant(harness: Harness) -> None:
+    harness.store("k0", 100, preferred="b", replicas=2)
+    harness.store("k1", 50, preferred="a")
+    harness.get("k0", "k1", "missing")
+    harness.get("k0")
+    report = harness.pool.report(harness.now)
+    assert {node.name: (node.hits, node.hit_bytes) for node in report.nodes} == {"a": (1, 50), "b": (2, 200)}
+    assert report.tenants[0].hit_ratio == pytest.approx(3 / 4)
 
 
 def test_a_read_counts_for_the_head_of_its_chain(harness: Harness) -> None:

@@ -80,6 +80,9 @@ class Lookups:
             if entry.came_from:
                 self._counters.came(entry.came_from, entry.size_bytes)
                 entry.came_from = ""
+            node = self._nodes[next(iter(entry.replicas))]
+            node.hits += 1
+            node.hit_bytes += entry.size_bytes
             entry.lease_until = max(entry.lease_until, lease_until)
             entry.used_at = now
             if entry.group:

@@ -83,6 +83,8 @@ class NodeSpace:
         self.leaving_bytes = 0
         """Of what is taken that whose object goes when it has been copied to the node's tiers."""
         self._leaving_slots = 0
+        self.hits = self.hit_bytes = 0
+        """Of reads that are sent here first."""
         self._allocator = Allocator(offer.data_offset, 0)
         self._free_slots: list[int] = []
         self._adopted: list[Extent] = []

@@ -18,6 +18,8 @@ def node_usages(nodes: Iterable[NodeSpace]) -> list[NodeUsage]:
             used_bytes=node.used_bytes,
             quarantined_bytes=node.quarantined_bytes,
             num_objects=len(node.taken),
+            hits=node.hits,
+            hit_bytes=node.hit_bytes,
         )
         for node in sorted(nodes, key=lambda node: node.name)
     ]

@@ -140,6 +140,12 @@ class CacheReport(Struct, frozen=True, tag=True, kw_only=True, gc=False):
         """Bytes found / (bytes found + bytes put): what is not found is computed, and put."""
         return self.hit_bytes / max(1, self.hit_bytes + self.put_bytes)
 
+    @property
+    def byte_hit_ratio_by_tier(self) -> dict[str, float]:
+        """The same, split by where the objects lay."""
+        total = max(1, self.hit_bytes + self.put_bytes)
+        return {tier: num_bytes / total for tier, num_bytes in self.hit_bytes_by_tier.items()}
+
 
 class InspectDecisions(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The Conductor's latest decisions, newest first."""

@@ -113,6 +113,11 @@ class TenantUsage(Struct, frozen=True, kw_only=True, gc=False):
     hit_bytes: int = 0
     misses: int = 0
 
+    @property
+    def hit_ratio(self) -> float:
+        """Of the keys that its reads asked for."""
+        return self.hits / max(1, self.hits + self.misses)
+
 
 class TenantList(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     """The default tenant first."""

@@ -17,6 +17,9 @@ class NodeUsage(Struct, frozen=True, kw_only=True, gc=False):
     quarantined_bytes: int
     num_objects: int
     """Those being written included."""
+    hits: int = 0
+    """Keys found whose readers were sent here first, since it joined this master."""
+    hit_bytes: int = 0
 
 
 class HotPrefix(Struct, frozen=True, kw_only=True, gc=False):

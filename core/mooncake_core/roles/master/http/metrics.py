@@ -46,6 +46,10 @@ NODE_GAUGES: Final = (
     ("mooncake_node_quarantined_bytes", "Bytes on their way to being free", "quarantined_bytes"),
     ("mooncake_node_objects", "Replicas on a node, those being written included", "num_objects"),
 )
+NODE_COUNTERS: Final = (
+    ("mooncake_node_hits", "Keys found whose readers were sent to a node first", "hits"),
+    ("mooncake_node_hit_bytes", "Bytes of these objects", "hit_bytes"),
+)
 TENANT_GAUGES: Final = (
     (
         "mooncake_tenant_used_bytes",
@@ -90,7 +94,9 @@ class MasterCollector(Collector):
         """All figures of now."""
         report = self._state.report()
         yield from _pool(report)
-        yield from _labelled(GaugeMetricFamily, "node", NODE_GAUGES, {node.name: node for node in report.nodes})
+        nodes = {node.name: node for node in report.nodes}
+        yield from _labelled(GaugeMetricFamily, "node", NODE_GAUGES, nodes)
+        yield from _labelled(CounterMetricFamily, "node", NODE_COUNTERS, nodes)
         tenants = {tenant.tenant: tenant for tenant in report.tenants}
         yield from _labelled(GaugeMetricFamily, "tenant", TENANT_GAUGES, tenants)
         yield from _labelled(CounterMetricFamily, "tenant", TENANT_COUNTERS, tenants)
