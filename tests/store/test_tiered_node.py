@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -13,7 +14,7 @@ from mooncake_core.config.schema import TierConfig
 from mooncake_core.errors import ConfigError, StaleAllocation
 from mooncake_core.store import events as p
 from mooncake_core.store.tiered_node import TieredNode
-from mooncake_core.store.tiers.contract import Tier, TierKey, TierSettings
+from mooncake_core.store.tiers.contract import NewTierObject, Tier, TierKey, TierSettings, Written
 from mooncake_core.store.tiers.stack import TierStack, open_tiers
 from mooncake_core.testing.memory_tier import MemoryTier
 from mooncake_core.wire.messages.pool import Fence
@@ -126,6 +127,30 @@ async def test_a_node_that_is_started_again_brings_its_objects_back(tier: type[T
         assert fills[0].num_objects >= 40
         assert await world.read(values) == fills[0].num_objects
         assert world.pool.check() == []
+
+
+class Cached(MemoryTier):
+    """What was written lies in a cache until it is synced, as with a disk."""
+
+    unsynced: ClassVar[set[str]] = set()
+
+    def write(self, objects: Sequence[NewTierObject]) -> Written:
+        self.unsynced |= {item.about.name.key for item in objects}
+        return super().write(objects)
+
+    def sync(self) -> None:
+        self.unsynced.clear()
+
+
+async def test_what_goes_to_a_tier_is_safe_from_a_power_cut_soon_after(tmp_path: Path) -> None:
+    async with tiered_world() as world:
+        await world.add_tiered("a", stack(Cached, tmp_path))
+        for prefix in ("early", "late"):
+            await world.fill(30, prefix)
+            assert Cached.disks[str(tmp_path), "a"].objects
+            async with asyncio.timeout(10):
+                while Cached.unsynced:
+                    await asyncio.sleep(0.01)
 
 
 async def test_a_master_that_is_started_again_learns_what_tiers_hold(tmp_path: Path) -> None:
