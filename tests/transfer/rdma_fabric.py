@@ -4,6 +4,7 @@ for each. They fail when they are told to."""
 from __future__ import annotations
 
 import ctypes
+import errno
 import ipaddress
 import itertools
 import os
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mooncake_core.errors import PathFailed
 from mooncake_core.transfer.contract import TransportSettings
 from mooncake_rdma.ports import ACTIVE, Fabric, Gid, Port
 from mooncake_rdma.requests import Ended, PortHandle, WorkRequest
@@ -59,6 +61,8 @@ class Network:
         """As that, but the link looks well."""
         self.failing: set[str] = set()
         """Devices whose work requests fail as if nobody answered."""
+        self.mute: dict[str, set[str]] = {"wait_is_over": set(), "completed": set()}
+        """Devices that cannot say any more what has completed, by the method that raises."""
         self.num_requests: dict[str, int] = {}
         """That each device has carried out."""
 
@@ -87,12 +91,18 @@ class Device:
         return self._fd
 
     def wait_is_over(self) -> None:
+        self._speak("wait_is_over")
         os.eventfd_read(self._fd)
 
     def completed(self, most: int = 4) -> list[Ended]:
+        self._speak("completed")
         with self._lock:
             found, self._ended = self._ended[:most], self._ended[most:]
             return found
+
+    def _speak(self, method: str) -> None:
+        if self.name in self.network.mute[method]:
+            raise PathFailed(f"{self.port} does not say what has completed", errno=errno.ENODEV)
 
     def tell(self, ended: Ended) -> None:
         with self._lock:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 import msgspec
@@ -76,6 +78,44 @@ def test_a_rail_that_stands_still_is_set_aside_though_its_link_is_up(
     operations, source = _writes(ends, ends.export(writable=True))
     assert set(ends.complete(operations).values()) == {None}
     assert ends.memory[: len(source)] == source
+
+
+@pytest.mark.parametrize("method", ["wait_is_over", "completed"])
+def test_a_device_that_cannot_be_heard_is_given_up_and_the_others_go_on(
+    ends: Ends, network: Network, method: str
+) -> None:
+    path = ends.export(writable=True)
+    network.moving.clear()
+    operations, source = _writes(ends, path)
+    ends.initiator.post(operations)
+    network.mute[method].add("nic1")
+    network.moving.set()
+    assert set(ends.collect(len(operations)).values()) == {None}
+    assert ends.memory[: len(source)] == source
+    before = network.num_requests["nic1"]
+    assert set(ends.complete(_writes(ends, path)[0]).values()) == {None}
+    assert network.num_requests["nic1"] == before
+
+
+def test_when_no_device_can_be_heard_the_error_names_device_and_errno_and_deadlines_hold(
+    ends: Ends, network: Network
+) -> None:
+    path = ends.export(writable=True)
+    network.mute["completed"] |= {"nic0", "nic1"}
+    for _ in range(2):
+        started = time.monotonic()
+        for error in ends.complete(_writes(ends, path, timeout_s=2)[0]).values():
+            assert isinstance(error, PathFailed)
+            assert error.detail["errno"] == errno.ENODEV
+            assert "device nic" in str(error)
+        assert time.monotonic() - started < 2
+
+
+def test_deadlines_hold_beside_a_device_that_cannot_be_heard(ends: Ends, network: Network) -> None:
+    network.mute["completed"].add("nic1")
+    network.stuck.add("nic0")
+    errors = ends.complete(_writes(ends, ends.export(writable=True), timeout_s=0.5)[0])
+    assert {type(error) for error in errors.values()} == {DeadlineExceeded}
 
 
 def test_nics_near_the_memory_carry_it_while_they_can(network: Network) -> None:

@@ -112,6 +112,8 @@ class Initiator:
         self._by_descriptor: dict[int, Device | Connection] = {}
         self._undrained: set[Device] = set()
         """Devices that may have more to say."""
+        self._given_up: dict[Device, PathFailed] = {}
+        """Devices that do not say any more what has completed, and why."""
         for device in devices:
             self._by_descriptor[device.fileno()] = device
             self._epoll.register(device.fileno(), select.EPOLLIN)
@@ -188,15 +190,9 @@ class Initiator:
             peer = self._peers[key] = _Peer({rail: _Track() for rail in self._rails(path)})
         if path.export in peer.withdrawn:
             raise StaleSegment(f"{path.host}:{path.port} has withdrawn the segment")
-        left = [rail for rail in peer.tracks if rail not in work.tried]
+        left = self._left(work, peer.tracks)
         if not left:
-            ours, theirs = (", ".join(map(str, ports)) or "none" for ports in (self._ports, path.ports))
-            raise PathFailed(
-                f"{path.host}:{path.port} over rdma: no fabric in common that transfer.weights allows, ours are {ours}, "
-                f"theirs {theirs}",
-                path="rdma",
-                errno=errno.ENETUNREACH,
-            )
+            raise self._no_rail(path)
         now = time.monotonic()
         good = [rail for rail in left if peer.tracks[rail].set_aside_until_s <= now]
         near = [rail for rail in good if rail.ours in work.near]
@@ -207,6 +203,21 @@ class Initiator:
 
     def _rails(self, path: RdmaPath) -> list[Rail]:
         return rails(self._ports, path.ports, self._weights)
+
+    def _left(self, work: Work, among: Iterable[Rail]) -> list[Rail]:
+        """Rails that have not failed with a work, of devices that can be heard."""
+        return [rail for rail in among if rail not in work.tried and self._devices[rail.ours] not in self._given_up]
+
+    def _no_rail(self, path: RdmaPath) -> PathFailed:
+        peer = f"{path.host}:{path.port} over rdma"
+        for reason in self._given_up.values():
+            return PathFailed(f"{peer}: {reason.message}", path="rdma", errno=reason.detail["errno"])
+        ours, theirs = (", ".join(map(str, ports)) or "none" for ports in (self._ports, path.ports))
+        return PathFailed(
+            f"{peer}: no fabric in common that transfer.weights allows, ours are {ours}, theirs {theirs}",
+            path="rdma",
+            errno=errno.ENETUNREACH,
+        )
 
     def _weight(self, rail: Rail, path: RdmaPath) -> float:
         return weight_of(self._ports[rail.ours], path.ports[rail.theirs], rail.fabric, self._weights)
@@ -277,6 +288,7 @@ class Initiator:
                 time.sleep(PAUSE_S)
 
     def _turn(self) -> None:
+        told: set[Device] = set()
         for descriptor, _ in self._epoll.poll(self._patience_s()):
             if descriptor == self._wake_fd:
                 os.eventfd_read(self._wake_fd)
@@ -286,10 +298,10 @@ class Initiator:
                 if not source.hear():
                     source.doom(source.failure("the peer is gone", errno.ECONNRESET))
             elif source is not None:
-                source.wait_is_over()
-                self._undrained.add(source)
+                told.add(source)
+        self._undrained |= told
         for device in list(self._undrained):
-            self._hear_device(device)
+            self._hear_device(device, is_told=device in told)
         for connection in self._all():
             if connection.broken:
                 self._end(connection, None, connection.broken)
@@ -330,9 +342,15 @@ class Initiator:
                     return any(other.set_aside_until_s <= now for other in others)
         return False
 
-    def _hear_device(self, device: Device) -> None:
+    def _hear_device(self, device: Device, *, is_told: bool) -> None:
         """Some of what has completed: deadlines must be looked at between."""
-        found = device.completed()
+        try:
+            if is_told:
+                device.wait_is_over()
+            found = device.completed()
+        except Exception as error:  # of one device; the others must go on
+            self._give_up(device, error)
+            return
         if not found:
             self._undrained.discard(device)
             return
@@ -349,6 +367,20 @@ class Initiator:
                 self._succeed(connection.succeeded(ended.number), connection.lane)
             else:
                 self._fail(connection, ended)
+
+    def _give_up(self, device: Device, error: Exception) -> None:
+        """A device that cannot be heard is not used again: what its queue pairs have under way goes over others."""
+        number = getattr(error, "detail", {}).get("errno") or getattr(error, "errno", None) or errno.EIO
+        reason = PathFailed(f"device {device.port} failed: {error}", path="rdma", errno=number)
+        _log.error("%s; it is not used any more until the process is started anew", reason)
+        with self._lock:
+            self._given_up[device] = reason
+            self._undrained.discard(device)
+            del self._by_descriptor[device.fileno()]
+            self._epoll.unregister(device.fileno())
+        for connection in self._all():
+            if self._devices[connection.rail.ours] is device:
+                self._end(connection, None, connection.failure(reason.message, number))
 
     def _succeed(self, works: Iterable[Work], lane: Lane) -> None:
         for work in works:
@@ -402,7 +434,7 @@ class Initiator:
         self.start(retried)
 
     def _has_rails_left(self, work: Work) -> bool:
-        return any(rail not in work.tried for rail in self._rails(work.path))
+        return bool(self._left(work, self._rails(work.path)))
 
     def _expire(self) -> None:
         now = time.monotonic()

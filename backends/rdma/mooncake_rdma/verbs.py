@@ -104,14 +104,28 @@ class Device:
         return self._descriptor
 
     def wait_is_over(self) -> None:
-        """The descriptor is readable: lets it be so again for what completes from now on."""
-        self._channel.get_cq_event(self._completions)
-        self._completions.ack_events(1)
-        self._completions.req_notify()
+        """The descriptor is readable: lets it be so again for what completes from now on.
+
+        Raises:
+            PathFailed: the device is out of order.
+        """
+        try:
+            self._channel.get_cq_event(self._completions)
+            self._completions.ack_events(1)
+            self._completions.req_notify()
+        except PyverbsRDMAError as error:
+            raise self._out_of_order(error) from error
 
     def completed(self, most: int = 64) -> list[Ended]:
-        """What has completed; empty where there is nothing more."""
-        _, found = self._completions.poll(most)
+        """What has completed; empty where there is nothing more.
+
+        Raises:
+            PathFailed: the device is out of order.
+        """
+        try:
+            _, found = self._completions.poll(most)
+        except PyverbsRDMAError as error:
+            raise self._out_of_order(error) from error
         return [Ended(each.wr_id, each.qp_num, _name(enums.ibv_wc_status(each.status), "IBV_WC_")) for each in found]
 
     def register(
@@ -174,6 +188,9 @@ class Device:
         gid = self.port.gid(fabric)
         assert gid is not None
         return PortHandle(queue_pair, packet_sequence, self._lid, self._mtu, gid.address.packed, self.most_reads)
+
+    def _out_of_order(self, error: PyverbsRDMAError) -> PathFailed:
+        return PathFailed(f"{self.port} does not say what has completed: {_reason(error)}", errno=_number(error))
 
     def close(self) -> None:
         """Its queue pairs and memory regions are closed first. Idempotent."""
