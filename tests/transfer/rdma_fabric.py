@@ -11,6 +11,7 @@ import os
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,10 @@ class Network:
         """Devices whose work requests fail as if nobody answered."""
         self.mute: dict[str, set[str]] = {"wait_is_over": set(), "completed": set()}
         """Devices that cannot say any more what has completed, by the method that raises."""
+        self.most_requests = 64
+        """That each device has completions for."""
+        self.most_under_way = 0
+        """At once, of one device; what was not told of yet is."""
         self.num_requests: dict[str, int] = {}
         """That each device has carried out."""
 
@@ -76,11 +81,14 @@ class Device:
     def __init__(self, network: Network, name: str, place: int) -> None:
         self.network = network
         self.name = name
+        self.most_requests = network.most_requests
         address = ipaddress.IPv6Address(f"::ffff:10.0.{place}.1")
         self.port = Port(name, 1, ACTIVE, 100.0, 0, (Gid(0, address, FABRIC),))
         self._numbers = itertools.count(17)
         self._lock = threading.Lock()
         self._ended: list[Ended] = []
+        self._under_way: Counter[int] = Counter()
+        """By queue pair."""
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     @property
@@ -104,10 +112,24 @@ class Device:
         if self.name in self.network.mute[method]:
             raise PathFailed(f"{self.port} does not say what has completed", errno=errno.ENODEV)
 
-    def tell(self, ended: Ended) -> None:
+    def end(self, ended: Ended, *, is_told: bool) -> None:
         with self._lock:
-            self._ended.append(ended)
-            os.eventfd_write(self._fd, 1)
+            self._under_way[ended.queue_pair] -= 1
+            if is_told:
+                self._ended.append(ended)
+                os.eventfd_write(self._fd, 1)
+
+    def begin(self, queue_pair: int, count: int) -> None:
+        """So many requests."""
+        with self._lock:
+            self._under_way[queue_pair] += count
+            now = self._under_way.total() + len(self._ended)
+            self.network.most_under_way = max(self.network.most_under_way, now)
+
+    def forget(self, queue_pair: int) -> None:
+        """It was closed."""
+        with self._lock:
+            del self._under_way[queue_pair]
 
     def register(self, address: int, num_bytes: int, *, is_remote: bool = False, writable: bool = False) -> Region:
         region = Region(address, num_bytes, writable)
@@ -143,6 +165,7 @@ class QueuePair:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="fabric", daemon=True)
             self._thread.start()
+        self._device.begin(self.number, len(requests))
         for request in requests:
             self._requests.put(request)
 
@@ -151,6 +174,7 @@ class QueuePair:
         if self._thread is not None:
             self._requests.put(None)
             self._thread.join()
+        self._device.forget(self.number)
 
     def _run(self) -> None:
         while (request := self._requests.get()) is not None:
@@ -159,8 +183,8 @@ class QueuePair:
                 return
             if status != "SUCCESS":
                 self.state = "ERR"
-            if status != "SUCCESS" or request.is_signalled:
-                self._device.tell(Ended(request.number, self.number, status))
+            is_told = status != "SUCCESS" or request.is_signalled
+            self._device.end(Ended(request.number, self.number, status), is_told=is_told)
 
     def _carried_out(self, request: WorkRequest) -> str:
         network, name = self._device.network, self._device.name

@@ -15,7 +15,7 @@ from mooncake_core.errors import DeadlineExceeded, PathFailed, StaleSegment
 from mooncake_core.testing.cluster import wait_for
 from mooncake_core.testing.transport_contract import Ends, TransportContract
 from mooncake_core.transfer.addresses import address_of
-from mooncake_core.transfer.contract import Kind, Operation, TransportSettings
+from mooncake_core.transfer.contract import Kind, Operation, Transport, TransportSettings
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.transfer.topology import Priority, location_of
 from mooncake_core.transfer.weights import Weights
@@ -255,6 +255,51 @@ def test_threads_post_while_rails_fail(ends: Ends, network: Network) -> None:
     for thread in threads:
         thread.join()
     assert set(ends.collect(160).values()) == {None}
+
+
+def _many_targets(ends: Ends, count: int) -> tuple[list[Transport], list[bytes]]:
+    """Each has a connection of its own."""
+    targets = [ends.make(f"target-{number}", 10 + number) for number in range(count)]
+    paths = [target.export(target.register(ends.memory), writable=True) for target in targets]
+    return targets, [path for path in paths if path is not None]
+
+
+@pytest.mark.parametrize("most", [1, 8])
+def test_no_more_is_under_way_than_the_queue_of_completions_takes(network: Network, most: int) -> None:
+    network.most_requests = most
+    ends = Ends(transport_on(network, ["nic0"]))
+    targets, paths = _many_targets(ends, 6)
+    operations = [operation for path in paths for operation in _writes(ends, path)[0]]
+    network.moving.clear()
+    ends.initiator.post(operations)
+    opened = ends.initiator._initiator._all()  # type: ignore[attr-defined]
+    wait_for(lambda: all(connection.queue_pair for connection in opened))
+    network.moving.set()
+    assert set(ends.collect(len(operations)).values()) == {None}
+    assert network.most_under_way == most
+    for target in targets:
+        target.close()
+    ends.close()
+
+
+def test_what_a_broken_queue_pair_held_others_get(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    network.most_requests = 4
+    ends = Ends(transport_on(network, ["nic0"]))
+    targets, paths = _many_targets(ends, 2)
+    network.moving.clear()
+    late, _ = _writes(ends, paths[0], timeout_s=0.5)
+    ends.initiator.post(late)
+    (first,) = ends.initiator._initiator._all()  # type: ignore[attr-defined]
+    wait_for(lambda: network.most_under_way == 4)
+    others, _ = _writes(ends, paths[1])
+    ends.initiator.post(others)
+    assert {type(error) for error in ends.collect(len(late)).values()} == {DeadlineExceeded}
+    assert first.broken
+    network.moving.set()
+    assert set(ends.collect(len(others)).values()) == {None}
+    for target in targets:
+        target.close()
+    ends.close()
 
 
 def test_idle_connections_make_room_for_others(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from mooncake_rdma.conversation import WITHDRAWN, Connect, Connected, Refused, r
 from mooncake_rdma.messages import Message
 from mooncake_rdma.paths import Rail, RdmaPath
 from mooncake_rdma.requests import INLINE_BYTES, Ended, WorkRequest
+from mooncake_rdma.room import Room
 from mooncake_rdma.staging import Slot, Staging
 
 if TYPE_CHECKING:
@@ -81,14 +82,15 @@ class Connection:
         rail: Rail,
         path: RdmaPath,
         *,
+        room: Room[Connection],
         secret: bytes | None,
         delivered: Callable[[int, float], None],
         lane: Lane,
         numbers: Iterator[int],
         withdrawn: Callable[[int], None],
     ) -> None:
-        """`delivered` is told of bytes and the seconds they took, while no lock is held here; `numbers` are those of work
-        requests, of all connections; `withdrawn` is told which exports the peer has ended."""
+        """`room` is that of the device; `delivered` is told of bytes and the seconds they took, while no lock is held here;
+        `numbers` are those of work requests, of all connections; `withdrawn` is told which exports the peer has ended."""
         self.rail = rail
         self.lane = lane
         self.peer = name_of(path.host, path.port)
@@ -96,6 +98,7 @@ class Connection:
         self._tell_delivered = delivered
         self._tell_withdrawn = withdrawn
         self._device = device
+        self._room = room
         self._path = path
         self._secret = secret
         self._numbers = numbers
@@ -156,6 +159,12 @@ class Connection:
             self._unposted += works
             self._post()
             return True
+
+    def go_on(self) -> None:
+        """There may be room on the device again."""
+        with self._lock:
+            if not self._broken:
+                self._post()
 
     def open(self) -> None:
         """Connects, which may take seconds; to be called once, by a thread that can wait. Where that fails, `broken` is set."""
@@ -259,6 +268,7 @@ class Connection:
             left = list(self._works.values())
             self._works.clear()
             self._unposted.clear()
+            self._room.give_back(len(self._flights))
             self._flights.clear()
             self.pending_bytes = 0
             return left
@@ -326,6 +336,10 @@ class Connection:
                 if slot is None:
                     waiting.append(self._unposted.popleft())
                     continue
+            if not self._room.take(self, has_some=bool(self._flights)):
+                if slot is not None:
+                    self._staging.give_back(slot)
+                break
             yield work, slot
         self._unposted.extendleft(reversed(waiting))
 
@@ -376,6 +390,7 @@ class Connection:
 
     def _completed(self, number: int) -> list[Work]:
         ended = []
+        before = len(self._flights)
         while self._flights and next(iter(self._flights)) <= number:
             _, flight = self._flights.popitem(last=False)
             work, slot = flight.work, flight.slot
@@ -388,6 +403,7 @@ class Connection:
             if not work.in_flight and not work.messages:
                 self._forget(work)
                 ended.append(work)
+        self._room.give_back(before - len(self._flights))
         return ended
 
     def _close_socket(self) -> None:

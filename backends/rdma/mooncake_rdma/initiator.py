@@ -26,6 +26,7 @@ from mooncake_rdma.connection import Connection, Registered, Work
 from mooncake_rdma.messages import Message
 from mooncake_rdma.paths import PortAddress, Rail, RdmaPath, rails, weight_of
 from mooncake_rdma.requests import Ended
+from mooncake_rdma.room import Room
 
 if TYPE_CHECKING:
     from mooncake_rdma.verbs import Device
@@ -88,6 +89,7 @@ class Initiator:
     ) -> None:
         """`messages` cuts a work anew; `complete` is called without a lock."""
         self._devices = devices
+        self._rooms = [Room[Connection](device.most_requests) for device in devices]
         self._ports = ports
         self._secret = secret
         self._lanes = lanes
@@ -233,6 +235,7 @@ class Initiator:
                 self._devices[rail.ours],
                 rail,
                 path,
+                room=self._rooms[rail.ours],
                 secret=self._secret,
                 delivered=partial(self._delivered, peer, rail, self._rate(rail, path)),
                 lane=self._lanes.get("rdma", str(self._ports[rail.ours]), f"{path.host} {path.ports[rail.theirs]}"),
@@ -305,6 +308,9 @@ class Initiator:
         for connection in self._all():
             if connection.broken:
                 self._end(connection, None, connection.broken)
+        for room in self._rooms:
+            for connection in room.waiting():
+                connection.go_on()
         now = time.monotonic()
         if self._earliest_s <= now:
             self._expire()
@@ -460,6 +466,7 @@ class Initiator:
             self._detach(connection, set_aside=set_aside)
             self._retired.discard(connection)
             self._sieve.remove(connection)
+            self._wake()  # it makes room, for which others may wait
 
     def _retire(self, connection: Connection) -> None:
         """It is broken: others take its place, and the thread ends it."""

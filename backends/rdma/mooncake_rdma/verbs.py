@@ -35,7 +35,9 @@ from pyverbs.wr import SGE, SendWR  # noqa: E402
 SEND_DEPTH: Final = 128
 """Work requests under way on one queue pair."""
 MOST_SEGMENTS: Final = 16
-COMPLETIONS: Final = 4096
+COMPLETIONS: Final = 8192
+"""That the queue of a device has room for. Half of them may be under way: those of queue pairs that were closed since are still in
+it."""
 MOST_READS: Final = 16
 """Under way at once, of one queue pair: the NIC keeps state for each."""
 HOP_LIMIT: Final = 64
@@ -91,7 +93,9 @@ class Device:
         self._most_region_bytes = limits.max_mr_size
         self._lid: int = attributes.lid
         self._mtu = int(attributes.active_mtu)
-        self._completions = CQ(self._context, min(COMPLETIONS, limits.max_cqe), None, self._channel, 0)
+        num_completions = min(COMPLETIONS, limits.max_cqe)
+        self.most_requests = num_completions // 2
+        self._completions = CQ(self._context, num_completions, None, self._channel, 0)
         self._completions.req_notify()
 
     @property
