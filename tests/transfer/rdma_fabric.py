@@ -68,6 +68,7 @@ class Network:
         """That each device has completions for."""
         self.most_under_way = 0
         """At once, of one device; what was not told of yet is."""
+        self.num_failures: Counter[str] = Counter()
         self.num_requests: dict[str, int] = {}
         """That each device has carried out."""
 
@@ -193,6 +194,7 @@ class QueuePair:
                 return "WR_FLUSH_ERR"
             time.sleep(0.001)
         if name in network.failing:
+            network.num_failures[name] += 1
             return "RETRY_EXC_ERR"
         region = network.regions.get(request.remote_key)
         if region is None:

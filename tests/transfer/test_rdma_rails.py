@@ -197,6 +197,16 @@ def test_a_rail_that_failed_is_left_alone_for_a_while_then_used_again(
     wait_for(is_used_again)
 
 
+def test_where_there_is_no_other_transport_rails_are_tried_though_all_failed_lately(
+    ends: Ends, network: Network
+) -> None:
+    path = ends.export(writable=True)
+    network.failing |= {"nic0", "nic1"}
+    assert {type(error) for error in ends.complete(_writes(ends, path)[0]).values()} == {PathFailed}
+    network.failing.clear()
+    assert set(ends.complete(_writes(ends, path)[0]).values()) == {None}
+
+
 def test_when_all_rails_fail_the_error_says_who_how_and_errno(ends: Ends, network: Network) -> None:
     network.failing |= {"nic0", "nic1"}
     operations, _ = _writes(ends, ends.export(writable=True))

@@ -145,6 +145,12 @@ class Connection:
         with self._lock:
             return bool(self._flights) and self._moved_at_s <= moment_s
 
+    @property
+    def has_others(self) -> bool:
+        """Whether other transports take over something of what it carries."""
+        with self._lock:
+            return any(work.operation.has_others for work in self._works.values())
+
     def submit(self, works: Sequence[Work]) -> bool:
         """Takes works over; False where it is broken. They are posted here, as far as there is room. `broken` may be set
         afterwards: they are the connection's nevertheless."""

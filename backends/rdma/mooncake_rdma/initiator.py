@@ -177,7 +177,7 @@ class Initiator:
 
     def _choose(self, work: Work, loads: dict[Connection, int]) -> Connection:
         """The connection that has least to do for its rate, of the rails that have not failed lately: those
-        of the NICs near the memory, while there is one. Locked.
+        of the NICs near the memory, while there is one. What no other transport takes over tries the others too. Locked.
 
         Raises:
             TransferError: there is none; says why.
@@ -197,6 +197,12 @@ class Initiator:
             raise self._no_rail(path)
         now = time.monotonic()
         good = [rail for rail in left if peer.tracks[rail].set_aside_until_s <= now]
+        if not good and work.operation.has_others:
+            raise PathFailed(
+                f"{path.host}:{path.port} over rdma: all ways failed lately, and are not due to be tried again",
+                path="rdma",
+                errno=errno.EHOSTUNREACH,
+            )
         near = [rail for rail in good if rail.ours in work.near]
         connections = {rail: self._connection(peer, rail, path) for rail in near or good or left}
         nominal = {rail: self._rate(rail, path) * self._weight(rail, path) for rail in connections}
@@ -334,11 +340,13 @@ class Initiator:
             device = self._devices[connection.rail.ours]
             if not device.is_active:
                 self._end(connection, None, connection.failure("the link is down", errno.ENETDOWN))
-            elif connection.stands_still_since(now - STALL_S) and self._has_others(connection):
+            elif connection.stands_still_since(now - STALL_S) and self._may_leave(connection):
                 self._end(connection, None, connection.failure(f"nothing moved for {STALL_S:g} s", errno.ETIMEDOUT))
 
-    def _has_others(self, connection: Connection) -> bool:
-        """Whether there are other rails to its peer, which are not set aside."""
+    def _may_leave(self, connection: Connection) -> bool:
+        """Whether other transports take over what it carries, or other rails to its peer which are not set aside."""
+        if connection.has_others:
+            return True
         now = time.monotonic()
         with self._lock:
             for peer in self._peers.values():

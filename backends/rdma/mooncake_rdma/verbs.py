@@ -36,8 +36,8 @@ SEND_DEPTH: Final = 128
 """Work requests under way on one queue pair."""
 MOST_SEGMENTS: Final = 16
 COMPLETIONS: Final = 8192
-"""That the queue of a device has room for. Half of them may be under way: those of queue pairs that were closed since are still in
-it."""
+"""That the queue of a device has room for. Half of them may be under way: in the other half are those of queue pairs that were
+closed since."""
 MOST_READS: Final = 16
 """Under way at once, of one queue pair: the NIC keeps state for each."""
 HOP_LIMIT: Final = 64

@@ -111,6 +111,9 @@ class Operation(Struct, frozen=True):
     """time.monotonic() after which the operation fails with DeadlineExceeded."""
     in_order: bool = False
     """Its ranges have to land one after the other; asked only of a transport that is capable of it."""
+    has_others: bool = False
+    """Other transports carry it where this one fails: what failed lately need not be tried again, nor what stands still be
+    waited for."""
 
     @property
     def length(self) -> int:

@@ -429,6 +429,7 @@ class TransferEngine:
                 ranges=ranges,
                 deadline_s=transfer.deadline_s,
                 in_order=request.in_order,
+                has_others=bool(others),
             )
             transfer.path = best.name
             with self._lock:
@@ -515,7 +516,7 @@ class TransferEngine:
         """The path failed: the next one carries the slice."""
         transport, *others = piece.others
         path = piece.transfer.request.segment.paths[transport.name]
-        operation = msgspec.structs.replace(piece.operation, path=path)
+        operation = msgspec.structs.replace(piece.operation, path=path, has_others=bool(others))
         piece.transfer.path = transport.name
         with self._lock:
             self._slices[operation.operation_id] = _Slice(

@@ -1,0 +1,90 @@
+"""The rdma transport beside tcp, in a Transfer Engine: what its rails cannot carry goes over tcp."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mooncake_core.transfer.contract import Kind
+from mooncake_core.transfer.engine import TransferEngine
+from mooncake_core.wire.messages.memory import SegmentDescriptor
+from mooncake_rdma import initiator
+from tests.transfer.rdma_fabric import Network, transport_on
+
+PART_BYTES = 64 << 10
+COUNT = 5
+
+
+class Pair:
+    """Two engines with both transports, and a segment of one of them."""
+
+    def __init__(self) -> None:
+        self.network = Network()
+        transports = [transport_on(self.network), "tcp"]
+        self.here, self.there = (
+            TransferEngine(owner=name, host_id=name, incarnation=number, transports=transports)
+            for number, name in enumerate(("here", "there"), 1)
+        )
+        self.memory = bytearray(COUNT * PART_BYTES)
+        self.segment: SegmentDescriptor = self.there.export(self.there.register_memory(self.memory), writable=True)
+
+    def write(self) -> list[str]:
+        """One after the other; by which transport each went."""
+        source = os.urandom(len(self.memory))
+        paths = []
+        for start in range(0, len(source), PART_BYTES):
+            piece = memoryview(source)[start : start + PART_BYTES]
+            (moved,) = self.here.move(Kind.WRITE, self.segment, [([piece], start)])
+            assert moved.error is None
+            paths.append(moved.path)
+        assert self.memory == source
+        return paths
+
+    def close(self) -> None:
+        self.here.close()
+        self.there.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    pair = Pair()
+    yield pair
+    pair.close()
+
+
+def test_rails_that_failed_lately_are_not_tried_by_each_transfer(pair: Pair) -> None:
+    pair.network.failing |= {"nic0", "nic1"}
+    assert pair.write() == ["tcp"] * COUNT
+    assert pair.network.num_failures == {"nic0": 1, "nic1": 1}
+
+
+def test_rails_carry_again_once_their_time_is_over(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initiator, "FIRST_BACK_OFF_S", 0.2)
+    pair.network.failing |= {"nic0", "nic1"}
+    assert set(pair.write()) == {"tcp"}
+    pair.network.failing.clear()
+    time.sleep(0.3)
+    assert set(pair.write()) == {"rdma"}
+
+
+def test_rails_are_tried_all_the_same_where_tcp_fails_too(pair: Pair) -> None:
+    pair.network.failing |= {"nic0", "nic1"}
+    assert set(pair.write()) == {"tcp"}
+    pair.network.failing.clear()
+    pair.there._transports["tcp"].close()
+    assert pair.write() == ["rdma"] * COUNT
+
+
+@pytest.mark.parametrize("stuck", [{"nic0"}, {"nic0", "nic1"}])
+def test_what_stands_still_goes_elsewhere_long_before_its_deadline(
+    pair: Pair, stuck: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(initiator, "STALL_S", 0.1)
+    monkeypatch.setattr(initiator, "WATCH_S", 0.02)
+    pair.network.stuck |= stuck
+    started = time.monotonic()
+    assert set(pair.write()) == ({"tcp"} if len(stuck) == 2 else {"rdma"})
+    assert time.monotonic() - started < 5
