@@ -27,7 +27,7 @@ from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_rdma.paths import RdmaPath
 from mooncake_rdma.ports import Fabric, read_ports, usable_ports
-from tests.transfer.random_transfers import RandomTransfers
+from tests.transfer.random_transfers import COUNT, LARGEST_BYTES, MOST_BYTES, RandomTransfers
 
 try:
     usable_ports(read_ports())
@@ -89,13 +89,14 @@ def ends() -> Iterator[Ends]:
 
 @pytest.mark.parametrize(
     ("count", "largest_bytes"),
-    [(100, 1 << 20), pytest.param(2000, 16 << 20, marks=[pytest.mark.acceptance, pytest.mark.timeout(900)])],
+    [(100, 1 << 20), pytest.param(COUNT, LARGEST_BYTES, marks=[pytest.mark.acceptance, pytest.mark.timeout(900)])],
 )
 def test_random_transfers_move_every_byte(target: Target, count: int, largest_bytes: int) -> None:
     engine = TransferEngine(owner="here", host_id="here", incarnation=1, transports=["rdma"], timeout_s=120)
     started = time.monotonic()
-    transfers = RandomTransfers(engine, target.segment, largest_bytes=largest_bytes, most_bytes=2 * 10**9)
+    transfers = RandomTransfers(engine, target.segment, largest_bytes=largest_bytes, most_bytes=MOST_BYTES)
     transfers.run(count)
+    assert transfers.done == count
     print(f"{transfers.done} transfers, {transfers.moved_bytes} bytes, {time.monotonic() - started:.1f} s")
     transfers.close()
     engine.close()
