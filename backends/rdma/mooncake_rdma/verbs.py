@@ -10,12 +10,12 @@ import logging
 import os
 import resource
 import secrets
-import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
 from mooncake_core.errors import PathFailed, TransferError
 from mooncake_core.units import format_size
+from mooncake_rdma.event_descriptors import with_descriptor
 from mooncake_rdma.ports import Fabric, Port, is_active
 from mooncake_rdma.pyverbs_location import make_pyverbs_importable
 from mooncake_rdma.requests import INLINE_BYTES, Ended, PortHandle, WorkRequest
@@ -45,7 +45,6 @@ TIMEOUT_EXPONENT: Final = 14
 """A packet that is not acknowledged is sent again after 4.096 µs * 2^14 = 67 ms, RETRIES times: a peer that is gone is noticed
 within a second or a few, by device."""
 RETRIES: Final = 7
-_CREATING = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
@@ -81,10 +80,7 @@ class Device:
     def _open(self) -> None:
         self._context = Context(name=self.port.device)
         self._domain = PD(self._context)
-        with _CREATING:  # pyverbs does not tell its descriptor: it is the one that is new
-            before = _event_descriptors()
-            self._channel = CompChannel(self._context)
-            (self._descriptor,) = _event_descriptors() - before
+        self._channel, self._descriptor = with_descriptor(lambda: CompChannel(self._context))
         limits = self._context.query_device()
         attributes = self._context.query_port(self.port.number)
         self.most_segments = min(MOST_SEGMENTS, limits.max_sge)
@@ -300,17 +296,6 @@ def _close(part: Any) -> None:
         part.close()
     except PyverbsRDMAError as error:
         _log.warning("an RDMA device did not give back a %s: %s", type(part).__name__, _reason(error))
-
-
-def _event_descriptors() -> set[int]:
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[infinibandevent]":
-                found.add(int(name))
-        except FileNotFoundError:  # it was that of the listing
-            continue
-    return found
 
 
 def _number(error: Any) -> int:
