@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.upstream import check
 from tests.dropin.cases import EVERY
 from tests.dropin.cases.world import CASES, World
+from tests.dropin.casework import Case
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60)]
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "guide" / "dropin.md"
@@ -31,6 +33,15 @@ def test_case(world: World, name: str) -> None:
         case.run(world, *case.row)
     finally:
         world.empty()
+
+
+def test_a_case_that_was_not_run_is_no_difference() -> None:
+    cases = {"case": Case("case", lambda world: None, (), differs="a line of the guide")}
+    check(cases, {"case": "AssertionError"}, "case")
+    with pytest.raises(AssertionError, match="not run"):
+        check(cases, {}, "case")
+    with pytest.raises(AssertionError, match="no difference any more"):
+        check(cases, {"case": ""}, "case")
 
 
 def test_there_are_enough_cases() -> None:
