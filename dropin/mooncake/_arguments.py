@@ -48,9 +48,17 @@ def the_bytes(value: Any) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
-def each(code: int, keys: Sequence[str]) -> list[int]:
+def each(code: int, keys: Sequence[object]) -> list[int]:
     """The same answer for every key."""
     return [code] * len(keys)
+
+
+def spread(count: int, places: Sequence[int], codes: Sequence[int]) -> list[int]:
+    """The answers for some of a call's objects, each at its place; INVALID_PARAMS for the others."""
+    spread_out = [int(Code.INVALID_PARAMS)] * count
+    for place, code in zip(places, codes, strict=True):
+        spread_out[place] = code
+    return spread_out
 
 
 def first_failure(codes: Sequence[int]) -> int:

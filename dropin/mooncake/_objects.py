@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mooncake._arguments import each, first_failure, the_bytes, the_key, the_keys
+from mooncake._arguments import each, first_failure, spread, the_bytes, the_key, the_keys
 from mooncake._codes import Code, code_of
 from mooncake._lifecycle import Lifecycle
 from mooncake._link import Link
 from mooncake._memory import BufferHandle, new_bytes
-from mooncake._replicas import DEFAULT, ReplicaDescriptor, ReplicateConfig, describe
+from mooncake._replicas import DEFAULT, ReplicaDescriptor, ReplicateConfig, describe, groups_fit, of_some
 from mooncake_core.store.client import Pieces
 from mooncake_core.transfer.slices import total_bytes
 
@@ -142,27 +142,28 @@ class ObjectCalls(Lifecycle):
         return first_failure(self._put(wanted, buffers, config, upsert=upsert))
 
     def _put(
-        self, keys: Sequence[str], values: Sequence[Pieces], config: ReplicateConfig, *, upsert: bool = False
+        self, keys: Sequence[str], values: Sequence[Pieces | None], config: ReplicateConfig, *, upsert: bool = False
+    ) -> list[int]:
+        """A value that is None is refused, and one without a byte, as upstream does: a read of it could not be told from a
+        miss."""
+        if not keys:
+            return []
+        if not groups_fit(config, keys):
+            return each(Code.INVALID_PARAMS, keys)
+        full = [(index, pieces) for index, pieces in enumerate(values) if pieces and total_bytes(pieces)]
+        if len(full) == len(keys):
+            return self._put_full(keys, [pieces for _, pieces in full], config, upsert=upsert)
+        places = [index for index, _ in full]
+        chosen = [keys[index] for index in places]
+        put = self._put_full(chosen, [pieces for _, pieces in full], of_some(config, places), upsert=upsert)
+        return spread(len(keys), places, put)
+
+    def _put_full(
+        self, keys: Sequence[str], values: Sequence[Pieces], config: ReplicateConfig, *, upsert: bool
     ) -> list[int]:
         if not keys:
             return []
-        if not all(map(total_bytes, values)):
-            return self._put_full_ones(keys, values, config, upsert=upsert)
-        if config.group_ids and len(config.group_ids) != len(keys):
-            return each(Code.INVALID_PARAMS, keys)
         return self._ask(lambda link: link.put(keys, values, config, upsert=upsert), lambda code: each(code, keys))
-
-    def _put_full_ones(
-        self, keys: Sequence[str], values: Sequence[Pieces], config: ReplicateConfig, *, upsert: bool
-    ) -> list[int]:
-        """As _put; an object without a byte is refused, as upstream does: a read of it could not be told from a miss."""
-        codes = each(Code.INVALID_PARAMS, keys)
-        full = [index for index, pieces in enumerate(values) if total_bytes(pieces)]
-        if not config.group_ids:  # which go by place
-            put = self._put([keys[index] for index in full], [values[index] for index in full], config, upsert=upsert)
-            for index, code in zip(full, put, strict=True):
-                codes[index] = code
-        return codes
 
     def _get(self, keys: Sequence[str], destination: Any) -> list[int]:
         if not keys:

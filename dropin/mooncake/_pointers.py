@@ -123,14 +123,7 @@ class PointerCalls(ObjectCalls):
         if not len(wanted) == len(all_buffer_ptrs) == len(all_sizes):
             return each(Code.INVALID_PARAMS, wanted)
         views = [self._registered.views(*memory) for memory in zip(all_buffer_ptrs, all_sizes, strict=True)]
-        good = [(index, pieces) for index, pieces in enumerate(views) if pieces is not None]
-        codes = each(Code.INVALID_PARAMS, wanted)
-        if len(good) != len(views) and config.group_ids:  # they are named by their place
-            return codes
-        done = self._put([wanted[index] for index, _ in good], [pieces for _, pieces in good], config, upsert=upsert)
-        for (index, _), code in zip(good, done, strict=True):
-            codes[index] = code
-        return codes
+        return self._put(wanted, views, config, upsert=upsert)
 
 
 def _lists(values: Sequence[int]) -> list[list[int]]:

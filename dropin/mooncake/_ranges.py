@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from mooncake._arguments import each, the_keys
+from mooncake._arguments import each, spread, the_keys
 from mooncake._codes import Code, code_of
 from mooncake._link import Link, put_options
 from mooncake._pointers import Addresses, PointerCalls, Sizes
-from mooncake._replicas import DEFAULT, ReplicateConfig
+from mooncake._replicas import DEFAULT, ReplicateConfig, groups_fit
 from mooncake_core.store.blocking import OpenGet, OpenPut
 from mooncake_core.store.reading import Cut
 from mooncake_core.transfer.slices import total_bytes
@@ -18,6 +18,7 @@ from mooncake_core.wire.messages.pool import NewObject
 
 Offsets = Sequence[int]
 Parts = list[tuple[int, list[memoryview]]]
+BEYOND_ANY_SIZE: Final = 1 << 64
 Session = TypeVar("Session", OpenPut, OpenGet)
 
 
@@ -75,7 +76,9 @@ class RangeCalls(PointerCalls):
         wanted = the_keys(keys)
         codes, sessions = self._plan(wanted, self._gets, all_buffer_ptrs, all_sizes, all_src_offsets)
         for opened, members in sessions.items():
-            cuts: dict[int, Sequence[Cut]] = {index: parts for _, index, parts in members}
+            cuts: dict[int, list[Cut]] = {}
+            for _, index, parts in members:  # a key may be named more than once
+                cuts.setdefault(index, []).extend(parts)
             read = self._ask(lambda link: opened.read(cuts), lambda code: {})  # noqa: B023 (called at once)
             for place, index, parts in members:
                 codes[place] = _length(parts) if read.get(index) else int(Code.TRANSFER_FAIL)
@@ -94,19 +97,21 @@ class RangeCalls(PointerCalls):
         """Space for objects that are then written part by part; 0 or a code each. The master takes it back after its writer
         deadline."""
         wanted = the_keys(keys)
-        if len(wanted) != len(sizes) or any(key in self._puts for key in wanted):
+        if len(wanted) != len(sizes) or not groups_fit(config, wanted) or any(key in self._puts for key in wanted):
             return each(Code.INVALID_PARAMS, wanted)
+        groups = config.group_ids or [""] * len(wanted)
+        good = [index for index, size in enumerate(sizes) if 0 < size < BEYOND_ANY_SIZE]
+        objects = [NewObject(key=wanted[index], size_bytes=sizes[index], group=groups[index]) for index in good]
 
         def work(link: Link) -> list[int]:
-            objects = [NewObject(key=key, size_bytes=size) for key, size in zip(wanted, sizes, strict=True)]
             opened = link.store.begin_put(objects, replicas=max(1, config.replica_num), options=put_options(config))
             with self._sessions:
-                for index, (key, code) in enumerate(zip(wanted, opened.refusals, strict=True)):
+                for index, (new, code) in enumerate(zip(objects, opened.refusals, strict=True)):
                     if not code:
-                        self._puts[key] = (opened, index, sizes[index])
+                        self._puts[new.key] = (opened, index, new.size_bytes)
             return [code_of(code) for code in opened.refusals]
 
-        return self._ask(work, lambda code: each(code, wanted))
+        return spread(len(wanted), good, self._ask(work, lambda code: each(code, objects)))
 
     def batch_put_from_multi_buffer_ranges(
         self,
@@ -156,9 +161,7 @@ class RangeCalls(PointerCalls):
         def work(link: Link) -> list[int]:
             return [code_of(code) for code in link.store.read_ranges([wanted[index] for index in good], cuts)]
 
-        codes = each(Code.INVALID_PARAMS, wanted)
-        for index, code in zip(good, self._ask(work, lambda code: [code] * len(good)), strict=True):
-            codes[index] = code
+        codes = spread(len(wanted), good, self._ask(work, lambda code: each(code, good)))
         return [
             list(lengths) if code == Code.OK else [code] * len(lengths)
             for code, lengths in zip(codes, sizes, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mooncake_core.wire.messages.objects import ObjectDescription
@@ -100,6 +100,17 @@ _KINDS: Final[dict[str, type | tuple[type, ...]]] = {
     "group_ids": (list, type(None)),
 }
 DEFAULT: Final = ReplicateConfig()
+
+
+def groups_fit(config: ReplicateConfig, keys: Sequence[str]) -> bool:
+    """Whether a config names a group for each of the keys, or none at all."""
+    return config.group_ids is None or len(config.group_ids) == len(keys)
+
+
+def of_some(config: ReplicateConfig, places: Sequence[int]) -> ReplicateConfig:
+    """The config for some of the objects that it was given for: groups go by place."""
+    groups = config.group_ids
+    return config if groups is None else replace(config, group_ids=[groups[place] for place in places])
 
 
 def node_name(segment: str) -> str:

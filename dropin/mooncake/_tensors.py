@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mooncake._arguments import each, first_failure, the_key, the_keys
+from mooncake._arguments import each, first_failure, spread, the_key, the_keys
 from mooncake._codes import Code
 from mooncake._ranges import RangeCalls
 from mooncake._replicas import DEFAULT, ReplicateConfig
@@ -279,16 +279,13 @@ class TensorCalls(RangeCalls):
         wanted = the_keys(keys)
         if not len(wanted) == len(buffer_ptrs) == len(sizes):
             return each(Code.INVALID_PARAMS, wanted)
-        codes = each(Code.INVALID_PARAMS, wanted)
         good = [
             index
             for index, memory in enumerate(zip(buffer_ptrs, sizes, strict=True))
             if self._tensor_at(*memory) is not None
         ]
         chosen = ([values[index] for index in good] for values in (wanted, buffer_ptrs, sizes))
-        for index, code in zip(good, store(*chosen), strict=True):
-            codes[index] = code
-        return codes
+        return spread(len(wanted), good, store(*chosen))
 
     def _tensor_at(self, address: int, num_bytes: int) -> Tensor | None:
         memory = self._registered.view(address, num_bytes)

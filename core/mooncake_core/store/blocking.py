@@ -187,7 +187,7 @@ class OpenGet:
         """None for an object that cannot be read."""
         return self._session.size_bytes(index)
 
-    def read(self, cuts: dict[int, Sequence[Cut]]) -> dict[int, bool]:
+    def read(self, cuts: Mapping[int, Sequence[Cut]]) -> dict[int, bool]:
         """Reads (offset, pieces) of objects; whether all of an object's came.
 
         Raises:
@@ -196,7 +196,7 @@ class OpenGet:
         with self._lock:
             return run(self._read(cuts))
 
-    async def _read(self, cuts: dict[int, Sequence[Cut]]) -> dict[int, bool]:
+    async def _read(self, cuts: Mapping[int, Sequence[Cut]]) -> dict[int, bool]:
         if self._session.deadline - time.monotonic() < RENEW_S:
             await self._session.renew(timeout_s=self._timeout_s)
         return await self._session.read(cuts, timeout_s=self._timeout_s)

@@ -283,6 +283,22 @@ def put_with_group_ids(world: World) -> None:
 
 
 @case()
+def put_with_group_ids_where_one_is_empty(world: World) -> None:
+    keys, source, config = world.keys(3), world.memory(100, pattern(100)), world.Config()
+    config.group_ids = ["one", "two", "three"]
+    assert list(world.store.batch_put_from(keys, [source.address] * 3, [100, 0, 50], config)) == [0, -600, 0]
+    assert world.store.get_batch(keys) == [pattern(100), b"", pattern(100)[:50]]
+
+
+@case(["group"], [])
+def put_wants_a_group_per_key(world: World, groups: Any) -> None:
+    keys, source, config = world.keys(2), world.memory(100), world.Config()
+    config.group_ids = groups
+    assert list(world.store.batch_put_from(keys, [source.address] * 2, [100, 0], config)) == [-600, -600]
+    assert list(world.store.batch_is_exist(keys)) == [0, 0]
+
+
+@case()
 def two_segments_hold_two_replicas(world: World) -> None:
     other = world.connect(16 * MIB)
     try:

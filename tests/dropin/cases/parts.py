@@ -6,6 +6,7 @@ from typing import Any
 
 from .world import BEFORE_SETUP, MIB, World, case, pattern
 
+NO_SUCH_NUMBER = "sizes below 0 and from 2^64 on, keys with half a surrogate pair"
 UNWRITTEN = "a put session that did not write every byte"
 POISON = b"\xa5"
 
@@ -104,6 +105,35 @@ def a_put_session_that_cannot_fit(world: World) -> None:
     assert code == -200
 
 
+@case(1 << 63, (1 << 64) - 1)
+def a_put_session_of_more_than_there_can_be(world: World, size: int) -> None:
+    assert list(world.store.batch_put_session_start([world.key()], [size])) == [-200]
+
+
+@case()
+def a_put_session_of_an_empty_object_is_refused_alone(world: World) -> None:
+    empty, full = world.keys(2)
+    assert list(world.store.batch_put_session_start([empty, full], [0, 10])) == [-600, 0]
+    assert list(world.store.batch_put_session_end([empty])) == [-600]
+    assert list(world.store.batch_put_session_revoke([full])) == [0]
+
+
+@case(-1, 1 << 64, differs=NO_SUCH_NUMBER)
+def a_put_session_of_no_size_is_refused_alone(world: World, size: int) -> None:
+    wrong, full = world.keys(2)
+    assert list(world.store.batch_put_session_start([wrong, full], [size, 10])) == [-600, 0]
+    assert list(world.store.batch_put_session_revoke([full])) == [0]
+
+
+@case()
+def a_put_session_wants_a_group_per_key(world: World) -> None:
+    config = world.Config()
+    config.group_ids = ["group"]
+    assert list(world.store.batch_put_session_start(world.keys(2), [10, 10], config)) == [-600, -600]
+    config.group_ids = []
+    assert list(world.store.batch_put_session_start(world.keys(2), [10, 10], config)) == [-600, -600]
+
+
 @case()
 def a_put_session_wants_a_size_per_key(world: World) -> None:
     assert list(world.store.batch_put_session_start(world.keys(2), [4096])) == [-600, -600]
@@ -166,6 +196,19 @@ def a_get_session_reads_parts(world: World) -> None:
     assert target.content[2048:4096] == pattern(8192, 1)[6144:]
     assert target.content[4096:] == pattern(8192, 2)[1024:5120]
     assert world.store.batch_get_session_end(keys) == 0
+
+
+@case()
+def a_get_session_reads_the_same_object_twice_in_one_call(world: World) -> None:
+    key, target = world.put(pattern(200)), world.memory(100)
+    assert list(world.store.batch_get_session_start([key])) == [0]
+    room = [[target.address], [target.address + 50]]
+    assert list(world.store.batch_get_into_multi_buffer_ranges([key, key], room, [[50], [50]], [[0], [100]])) == [
+        50,
+        50,
+    ]
+    assert target.content == pattern(200)[:50] + pattern(200)[100:150]
+    assert world.store.batch_get_session_end([key]) == 0
 
 
 @case()
