@@ -10,7 +10,7 @@ from typing import Any
 from mooncake._codes import Code, code_of
 from mooncake._link import Link, Linked
 from mooncake._memory import HostMemory, Registered
-from mooncake._settings import Settings, settings
+from mooncake._settings import Settings, from_environment, settings
 from mooncake_core.errors import MooncakeError
 
 _log = logging.getLogger("mooncake.store")
@@ -52,8 +52,10 @@ class Lifecycle(Linked):
         return code
 
     def init_all(self, protocol: str, device_name: str, mount_segment_size: int) -> int:
-        """`setup` with a segment of that size and everything else from the environment."""
-        return self.setup(protocol=protocol, device_name=device_name, global_segment_size=mount_segment_size)
+        """`setup` with a segment of that size and everything else from the environment: MOONCAKE_MASTER,
+        MOONCAKE_LOCAL_HOSTNAME and the others that clients read."""
+        said = {"protocol": protocol, "device_name": device_name, "global_segment_size": mount_segment_size}
+        return self.setup({**from_environment(), **said})
 
     def alloc_from_mem_pool(self, size: int) -> int:
         """Registered memory from the pool that `setup_dummy` was given; its address, 0 when that is used up."""

@@ -32,6 +32,18 @@ POSITIONAL: Final = (
     "client_http_port",
 )
 ALIASES: Final = {"device_name": "rdma_devices", "master_server_address": "master_server_addr"}
+VARIABLES: Final = {
+    "LOCAL_HOSTNAME": "local_hostname",
+    "MOONCAKE_LOCAL_HOSTNAME": "local_hostname",
+    "MOONCAKE_TE_META_DATA_SERVER": "metadata_server",
+    "MOONCAKE_GLOBAL_SEGMENT_SIZE": "global_segment_size",
+    "MOONCAKE_LOCAL_BUFFER_SIZE": "local_buffer_size",
+    "MOONCAKE_PROTOCOL": "protocol",
+    "MOONCAKE_DEVICE": "device_name",
+    "MOONCAKE_MASTER": "master_server_address",
+    "MOONCAKE_ENABLE_SSD_OFFLOAD": "enable_ssd_offload",
+    "MOONCAKE_TENANT_ID": "tenant_id",
+}
 OTHERS: Final = ("ipc_socket_path", "tls_certificate", "tls_key", "tls_ca")
 
 
@@ -68,7 +80,7 @@ class Settings:
 
 
 def settings(positional: Sequence[Any], named: Mapping[str, Any]) -> Settings:
-    """The settings in a call of `setup`; what it does not say comes from the environment, or is the default.
+    """The settings in a call of `setup`; what it does not say is the default, the master's address $MOONCAKE_MASTER first.
 
     Raises:
         TypeError: an argument is unknown, given twice, or of the wrong type; names it.
@@ -90,6 +102,11 @@ def settings(positional: Sequence[Any], named: Mapping[str, Any]) -> Settings:
     if not values.get("master_server_addr"):
         values["master_server_addr"] = os.environ.get("MOONCAKE_MASTER") or DEFAULT_MASTER
     return Settings(**values)
+
+
+def from_environment() -> dict[str, str]:
+    """What clients' variables say of a store."""
+    return {name: os.environ[variable] for variable, name in VARIABLES.items() if os.environ.get(variable)}
 
 
 def _known(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mooncake._settings import DEFAULT_MASTER, size_of
+from mooncake._settings import DEFAULT_MASTER, from_environment, size_of
 
 DEFAULT_SEGMENT_BYTES: Final = 3_355_443_200
 DEFAULT_BUFFER_BYTES: Final = 1 << 30
@@ -50,21 +50,11 @@ class MooncakeConfig:
             return MooncakeConfig.from_file(path)
         if not os.environ.get("MOONCAKE_MASTER"):
             raise ValueError("neither the environment variable MOONCAKE_CONFIG_PATH nor MOONCAKE_MASTER is set")
-        found = {field: os.environ[variable] for variable, field in _VARIABLES.items() if os.environ.get(variable)}
-        return MooncakeConfig(**_converted(found))
+        found = from_environment()
+        return MooncakeConfig(**_converted({name: found[name] for name in _FIELDS if name in found}))
 
 
 _FIELDS: Final = tuple(MooncakeConfig.__dataclass_fields__)
-_VARIABLES: Final = {
-    "LOCAL_HOSTNAME": "local_hostname",
-    "MOONCAKE_LOCAL_HOSTNAME": "local_hostname",
-    "MOONCAKE_TE_META_DATA_SERVER": "metadata_server",
-    "MOONCAKE_GLOBAL_SEGMENT_SIZE": "global_segment_size",
-    "MOONCAKE_LOCAL_BUFFER_SIZE": "local_buffer_size",
-    "MOONCAKE_PROTOCOL": "protocol",
-    "MOONCAKE_DEVICE": "device_name",
-    "MOONCAKE_MASTER": "master_server_address",
-}
 
 
 def _converted(values: dict[str, Any]) -> dict[str, Any]:
