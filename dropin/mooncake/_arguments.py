@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from mooncake._codes import Code
+
+_log = logging.getLogger("mooncake.store")
 
 
 def the_key(key: Any) -> str:
@@ -51,6 +54,14 @@ def the_bytes(value: Any) -> memoryview:
 def each(code: int, keys: Sequence[object]) -> list[int]:
     """The same answer for every key."""
     return [code] * len(keys)
+
+
+def of_one_length(*lists: Sequence[object]) -> bool:
+    """Whether the lists of a call have an element each for every object; where they have not the log says so."""
+    lengths = list(map(len, lists))
+    if len(set(lengths)) > 1:
+        _log.error("expected lists of one length, got %s elements", " and ".join(map(str, lengths)))
+    return len(set(lengths)) <= 1
 
 
 def spread(count: int, places: Sequence[int], codes: Sequence[int]) -> list[int]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mooncake._arguments import each, the_keys
+from mooncake._arguments import each, of_one_length, the_keys
 from mooncake._codes import Code
-from mooncake._replicas import DEFAULT, ReplicateConfig
+from mooncake._replicas import DEFAULT, ReplicateConfig, groups_fit, of_some
 from mooncake._tensor_format import encode, torch
 from mooncake._tensors import Ints, TensorCalls, shard_key, split
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_log = logging.getLogger("mooncake.store")
 
 
 @dataclass
@@ -127,8 +130,7 @@ class ParallelismCalls(TensorCalls):
         writer_partitions: Sequence[Any] | None = None,
     ) -> list[int]:
         """As put_tensor_with_parallelism_from, for several."""
-        tensors = self._tensors_at(buffer_ptrs, sizes)
-        return self._put_parallel(keys, tensors, parallelisms, config, writer_partitions, upsert=False)
+        return self._put_parallel_from(keys, buffer_ptrs, sizes, parallelisms, config, writer_partitions, upsert=False)
 
     def upsert_tensor_with_parallelism_from(
         self,
@@ -154,8 +156,7 @@ class ParallelismCalls(TensorCalls):
         writer_partitions: Sequence[Any] | None = None,
     ) -> list[int]:
         """As upsert_tensor_with_parallelism_from, for several."""
-        tensors = self._tensors_at(buffer_ptrs, sizes)
-        return self._put_parallel(keys, tensors, parallelisms, config, writer_partitions, upsert=True)
+        return self._put_parallel_from(keys, buffer_ptrs, sizes, parallelisms, config, writer_partitions, upsert=True)
 
     def get_tensor_with_parallelism(self, key: str, target: ReadTarget | None = None) -> Tensor | None:
         """A tensor as it was stored, one of its shards, or the full tensor made of them; None when something is missing."""
@@ -172,10 +173,10 @@ class ParallelismCalls(TensorCalls):
     ) -> list[Tensor | None]:
         """As get_tensor_with_parallelism, for several."""
         wanted = the_keys(keys)
-        return [
-            self.get_tensor_with_parallelism(key, target)
-            for key, target in zip(wanted, targets or [None] * len(wanted), strict=True)
-        ]
+        targets = targets or [None] * len(wanted)
+        if not of_one_length(wanted, targets):
+            return [None] * len(wanted)
+        return [self.get_tensor_with_parallelism(key, target) for key, target in zip(wanted, targets, strict=True)]
 
     def get_tensor_with_parallelism_into(
         self, key: str, buffer_ptr: int, size: int, target: ReadTarget | None = None
@@ -197,8 +198,28 @@ class ParallelismCalls(TensorCalls):
     ) -> list[Tensor | None]:
         """As get_tensor_with_parallelism_into, for several."""
         wanted = the_keys(keys)
-        plan = zip(wanted, buffer_ptrs, sizes, targets or [None] * len(wanted), strict=True)
+        targets = targets or [None] * len(wanted)
+        if not of_one_length(wanted, buffer_ptrs, sizes, targets):
+            return [None] * len(wanted)
+        plan = zip(wanted, buffer_ptrs, sizes, targets, strict=True)
         return [self.get_tensor_with_parallelism_into(*row) for row in plan]
+
+    def _put_parallel_from(
+        self,
+        keys: Sequence[str],
+        addresses: Ints,
+        sizes: Ints,
+        parallelisms: Sequence[TensorParallelism | None] | None,
+        config: ReplicateConfig,
+        partitions: Sequence[Any] | None,
+        *,
+        upsert: bool,
+    ) -> list[int]:
+        wanted = the_keys(keys)
+        if not of_one_length(wanted, addresses, sizes):
+            return each(Code.INVALID_PARAMS, wanted)
+        tensors = [self._tensor_at(*memory) for memory in zip(addresses, sizes, strict=True)]
+        return self._put_parallel(wanted, tensors, parallelisms, config, partitions, upsert=upsert)
 
     def _put_parallel(
         self,
@@ -213,12 +234,10 @@ class ParallelismCalls(TensorCalls):
         wanted = the_keys(keys)
         parallelisms = parallelisms or [None] * len(wanted)
         partitions = partitions or [None] * len(wanted)
-        if not len(wanted) == len(tensors) == len(parallelisms) == len(partitions):
+        if not of_one_length(wanted, tensors, parallelisms, partitions) or not groups_fit(config, wanted):
             return each(Code.INVALID_PARAMS, wanted)
-        return [
-            self._put_one(key, tensor, parallelism, partition, config, upsert)
-            for key, tensor, parallelism, partition in zip(wanted, tensors, parallelisms, partitions, strict=True)
-        ]
+        plan = zip(wanted, tensors, parallelisms, partitions, strict=True)
+        return [self._put_one(*row, of_some(config, [index]), upsert) for index, row in enumerate(plan)]
 
     def _put_one(
         self,
@@ -232,16 +251,17 @@ class ParallelismCalls(TensorCalls):
         if parallelism is not None and partition is not None:
             return Code.INVALID_PARAMS
         if partition is not None:
-            rank, size, split_dim = _partition(partition)
-            axes = [ParallelAxis("tp", rank, size, split_dim)]
-            tensor = _shard(tensor, axes[0])
+            cut = _partition(partition)
+            if cut is None:
+                return Code.INVALID_PARAMS
+            axes = [cut]
         elif parallelism is not None and parallelism.axes:
             axes = parallelism.axes
-            cuts = [axis for axis in axes if axis.kind == "tp"]
-            if len(axes) > 1 and cuts:
-                tensor = _shard(tensor, cuts[0])
+            cut = next((axis for axis in axes if axis.kind == "tp" and len(axes) > 1), None)
         else:
             return self._put_tensors([key], [tensor], config, upsert=upsert)[0]
+        if cut is not None and (tensor := _shard(tensor, cut)) is None:
+            return Code.INVALID_PARAMS
         code = self._put_tensors([key_of(key, axes)], [tensor], config, upsert=upsert)[0]
         if code == Code.OK:
             code = self._put([_index_key(key)], [[memoryview(_index(axes))]], config, upsert=upsert)[0]
@@ -274,9 +294,6 @@ class ParallelismCalls(TensorCalls):
         joined: Tensor | None = torch().cat(parts, dim=axis.split_dim) if parts else None
         return joined
 
-    def _tensors_at(self, addresses: Ints, sizes: Ints) -> list[Any]:
-        return [self._tensor_at(*memory) for memory in zip(addresses, sizes, strict=True)]
-
 
 def key_of(key: str, axes: Sequence[ParallelAxis]) -> str:
     """The key of a shard; of a single tp axis as with the calls for tp alone."""
@@ -295,13 +312,21 @@ def _index(axes: Sequence[ParallelAxis]) -> bytes:
 
 
 def _shard(tensor: Any, axis: ParallelAxis) -> Any:
-    """The rank's part of a full tensor; None, which nobody can store, where it cannot be cut so."""
-    shards = split(tensor, axis.size, axis.split_dim or 0) if isinstance(tensor, torch().Tensor) else None
-    return shards[axis.rank] if shards and 0 <= axis.rank < len(shards) else None
+    """The rank's part of a full tensor; None where there is none, and the log says so."""
+    shards = split(tensor, axis.size, axis.split_dim or 0)
+    if shards is None:
+        return None
+    if not 0 <= axis.rank < axis.size:
+        _log.error("expected a rank of 0 to %d, got %d", axis.size - 1, axis.rank)
+        return None
+    return shards[axis.rank]
 
 
-def _partition(value: Any) -> tuple[int, int, int]:
-    if isinstance(value, tuple):
-        rank, size, split_dim = value
-        return rank, size, split_dim
-    return value.rank, value.size, value.split_dim
+def _partition(value: Any) -> ParallelAxis | None:
+    """None where it is no writer partition, and the log says so."""
+    try:
+        rank, size, split_dim = value if isinstance(value, tuple) else (value.rank, value.size, value.split_dim)
+    except (AttributeError, ValueError):
+        _log.error("writer_partition: expected (rank, size, split_dim), got %r", value)
+        return None
+    return ParallelAxis("tp", rank, size, split_dim)

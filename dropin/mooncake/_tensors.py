@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mooncake._arguments import each, first_failure, spread, the_key, the_keys
+from mooncake._arguments import each, first_failure, of_one_length, spread, the_key, the_keys
 from mooncake._codes import Code
 from mooncake._ranges import RangeCalls
-from mooncake._replicas import DEFAULT, ReplicateConfig
-from mooncake._tensor_format import blank, decode, encode, over
+from mooncake._replicas import DEFAULT, ReplicateConfig, groups_fit, of_some
+from mooncake._tensor_format import blank, decode, encode, over, torch
 from mooncake_core.store.client import Pieces
 from mooncake_core.transfer.addresses import view_of
 
@@ -84,10 +84,13 @@ class TensorCalls(RangeCalls):
 
     def batch_get_tensor_into(self, keys: Sequence[str], buffer_ptrs: Ints, sizes: Ints) -> list[Tensor | None]:
         """As get_tensor_into, for several."""
-        read = self.batch_get_into(keys, buffer_ptrs, sizes)
+        wanted = the_keys(keys)
+        if not of_one_length(wanted, buffer_ptrs, sizes):
+            return [None] * len(wanted)
+        read = self.batch_get_into(wanted, buffer_ptrs, sizes)
         return [
             self._tensor_at(address, length) if length > 0 else None
-            for address, length in zip(buffer_ptrs, read, strict=False)
+            for address, length in zip(buffer_ptrs, read, strict=True)
         ]
 
     def get_tensor_into_cuda(self, key: str, tensor: Tensor) -> int:
@@ -97,8 +100,11 @@ class TensorCalls(RangeCalls):
 
     def batch_get_tensor_into_cuda(self, keys: Sequence[str], tensors_list: Sequence[Tensor]) -> list[int]:
         """As get_tensor_into_cuda, for several."""
+        wanted = the_keys(keys)
+        if not of_one_length(wanted, tensors_list):
+            return each(Code.INVALID_PARAMS, wanted)
         codes = []
-        for target, found in zip(tensors_list, self.batch_get_tensor(keys), strict=True):
+        for target, found in zip(tensors_list, self.batch_get_tensor(wanted), strict=True):
             if found is None:
                 codes.append(int(Code.OBJECT_NOT_FOUND))
             elif (found.shape, found.dtype) != (target.shape, target.dtype):
@@ -164,11 +170,11 @@ class TensorCalls(RangeCalls):
     ) -> list[int]:
         """As pub_tensor_with_tp, for several."""
         wanted = the_keys(base_keys)
-        if len(wanted) != len(tensors_list):
+        if not of_one_length(wanted, tensors_list) or not groups_fit(config, wanted):
             return each(Code.INVALID_PARAMS, wanted)
         return [
-            self._put_shards(key, tensor, config, tp_size, split_dim)
-            for key, tensor in zip(wanted, tensors_list, strict=True)
+            self._put_shards(key, tensor, of_some(config, [index] * max(1, tp_size)), tp_size, split_dim)
+            for index, (key, tensor) in enumerate(zip(wanted, tensors_list, strict=True))
         ]
 
     def put_tensor_with_tp_from(
@@ -188,7 +194,7 @@ class TensorCalls(RangeCalls):
     ) -> list[int]:
         """As put_tensor_with_tp_from, for several."""
         wanted = the_keys(base_keys)
-        if not len(wanted) == len(buffer_ptrs) == len(sizes):
+        if not of_one_length(wanted, buffer_ptrs, sizes):
             return each(Code.INVALID_PARAMS, wanted)
         tensors = [self._tensor_at(*memory) for memory in zip(buffer_ptrs, sizes, strict=True)]
         return [
@@ -224,11 +230,12 @@ class TensorCalls(RangeCalls):
         tensor = self.get_tensor(key)
         if tensor is None:
             return Code.OBJECT_NOT_FOUND
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         try:
             save_file({key: tensor}, file_name or f"{key}.safetensors")
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             _log.error("save_tensor_to_safetensor: %s", error)
             return Code.FILE_WRITE_FAIL
         return Code.OK
@@ -236,12 +243,17 @@ class TensorCalls(RangeCalls):
     def load_tensor_from_safetensor(self, key: str | None = None, file_name: str = "") -> Tensor | None:
         """Reads a tensor from a safetensors file and stores it under `key`, else under the file's name: the one called so,
         else the first. None where there is none."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if not Path(file_name).is_file():
             _log.error("load_tensor_from_safetensor: there is no file %s", file_name)
             return None
-        found = load_file(file_name)
+        try:
+            found = load_file(file_name)
+        except (OSError, SafetensorError) as error:
+            _log.error("load_tensor_from_safetensor: %s: %s", file_name, error)
+            return None
         name = file_name if key is None else the_key(key)
         if name not in found and key is not None:
             _log.warning("%s has no tensor called %s: its first one is taken", file_name, name)
@@ -254,7 +266,7 @@ class TensorCalls(RangeCalls):
         self, keys: Sequence[str], tensors: Sequence[Any], config: ReplicateConfig, *, upsert: bool = False
     ) -> list[int]:
         wanted = the_keys(keys)
-        if len(wanted) != len(tensors):
+        if not of_one_length(wanted, tensors):
             return each(Code.INVALID_PARAMS, wanted)
         try:
             encoded = [encode(tensor) for tensor in tensors]
@@ -277,7 +289,7 @@ class TensorCalls(RangeCalls):
     ) -> list[int]:
         """Only what is a tensor: else nobody could read it as one."""
         wanted = the_keys(keys)
-        if not len(wanted) == len(buffer_ptrs) == len(sizes):
+        if not of_one_length(wanted, buffer_ptrs, sizes):
             return each(Code.INVALID_PARAMS, wanted)
         good = [
             index
@@ -298,8 +310,13 @@ def shard_key(key: str, tp_rank: int, tp_size: int) -> str:
 
 
 def split(tensor: Any, parts: int, dimension: int) -> list[Any] | None:
-    """Shards of a tensor along a dimension; None where it cannot be cut so."""
-    if not -tensor.dim() <= dimension < tensor.dim():
+    """Shards of a tensor along a dimension; None where it cannot be cut so, and the log says it."""
+    if not isinstance(tensor, torch().Tensor):
+        _log.error("expected a torch.Tensor, got %s", type(tensor).__name__)
         return None
-    shards = list(tensor.chunk(parts, dim=dimension))
-    return shards if len(shards) == parts else None
+    can_be_cut = parts > 0 and -tensor.dim() <= dimension < tensor.dim()
+    shards = list(tensor.chunk(parts, dim=dimension)) if can_be_cut else []
+    if len(shards) != parts or not shards:
+        _log.error("a tensor of shape %s has no %d shards along dimension %d", tuple(tensor.shape), parts, dimension)
+        return None
+    return shards

@@ -185,3 +185,87 @@ def test_safetensors(world: World, tmp_path: Path) -> None:
     assert same(world.store.get_tensor(key), tensor)
     assert world.store.save_tensor_to_safetensor(world.key(), path) == -704
     assert world.store.load_tensor_from_safetensor(key, str(tmp_path / "none")) is None
+
+
+def test_lists_of_different_lengths_are_refused(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    keys, memory, tensor = world.keys(2), world.memory(1024), torch.arange(4)
+    store, address = world.store, memory.address
+    for key in keys:
+        assert store.put_tensor(key, tensor) == 0
+    target = store_module.ReadTarget()
+    for found in (
+        store.batch_get_tensor_into(keys, [address], [1024]),
+        store.batch_get_tensor_into(keys, [address, address], [1024]),
+        store.batch_get_tensor_with_tp_into(keys, [address], [1024], 0, 2),
+        store.batch_get_tensor_with_parallelism(keys, [target]),
+        store.batch_get_tensor_with_parallelism_into(keys, [address] * 2, [1024] * 2, [target]),
+        store.batch_get_tensor_with_parallelism_into(keys, [address], [1024] * 2),
+    ):
+        assert found == [None, None]
+    for codes in (
+        store.batch_put_tensor(keys, [tensor]),
+        store.batch_get_tensor_into_cuda(keys, [tensor]),
+        store.batch_put_tensor_from(keys, [address], [1024]),
+        store.batch_put_tensor_with_tp(keys, [tensor]),
+        store.batch_put_tensor_with_tp_from(keys, [address], [1024]),
+        store.batch_put_tensor_with_parallelism(keys, [tensor] * 2, [None]),
+        store.batch_put_tensor_with_parallelism_from(keys, [address], [1024, 1024]),
+        store.batch_upsert_tensor_with_parallelism_from(keys, [address], [1024]),
+    ):
+        assert codes == [-600, -600]
+    assert caplog.text.count("expected lists of one length") == 14
+    assert memory.content == b"\xa5" * 1024
+
+
+@pytest.mark.parametrize(
+    ("partition", "said"),
+    [
+        ((0, 0, 0), "a tensor of shape (8,) has no 0 shards along dimension 0"),
+        ((0, -1, 0), "a tensor of shape (8,) has no -1 shards along dimension 0"),
+        ((2, 2, 0), "expected a rank of 0 to 1, got 2"),
+        ((0, 2, 1), "a tensor of shape (8,) has no 2 shards along dimension 1"),
+        ((1, 2), "writer_partition: expected (rank, size, split_dim), got (1, 2)"),
+        ("half", "writer_partition: expected (rank, size, split_dim), got 'half'"),
+    ],
+)
+def test_a_partition_that_there_is_not(
+    world: World, caplog: pytest.LogCaptureFixture, partition: Any, said: str
+) -> None:
+    key = world.key()
+    assert world.store.put_tensor_with_parallelism(key, torch.arange(8), writer_partition=partition) == -600
+    assert said in caplog.text
+    assert world.store.remove_by_regex(f"^{key}") == 0
+
+
+def test_shards_of_what_is_no_tensor_or_no_number_of_them(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    assert world.store.put_tensor_with_tp(world.key(), None, tp_size=2) == -600
+    assert "expected a torch.Tensor, got NoneType" in caplog.text
+    axes = parallelism(dp(0, 2), tp(0, 0))
+    assert world.store.put_tensor_with_parallelism(world.key(), torch.arange(8), axes) == -600
+    assert "has no 0 shards" in caplog.text
+
+
+def test_a_file_that_is_no_safetensors_file(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("safetensors")
+    path, key = tmp_path / "text", world.key()
+    path.write_text("this is no file of tensors")
+    assert world.store.load_tensor_from_safetensor(key, str(path)) is None
+    assert f"load_tensor_from_safetensor: {path}" in caplog.text
+    assert world.store.is_exist(key) == 0
+    assert world.store.put_tensor(key, torch.arange(8)) == 0
+    assert world.store.save_tensor_to_safetensor(key, str(tmp_path / "no" / "folder")) == -1103
+
+
+def groups_of(world: World, keys: list[str]) -> list[str]:
+    return [found.group for found in world.store._link.store.describe(keys)]
+
+
+def test_shards_are_in_the_group_of_their_tensor(world: World) -> None:
+    keys, tensors, config = world.keys(2), [torch.arange(8), torch.arange(8) + 8], world.Config()
+    config.group_ids = ["one", "two"]
+    assert world.store.batch_pub_tensor_with_tp(keys, tensors, config, tp_size=2) == [0, 0]
+    assert groups_of(world, [f"{key}_tp_{rank}" for key in keys for rank in range(2)]) == ["one", "one", "two", "two"]
+    others = world.keys(2)
+    axes = [parallelism(tp(0, 2)), parallelism(tp(1, 2))]
+    assert world.store.batch_put_tensor_with_parallelism(others, tensors, axes, config) == [0, 0]
+    assert groups_of(world, [f"{others[0]}_tp_0", f"{others[1]}_tp_1"]) == ["one", "two"]
