@@ -11,15 +11,8 @@ from typing import Any, Final
 
 from mooncake._engine_arguments import a_name, a_number, numbers
 from mooncake._engine_codes import EngineCode, engine_code
-from mooncake._network import is_trusted, key_file, split_hostname, tls_config, transports_of, weights
-from mooncake_core.errors import (
-    ConfigError,
-    MooncakeError,
-    NotRegistered,
-    OutOfRange,
-    PluginUnavailable,
-    PluginUnknown,
-)
+from mooncake._network import is_trusted, key_file, split_hostname, tls_config, transports_of, weights, with_transports
+from mooncake_core.errors import ConfigError, MooncakeError, NotRegistered, OutOfRange
 from mooncake_core.roles.context import load_key, tls_files
 from mooncake_core.transfer import Endpoint, SharedMemory, Span
 from mooncake_core.transfer.addresses import address_of
@@ -220,15 +213,11 @@ def _register(endpoint: Endpoint, span: Span) -> None:
 
 def _endpoint(host: str, port: int, protocol: str) -> Endpoint:
     """One that has the protocol's transports, but for those that this machine has not got."""
-    names = transports_of(protocol)
     key, tls, weighted = load_key(key_file()), tls_files(tls_config()), weights()
-    while True:
-        try:
-            return Endpoint(
-                host, port=port, transports=names, key=key, tls=tls, weights=weighted, insecure=is_trusted()
-            )
-        except (PluginUnknown, PluginUnavailable) as error:
-            if "rdma" not in names:
-                raise
-            _log.warning("transfers go over shm and tcp: %s", error)
-            names = tuple(name for name in names if name != "rdma")
+
+    def listen(transports: tuple[str, ...]) -> Endpoint:
+        return Endpoint(
+            host, port=port, transports=transports, key=key, tls=tls, weights=weighted, insecure=is_trusted()
+        )
+
+    return with_transports(transports_of(protocol), listen, _log)

@@ -10,7 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar, cast, get_args
 
 from mooncake._codes import Code, code_of
-from mooncake._network import busy_poll_s, is_trusted, key_file, split_hostname, tls_config, transports_of, weights
+from mooncake._network import (
+    busy_poll_s,
+    is_trusted,
+    key_file,
+    split_hostname,
+    tls_config,
+    transports_of,
+    weights,
+    with_transports,
+)
 from mooncake._offload import offload_tiers
 from mooncake._replicas import ReplicateConfig, node_name
 from mooncake._segment import attach, await_writable, free_port
@@ -51,27 +60,13 @@ class Link:
             {"certificate": settings.tls_certificate, "key": settings.tls_key, "ca": settings.tls_ca}
         )
         self._weights = weights()
-        self._transports = transports_of(settings.protocol)
         self._busy_poll_s = busy_poll_s()
         self._bind = self._bind_host() if settings.global_segment_size else ""
         self._nodes: dict[str, AttachedNode] = {}
         self._lock = threading.Lock()
         self.hostname = str(HostPort(self._host, self._wanted_port or free_port("", 0)))
         self.tenant = settings.tenant_id
-        self.store = BlockingStore(
-            StoreSettings(
-                master_address=self._master.url,
-                name=f"store-{os.getpid()}",
-                host_id=default_host_id(),
-                tenant=settings.tenant_id,
-                transports=self._transports,
-                key=load_key(self._key_file),
-                checksum=_checksum(),
-                busy_poll_s=self._busy_poll_s,
-                tls=tls_files(self._tls),
-                weights=self._weights,
-            )
-        )
+        self.store = with_transports(transports_of(settings.protocol), self._connect, _log)
         try:
             self.ping()
             if settings.global_segment_size:
@@ -79,6 +74,23 @@ class Link:
         except BaseException:
             self.close()
             raise
+
+    def _connect(self, transports: tuple[str, ...]) -> BlockingStore:
+        self.transports = transports
+        return BlockingStore(
+            StoreSettings(
+                master_address=self._master.url,
+                name=f"store-{os.getpid()}",
+                host_id=default_host_id(),
+                tenant=self.tenant,
+                transports=transports,
+                key=load_key(self._key_file),
+                checksum=_checksum(),
+                busy_poll_s=self._busy_poll_s,
+                tls=tls_files(self._tls),
+                weights=self._weights,
+            )
+        )
 
     def ping(self) -> None:
         """Asks the master whether it is there."""
@@ -97,7 +109,7 @@ class Link:
             host=self._bind,
             data_port=port,
             master=self._master.url,
-            transports=self._transports,
+            transports=self.transports,
             key_file=self._key_file,
             tls=self._tls,
             weights=self._weights,
@@ -200,6 +212,9 @@ class Linked:
         except MooncakeError as error:
             _log.warning("%s", error)
             return failed(code_of(error))
+        except UnicodeEncodeError as error:
+            _log.warning("a key, or a name, is no text that can be sent: %s", error)
+            return failed(Code.INVALID_PARAMS)
 
 
 def _checksum() -> Choice:

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from mooncake_core.config.schema import AuthConfig, ClusterConfig, StoreConfig, TierConfig, TlsConfig, TransferConfig
-from mooncake_core.errors import DeadlineExceeded
+from mooncake_core.errors import ConfigError, DeadlineExceeded
 from mooncake_core.roles.attached_node import AttachedNode
 from mooncake_core.roles.parent import Boot
 from mooncake_core.store.blocking import BlockingStore
+from mooncake_core.units import format_size
 from mooncake_core.wire.messages.inspection import GetStatus, Status
 
 READY_S: Final = 30.0
 POLL_S: Final = 0.01
+LEAST_BYTES: Final = 4 << 10
+MOST_BYTES: Final = 1 << 50
 MAX_SLOTS: Final = 1 << 20
 MIN_SLOTS: Final = 1 << 16
 
@@ -59,8 +62,13 @@ def attach(
     """Starts the helper. `tiers`: where it puts what its memory has no room for.
 
     Raises:
-        ConfigError, DeadlineExceeded: as AttachedNode.
+        ConfigError: that cannot be a segment; or as AttachedNode.
+        DeadlineExceeded: as AttachedNode.
     """
+    if not LEAST_BYTES <= capacity_bytes <= MOST_BYTES:
+        raise ConfigError(
+            f"expected a segment of {format_size(LEAST_BYTES)} to {format_size(MOST_BYTES)}, got {capacity_bytes} bytes"
+        )
     config = ClusterConfig(
         cluster="attached",
         auth=None if key_file is None else AuthConfig(key_file=key_file),

@@ -164,7 +164,6 @@ def test_an_open_segment_wants_a_key(monkeypatch: pytest.MonkeyPatch, caplog: py
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"protocol": "rdma"}, "transport rdma is not available"),
         ({"protocol": "carrier-pigeon"}, "expected one of tcp, shm, rdma"),
         ({"master_server_address": "etcd://1.2.3.4"}, "expected host:port"),
         ({"enable_ssd_offload": True, "global_segment_size": MIB}, "give ssd_offload_path"),
@@ -181,6 +180,34 @@ def test_what_cannot_be_is_said_in_a_sentence(
     given = {"global_segment_size": 0, "master_server_address": master, **change}
     assert MooncakeDistributedStore().setup(given) == -600
     assert said in caplog.text
+
+
+def test_without_an_rdma_device_bytes_go_over_the_other_transports(master: str, caplog: Any) -> None:
+    store = MooncakeDistributedStore()
+    assert store.setup("127.0.0.1", "P2PHANDSHAKE", 16 * MIB, MIB, "rdma", "", master) == 0
+    assert "transfers go over shm and tcp: transport rdma is not available" in caplog.text
+    assert store.put("key", b"value") == 0
+    assert store.get("key") == b"value"
+    store.close()
+
+
+@pytest.mark.parametrize("size", [-1, 0, 10])
+def test_what_cannot_be_a_segment_says_so(master: str, caplog: Any, size: int) -> None:
+    store = connect(master)
+    assert store.allocate_and_mount_segment(size) == {"ret": -600, "segment_ids": [], "allocated_size": 0}
+    assert f"expected a segment of 4KiB to 1024TiB, got {size} bytes" in caplog.text
+    store.close()
+
+
+def test_the_smallest_segment_has_room_for_an_object(master: str) -> None:
+    store = connect(master)
+    mounted = store.allocate_and_mount_segment(4096)
+    assert mounted["ret"] == 0
+    assert store.put("small", bytes(3000), ReplicateConfig(preferred_segment=mounted["segment_ids"][0])) == 0
+    (place,) = store.get_replica_desc("small")
+    assert place.get_memory_descriptor().buffer_descriptor.transport_endpoint == mounted["segment_ids"][0]
+    assert store.get("small") == bytes(3000)
+    store.close()
 
 
 def test_the_key_of_the_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

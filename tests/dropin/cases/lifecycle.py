@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from .world import BEFORE_SETUP, MIB, Memory, World, case, pattern, raises
+from .world import BEFORE_SETUP, MIB, NO_SUCH_NUMBER, Memory, World, case, pattern, raises
 
 
 @case()
@@ -159,6 +159,23 @@ def segments_are_mounted_and_unmounted(world: World) -> None:
     assert mounted["ret"] == 0
     assert mounted["allocated_size"] == 16 * MIB
     assert world.store.unmount_and_free_segment(list(mounted["segment_ids"])) == 0
+
+
+@case()
+def a_segment_of_no_bytes_is_none(world: World) -> None:
+    mounted = world.store.allocate_and_mount_segment(0)
+    assert mounted["ret"] < 0
+    assert (list(mounted["segment_ids"]), mounted["allocated_size"]) == ([], 0)
+
+
+@case(-1, 1 << 64, differs=NO_SUCH_NUMBER)
+def a_segment_of_no_size_is_none(world: World, size: int) -> None:
+    assert world.store.allocate_and_mount_segment(size) == {"ret": -600, "segment_ids": [], "allocated_size": 0}
+
+
+@case(1, 4095, differs="`allocate_and_mount_segment` of less than 4 KiB")
+def a_segment_without_room_for_objects_is_none(world: World, size: int) -> None:
+    assert world.store.allocate_and_mount_segment(size)["ret"] == -600
 
 
 @case()

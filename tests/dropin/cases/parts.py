@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .world import BEFORE_SETUP, MIB, World, case, pattern
+from .world import BEFORE_SETUP, MIB, NO_SUCH_NUMBER, World, case, pattern
 
-NO_SUCH_NUMBER = "sizes below 0 and from 2^64 on, keys with half a surrogate pair"
 UNWRITTEN = "a put session that did not write every byte"
 POISON = b"\xa5"
 

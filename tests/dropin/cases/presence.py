@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .world import World, case, pattern, raises
+from .world import NO_SUCH_NUMBER, World, case, pattern, raises
 
 PROBES = "`is_exist`, `get_size`, `get_replica_desc`"
 
@@ -23,6 +23,23 @@ def is_exist_of_nothing(world: World) -> None:
 @case(7, None)
 def is_exist_wants_a_str(world: World, key: Any) -> None:
     raises(TypeError, lambda: world.store.is_exist(key))
+
+
+@case(
+    ("put", lambda store, key: store.put(key, b"value"), -600),
+    ("get", lambda store, key: store.get(key), b""),
+    ("is_exist", lambda store, key: store.is_exist(key), -600),
+    ("batch_is_exist", lambda store, key: list(store.batch_is_exist([key])), [-600]),
+    ("get_size", lambda store, key: store.get_size(key), -600),
+    ("remove", lambda store, key: store.remove(key), -600),
+    ("remove_by_regex", lambda store, key: store.remove_by_regex(key), -600),
+    ("get_replica_desc", lambda store, key: list(store.get_replica_desc(key)), []),
+    ("batch_get_session_start", lambda store, key: list(store.batch_get_session_start([key])), [-600]),
+    differs=NO_SUCH_NUMBER,
+)
+def a_key_that_is_no_text(world: World, _: str, call: Any, answer: Any) -> None:
+    assert call(world.store, "\ud800") == answer
+    assert world.store.get(world.put()) == b"some bytes"
 
 
 @case(1, 10, 1000)

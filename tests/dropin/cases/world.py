@@ -9,11 +9,24 @@ from typing import Any
 from tests.dropin.casework import MIB, TOO_LARGE, Case, Memory, in_threads, pattern, raises, registering
 
 BEFORE_SETUP = "calls before `setup` and after `close`"
+NO_SUCH_NUMBER = "sizes below 0 and from 2^64 on, keys with half a surrogate pair"
 SEGMENT_BYTES = 192 * MIB
 BUFFER_BYTES = 384 * MIB
 CASES: dict[str, Case] = {}
 case = registering(CASES)
-__all__ = ["BEFORE_SETUP", "CASES", "MIB", "TOO_LARGE", "Memory", "World", "case", "in_threads", "pattern", "raises"]
+__all__ = [
+    "BEFORE_SETUP",
+    "CASES",
+    "MIB",
+    "NO_SUCH_NUMBER",
+    "TOO_LARGE",
+    "Memory",
+    "World",
+    "case",
+    "in_threads",
+    "pattern",
+    "raises",
+]
 
 
 class World:
