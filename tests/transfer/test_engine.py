@@ -14,7 +14,7 @@ from mooncake_core.errors import OutOfRange, PathFailed, PluginUnavailable, Stal
 from mooncake_core.testing.memory_transport import Hub
 from mooncake_core.transfer.contract import Kind, Range, Transport, TransportSettings
 from mooncake_core.transfer.engine import State, TransferEngine, TransferRequest, first_error
-from mooncake_core.transfer.slices import cut, pair
+from mooncake_core.transfer.slices import cut, pair, slice_bytes
 from mooncake_tcp import TcpTransport
 
 
@@ -219,6 +219,38 @@ def test_slices_and_pairs_are_the_transfer(near: list[int], far: list[int], slic
             remote[:] = here
     arrived = b"".join(bytes(memory[part.offset : part.offset + part.length]) for part in ranges)
     assert arrived == b"".join(map(bytes, pieces))
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "num_ways", "expected"),
+    [
+        (100, 4, 1 << 20),
+        (1 << 20, 4, 1 << 20),
+        (8 << 20, 4, 2 << 20),
+        ((8 << 20) + 1, 4, (2 << 20) + 4096),
+        (8 << 20, 1, 4 << 20),
+        (1 << 30, 4, 4 << 20),
+    ],
+)
+def test_slices_are_as_long_as_lets_every_connection_have_one(num_bytes: int, num_ways: int, expected: int) -> None:
+    assert slice_bytes(num_bytes, num_ways) == expected
+
+
+def test_all_connections_to_a_peer_carry_one_transfer() -> None:
+    here = TransferEngine(owner="here", host_id="h", incarnation=1, transports=["tcp"], connections_per_peer=4)
+    there = engine("there", 2)
+    memory = bytearray(os.urandom(4 << 20))
+    segment = there.export(there.register_memory(memory), writable=False)
+    sink = bytearray(len(memory))
+    batch = here.allocate_batch(1)
+    here.submit(batch, [TransferRequest(Kind.READ, (memoryview(sink),), segment, (Range(0, len(sink)),))])
+    assert here.wait(batch, 10)
+    assert sink == memory
+    transport = here._transports["tcp"]
+    assert isinstance(transport, TcpTransport)
+    assert [len(pool) for pool in transport._connections.values()] == [4]
+    here.close()
+    there.close()
 
 
 def test_two_ends_of_different_lengths_are_refused() -> None:

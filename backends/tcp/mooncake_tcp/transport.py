@@ -59,6 +59,7 @@ class TcpTransport(ExportingTransport):
     def __init__(self, settings: TransportSettings) -> None:
         super().__init__(settings)
         self._settings = settings
+        self.num_ways = settings.connections_per_peer
         self._sockets: Sockets = PlainSockets() if settings.tls is None else TlsSockets(settings.tls)
         try:
             hosts = dict.fromkeys([settings.listen_host, *settings.further_hosts])

@@ -140,6 +140,8 @@ class Transport(ABC):
 
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities] = Capabilities()
+    num_ways: int = 1
+    """How many connections to a peer may carry parts of a transfer at the same time."""
 
     @abstractmethod
     def __init__(self, settings: TransportSettings) -> None:

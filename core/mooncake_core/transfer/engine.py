@@ -31,7 +31,7 @@ from mooncake_core.transfer.contract import (
 )
 from mooncake_core.transfer.lanes import Lane, Lanes, Part
 from mooncake_core.transfer.local import LocalTransport
-from mooncake_core.transfer.slices import cut, total_bytes
+from mooncake_core.transfer.slices import cut, slice_bytes, total_bytes
 from mooncake_core.transfer.topology import Priority
 from mooncake_core.transfer.weights import Weights
 from mooncake_core.wire.messages.memory import SegmentDescriptor
@@ -417,7 +417,9 @@ class TransferEngine:
             self._end(batch, transfer, PathFailed(self._no_path(request.segment)))
             return
         best, *others = candidates
-        slices = [(request.pieces, request.ranges)] if request.in_order else cut(request.pieces, request.ranges)
+        slices = [(request.pieces, request.ranges)]
+        if not request.in_order:
+            slices = cut(request.pieces, request.ranges, slice_bytes(transfer.num_bytes, best.num_ways))
         transfer.remaining = len(slices)
         transfer.parts = []
         for pieces, ranges in slices:

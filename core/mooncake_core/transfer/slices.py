@@ -9,9 +9,17 @@ from typing import Final
 from mooncake_core.transfer.contract import Range
 
 SLICE_BYTES: Final = 4 << 20
+SMALLEST_SLICE_BYTES: Final = 1 << 20
 """A request up to this size goes in one piece: most blocks do."""
+PAGE_BYTES: Final = 4 << 10
 
 Slice = tuple[tuple[memoryview, ...], tuple[Range, ...]]
+
+
+def slice_bytes(num_bytes: int, num_ways: int) -> int:
+    """How long the slices of so many bytes are: such that each of so many ways has one, within bounds."""
+    share = -(-num_bytes // (num_ways * PAGE_BYTES)) * PAGE_BYTES
+    return min(SLICE_BYTES, max(SMALLEST_SLICE_BYTES, share))
 
 
 def total_bytes(pieces: Sequence[memoryview]) -> int:
