@@ -336,7 +336,8 @@ class Endpoint:
         timeout_s: float | None = None,
     ) -> Transfer:
         """Writes local memory to a peer's; how it went. All bytes are visible there when it returns, and when `notify` comes.
-        Raises as read."""
+        Raises as read; a WireError with `notify` may mean that the bytes are there and only that was not told.
+        """
         return self.transfer(Request(Kind.WRITE, peer, local, remote), notify=notify, timeout_s=timeout_s)
 
     def transfer(
