@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import ClassVar, Final
 
 from hypothesis import strategies as st
@@ -233,6 +234,17 @@ class Endurance(RuleBasedStateMachine):
                 return
         assert self.world.kind == "tiered", f"{failed}, but these are there: {[self.model.keys[key] for key in left]}"
 
+    async def can_be_read(self, key: str) -> bool:
+        """Whether it comes, from a tier too, or the master knows of none."""
+        (about,) = await self.world.describe([key])
+        if about is None:
+            return True
+        got = bytearray(about.size_bytes)
+        (came,) = await self.world.client.get([key], [[memoryview(got)]], timeout_s=TIMEOUT_S)
+        if came:
+            self.model.found(key, bytes(got), narrow=True)
+        return came
+
     async def remove_all(self, batch: Sequence[str], force: bool) -> None:
         certain = self.certain and self.world.kind != "tiered" and len(self.world.processes.alive()) == len(NODES)
         try:
@@ -390,6 +402,8 @@ class Endurance(RuleBasedStateMachine):
         world.processes.start(MASTER, *NODES)
         await self.look()
         await self.get_all(KEYS)
+        for key in KEYS if world.kind == "tiered" else ():
+            await world.until(partial(self.can_be_read, key), f"{key} is there, and cannot be read", CERTAIN_S)
         await world.client.remove_all(timeout_s=TIMEOUT_S, force=True)
 
         async def is_empty() -> bool:
