@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from mooncake._arguments import the_key, the_keys
+from mooncake._arguments import each, the_key, the_keys
 from mooncake._codes import Code, code_of
 from mooncake._link import Link
 from mooncake._parallelism import ParallelismCalls
-from mooncake._replicas import ReplicaDescriptor, node_name
+from mooncake._replicas import node_name
 from mooncake_core.wire.messages.tasks import CopyObjects, QueryTasks, TaskReport, TasksStarted
 from mooncake_core.wire.messages.tasks import TaskStatus as Copy
 
@@ -80,14 +80,16 @@ class TaskCalls(ParallelismCalls):
         return self._ask(work, lambda code: (None, code))
 
     def batch_replica_clear(self, keys: Sequence[str], segment_name: str = "") -> list[str]:
-        """Removes objects, or with a segment those that lie there alone, unless somebody reads them; the keys of those that
-        went."""
+        """Removes objects, or what a segment and the SSD below it have of them, unless somebody reads them; the keys of which
+        something went."""
         wanted = the_keys(keys)
-        if segment_name:
-            node = node_name(segment_name)
-            places = self.batch_get_replica_desc(wanted)
-            wanted = [key for key in wanted if _nodes(places.get(key, [])) == {node}]
-        return [key for key, code in zip(wanted, self.batch_remove(wanted), strict=True) if code == Code.OK]
+
+        def work(link: Link) -> list[int]:
+            refusals = link.store.remove_from(node_name(segment_name), wanted)
+            return [code_of(refusal) for refusal in refusals]
+
+        codes = self._ask(work, lambda code: each(code, wanted)) if segment_name else self.batch_remove(wanted)
+        return [key for key, code in zip(wanted, codes, strict=True) if code == Code.OK]
 
     def get_offload_rpc_read_count(self) -> int:
         """Reads that another process's disk tier served for this store: there are none of that kind here."""
@@ -128,7 +130,3 @@ def _response(task_id: TaskId, copies: Sequence[Copy]) -> QueryTaskResponse:
         last_updated_at_ms_epoch=now_ms,
         assigned_client=copies[0].target,
     )
-
-
-def _nodes(places: Sequence[ReplicaDescriptor]) -> set[str]:
-    return {node_name(place.get_memory_descriptor().buffer_descriptor.transport_endpoint) for place in places}

@@ -78,6 +78,22 @@ def test_what_memory_has_no_room_for_is_read_from_the_ssd_also_after_a_restart(
         beside.close()
 
 
+@pytest.mark.cluster
+@pytest.mark.timeout(60)
+def test_what_lies_on_the_ssd_of_a_segment_is_cleared_there(tmp_path: Path) -> None:
+    with running_master(tmp_path, "pool: {read_lease: 100ms}\n") as master:
+        store = connect(master, tmp_path / "ssd")
+        for key, value in VALUES.items():
+            wait_for(lambda key=key, value=value: store.put(key, value) == 0)
+        wait_for(lambda: any(place.is_local_disk_replica() for place in store.get_replica_desc("key-0")))
+        other = connect(master, tmp_path / "ssd")
+        assert store.batch_replica_clear(["key-0", "key-23", "none"], other.get_hostname()) == []
+        assert store.batch_replica_clear(["key-0", "key-23", "none"], store.get_hostname()) == ["key-0", "key-23"]
+        assert store.batch_is_exist(["key-0", "key-23"]) == [0, 0]
+        other.close()
+        store.close()
+
+
 def connect(master: str, ssd: Path) -> Any:
     store = MooncakeDistributedStore()
     given = {"master_server_address": master, "global_segment_size": 8 * MIB, "enable_ssd_offload": "true"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mooncake_core.errors import NoSpace, ObjectExists, ObjectLeased, ObjectNotFound, StaleAllocation
 from mooncake_core.store import events as p
 from mooncake_core.store.pool_settings import MARGIN_S
+from mooncake_core.wire.messages.objects import RemoveReplicas
 from mooncake_core.wire.messages.pool import (
     Remove,
     RemoveAll,
@@ -56,6 +57,24 @@ def test_space_is_used_again_only_after_the_node_has_cleared_the_slot(harness: H
     assert harness.pool.usage("a")[1] == used
     harness.answer_all()
     assert harness.pool.usage("a")[1] < used
+
+
+def test_an_object_is_removed_from_one_node_and_goes_with_the_last(harness: Harness) -> None:
+    harness.join("b")
+    harness.answer_all()
+    harness.store("k", replicas=2)
+    harness.get("k")
+    assert harness.ask(RemoveReplicas(keys=["k"], node="a")) == Removed(refusals=[ObjectLeased.code])
+    harness.now += SETTINGS.read_lease_s + MARGIN_S
+    answer = harness.ask(RemoveReplicas(keys=["k", "none"], node="a"))
+    assert answer == Removed(refusals=["", ObjectNotFound.code])
+    assert [place.node for place in harness.describe("k").replicas] == ["b"]  # type: ignore[union-attr]
+    harness.answer_all()
+    assert (harness.pool.usage("a")[1], harness.nodes["a"].slots) == (0, {})
+    assert harness.ask(RemoveReplicas(keys=["k"], node="a")) == Removed(refusals=[ObjectNotFound.code])
+    assert harness.ask(RemoveReplicas(keys=["k"], node="b")) == Removed(refusals=[""])
+    assert harness.exists("k") == [False]
+    assert harness.pool.check() == []
 
 
 def test_a_leased_object_is_not_removed_and_a_forced_one_keeps_its_space_for_the_lease(harness: Harness) -> None:

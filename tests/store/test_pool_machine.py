@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mooncake_core.store import events as p
 from mooncake_core.store.layout import extent_bytes
+from mooncake_core.wire.messages.objects import RemoveReplicas
 from mooncake_core.wire.messages.pool import (
     Grant,
     Remove,
@@ -138,6 +139,10 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(keys=st.lists(st.sampled_from(KEYS), max_size=4), force=st.booleans())
     def remove(self, keys: list[str], force: bool) -> None:
         self.harness.ask(Remove(keys=keys, force=force))
+
+    @rule(keys=st.lists(st.sampled_from(KEYS), max_size=4), node=st.sampled_from(NODES))
+    def remove_from(self, keys: list[str], node: str) -> None:
+        self.harness.ask(RemoveReplicas(keys=keys, node=node))
 
     @rule()
     def remove_all(self) -> None:

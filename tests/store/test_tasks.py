@@ -6,6 +6,7 @@ import pytest
 
 from mooncake_core.store import events as p
 from mooncake_core.store.tasks import ANSWER_S, ATTEMPTS, AWAY_S, PULLS_PER_NODE, RETRY_S, TASK_DEADLINE_S
+from mooncake_core.wire.messages.objects import RemoveReplicas
 from mooncake_core.wire.messages.pool import Remove, Removed
 from mooncake_core.wire.messages.tasks import (
     CancelTasks,
@@ -113,6 +114,15 @@ def test_what_is_copied_is_neither_evicted_nor_removed_without_force(pool: Harne
     assert not pool.nodes["b"].slots, "what was removed must not come back"
     pool.settle()
     assert pool.pool.usage("b")[1] == 0
+
+
+def test_what_is_copied_is_removed_from_no_node(pool: Harness) -> None:
+    pool.store("k", preferred="a")
+    copy(pool, "k", target="b")
+    assert pool.ask(RemoveReplicas(keys=["k"], node="a")) == Removed(refusals=["object_leased"])
+    work(pool)
+    assert pool.ask(RemoveReplicas(keys=["k"], node="a")) == Removed(refusals=[""])
+    assert holders(pool, "k") == ["b"]
 
 
 def test_a_copy_that_fails_is_tried_again_a_few_times_and_then_given_up(pool: Harness) -> None:

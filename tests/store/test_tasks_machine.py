@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mooncake_core.store import events as p
-from mooncake_core.wire.messages.pool import Remove, RemoveAll
+from mooncake_core.wire.messages.objects import RemoveReplicas
+from mooncake_core.wire.messages.pool import Remove, RemoveAll, Removed
 from mooncake_core.wire.messages.tasks import (
     CancelTasks,
     CopyObjects,
@@ -68,6 +69,15 @@ class TasksMachine(RuleBasedStateMachine):
         removed = self.harness.ask(Remove(keys=[key], force=force))
         if removed.refusals == [""]:  # type: ignore[attr-defined]
             self.expected.discard(key)
+
+    @rule(key=st.sampled_from(KEYS), node=st.sampled_from(NODES))
+    def remove_from(self, key: str, node: str) -> None:
+        found = self.harness.describe(key)
+        removed = self.harness.ask(RemoveReplicas(keys=[key], node=node))
+        if removed == Removed(refusals=[""]):
+            left = {place.node for place in found.replicas} - {node}  # type: ignore[union-attr]
+            assert self.harness.exists(key) == [bool(left)]
+            self.expected -= set() if left else {key}
 
     @rule(key=st.sampled_from(KEYS))
     def read(self, key: str) -> None:

@@ -17,7 +17,8 @@ from mooncake_core.store.tier_events import (
 )
 from mooncake_core.store.tier_node import COPY_DEADLINE_S
 from mooncake_core.store.tiers.contract import TierKey
-from mooncake_core.wire.messages.pool import Got, Remove, RemoveAll
+from mooncake_core.wire.messages.objects import RemoveReplicas
+from mooncake_core.wire.messages.pool import Got, Remove, RemoveAll, Removed
 from mooncake_core.wire.messages.tiering import DRAM, LOWER, Prefetch, Prefetching
 from tests.store.pool_harness import SETTINGS
 from tests.store.tier_harness import TieredHarness, TieredNodeModel
@@ -270,6 +271,28 @@ def test_removal_reaches_the_tier_and_is_repeated_until_confirmed(harness: Tiere
     assert "k" not in harness.tier_of("a")
     harness.settle()
     assert len(harness.commands(ForgetObjects)) == 2
+
+
+def test_a_node_gives_up_what_its_tier_has_of_an_object_that_another_node_has(harness: TieredHarness) -> None:
+    harness.join("b")
+    harness.answer_all()
+    harness.store("k", BIG, replicas=2)
+    number = 0
+    while "k" not in harness.tier_of("a"):
+        number += 1
+        store(harness, f"filler-{number}")
+        assert number < 20
+    assert harness.ask(RemoveReplicas(keys=["k"], node="a")) == Removed(refusals=[""])
+    harness.answer_all()
+    assert "k" not in harness.tier_of("a")
+    found = harness.describe("k")
+    assert found is not None
+    assert {*found.tiered_on, *(place.node for place in found.replicas)} == {"b"}
+    assert harness.ask(RemoveReplicas(keys=["k"], node="a")) == Removed(refusals=["object_not_found"])
+    assert harness.ask(RemoveReplicas(keys=["k"], node="b")) == Removed(refusals=[""])
+    harness.answer_all()
+    assert (harness.exists("k"), "k" in harness.tier_of("b")) == ([False], False)
+    assert harness.pool.check() == []
 
 
 @pytest.mark.parametrize("remove_all", [False, True])

@@ -15,6 +15,7 @@ from mooncake_core.wire.messages.objects import (
     Pin,
     Pinned,
     RemoveMatching,
+    RemoveReplicas,
 )
 from mooncake_core.wire.messages.pool import Exists, ExistsReply, Remove, RemoveAll, Removed, RemovedAll
 from mooncake_core.wire.messages.tiering import Prefetch, Prefetching
@@ -72,6 +73,11 @@ class Asking:
     async def remove(self, keys: Sequence[str], *, timeout_s: float, force: bool = False) -> list[str]:
         """Removes objects; one error code each, empty for success."""
         message = Remove(keys=list(keys), force=force, tenant=self._tenant)
+        return (await self._master.call(message, Removed, timeout_s=timeout_s)).refusals
+
+    async def remove_from(self, node: str, keys: Sequence[str], *, timeout_s: float) -> list[str]:
+        """Removes what a node has of objects; one error code each, empty for success. One that lies nowhere else goes."""
+        message = RemoveReplicas(keys=list(keys), node=node, tenant=self._tenant)
         return (await self._master.call(message, Removed, timeout_s=timeout_s)).refusals
 
     async def remove_matching(self, pattern: str, *, timeout_s: float, force: bool = False) -> RemovedAll:

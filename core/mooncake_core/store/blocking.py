@@ -111,6 +111,10 @@ class BlockingStore:
         """Removes objects; one error code each, empty for success."""
         return run(self._client.remove(keys, timeout_s=self._timeout_s, force=force))
 
+    def remove_from(self, node: str, keys: Sequence[str]) -> list[str]:
+        """Removes what a node has of objects; one error code each, empty for success. One that lies nowhere else goes."""
+        return run(self._client.remove_from(node, keys, timeout_s=self._timeout_s))
+
     def remove_matching(self, pattern: str, *, force: bool = False) -> int:
         """Removes the objects in whose keys the regular expression is found; returns how many went.
 

@@ -16,6 +16,7 @@ from mooncake_core.wire.messages.objects import (
     ListTenants,
     Pin,
     RemoveMatching,
+    RemoveReplicas,
     SetQuota,
 )
 from mooncake_core.wire.messages.pool import (
@@ -41,6 +42,7 @@ Question = (
     | Remove
     | RemoveAll
     | RemoveMatching
+    | RemoveReplicas
     | QuestionAboutObjects
     | OperatorQuestion
 )

@@ -63,6 +63,10 @@ class PoolObject(Struct, gc=False):
     def is_nowhere(self) -> bool:
         return not (self.replicas or self.leaving or self.tiered)
 
+    def is_used(self, now: float) -> bool:
+        """Somebody reads it, or copies it."""
+        return self.lease_until > now or self.copies_under_way > 0
+
     def tier_on(self, node: str) -> Tier | None:
         """Where a node's fastest copy lies; None: it has none. What leaves DRAM is there until it has left: who asks for it
         meanwhile gets it from there."""

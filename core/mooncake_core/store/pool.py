@@ -48,7 +48,7 @@ from mooncake_core.store.tier_events import TierAnswered
 from mooncake_core.store.tiering import Tiering
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.inspection import CacheReport
-from mooncake_core.wire.messages.objects import RemoveMatching
+from mooncake_core.wire.messages.objects import RemoveMatching, RemoveReplicas
 from mooncake_core.wire.messages.pool import (
     Exists,
     ExistsReply,
@@ -284,6 +284,8 @@ class Pool:
                 return Prefetching(num_objects=self._tiering.prefetch(self._keys(tenant, keys), now))
             case Remove(keys=keys, force=force, tenant=tenant):
                 return Removed(refusals=[self._remove(key, force, now) for key in self._keys(tenant, keys)])
+            case RemoveReplicas(keys=keys, node=node, tenant=tenant):
+                return Removed(refusals=[self._remove_from(node, key, now) for key in self._keys(tenant, keys)])
             case RemoveAll() | RemoveMatching():
                 raise AssertionError("these are answered by a sweep")
             case _ if isinstance(message, OperatorQuestion):
@@ -313,9 +315,23 @@ class Pool:
     def _remove_entry(self, entry: PoolObject, force: bool, now: float) -> str:
         if entry.is_nowhere:  # it went since it was found
             return ObjectNotFound.code
-        if (entry.lease_until > now or entry.copies_under_way) and not force:
+        if entry.is_used(now) and not force:
             return ObjectLeased.code
         self._drop(entry, self._next_id(), now)
+        return ""
+
+    def _remove_from(self, node: str, key: str, now: float) -> str:
+        """One node's part of an object."""
+        entry = self._index.readable(key)
+        if entry is None or entry.tier_on(node) is None:
+            return ObjectNotFound.code
+        if {*entry.replicas, *entry.leaving, *entry.tiered} == {node}:
+            return self._remove_entry(entry, False, now)
+        if entry.is_used(now):
+            return ObjectLeased.code
+        if node in entry.replicas:
+            self._drop_replica(entry, node, now)
+        self._tiering.removed_from(node, entry, now)
         return ""
 
     def _begin_sweep(self, token: int, message: RemoveAll | RemoveMatching) -> None:

@@ -123,9 +123,14 @@ class Tiering:
         """An object is gone, as is all that was put under its key with a smaller id: also from tiers, of nodes that are away
         too."""
         self._removals.removed(entry.key, before)
-        for name in list(entry.leaving):
+        for name in (*entry.leaving, *entry.tiered):
+            self.removed_from(name, entry, now)
+
+    def removed_from(self, name: str, entry: PoolObject, now: float) -> None:
+        """A node's tiers are to have an object no more, nor what is on its way to them."""
+        if name in entry.leaving:
             self._give_up_leaving(entry, name, now)
-        for name in list(entry.tiered):
+        if name in entry.tiered:
             self._index.drop_tier(entry, name)
             self._tiers[name].forget(TierKey(entry.key, entry.allocation_id))
 

@@ -205,6 +205,26 @@ def replicas_are_cleared_unless_somebody_reads(world: World) -> None:
 
 
 @case()
+def replicas_are_cleared_on_one_segment(world: World) -> None:
+    other = world.connect(16 * MIB)
+    try:
+        both, alone, config = world.key(), world.key(), world.Config()
+        config.replica_num = 2
+        assert world.store.put(both, pattern(100), config) == 0
+        config.replica_num, config.preferred_segment = 1, world.store.get_hostname()
+        assert world.store.put(alone, b"value", config) == 0
+        keys = [both, alone, world.key()]
+        assert list(world.store.batch_replica_clear(keys, other.get_hostname())) == [both]
+        assert list(world.store.batch_replica_clear(keys, "no such segment")) == []
+        assert len(world.store.get_replica_desc(both)) == 1
+        assert world.store.get(both) == pattern(100)
+        assert list(world.store.batch_replica_clear([alone], world.store.get_hostname())) == [alone]
+        assert world.store.is_exist(alone) == 0
+    finally:
+        other.close()
+
+
+@case()
 def the_hostname_is_host_and_port(world: World) -> None:
     host, _, port = world.store.get_hostname().rpartition(":")
     assert host == "127.0.0.1"

@@ -55,6 +55,7 @@ Message = (
     | objects.ListKeys
     | objects.KeyList
     | objects.RemoveMatching
+    | objects.RemoveReplicas
     | objects.Pin
     | objects.Pinned
     | objects.SetQuota

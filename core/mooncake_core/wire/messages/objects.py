@@ -73,6 +73,15 @@ class RemoveMatching(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=
     tenant: str = "default"
 
 
+class RemoveReplicas(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True, gc=False):
+    """Removes what a node has of these objects, in its DRAM and its tiers; an object that lies nowhere else goes. Answered with
+    Removed (object_not_found: also where the node has nothing of it; object_leased: also while it is copied)."""
+
+    keys: list[str]
+    node: str
+    tenant: str = "default"
+
+
 class Pin(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True, gc=False):
     """From now on these objects are pinned like this, and no other way; without a pin they may be evicted again."""
 
