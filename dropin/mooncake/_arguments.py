@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -54,6 +55,12 @@ def the_bytes(value: Any) -> memoryview:
 def each(code: int, keys: Sequence[object]) -> list[int]:
     """The same answer for every key."""
     return [code] * len(keys)
+
+
+@functools.cache
+def without_effect(what: str, why: str) -> None:
+    """Says in the log, once, that something that was asked for changes nothing."""
+    _log.warning("%s has no effect: %s", what, why)
 
 
 def of_one_length(*lists: Sequence[object]) -> bool:

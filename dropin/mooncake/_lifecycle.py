@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from mooncake._arguments import without_effect
 from mooncake._codes import Code, code_of
 from mooncake._link import Link, Linked
 from mooncake._memory import HostMemory, Registered
@@ -91,7 +92,15 @@ class Lifecycle(Linked):
 
     def allocate_and_mount_segment(self, size: int, protocol: str = "tcp", location: str = "") -> dict[str, Any]:
         """One segment more; `segment_ids` in the answer names it for unmounting."""
-        return self._ask(lambda link: _mounted(link.contribute(size), size), _not_mounted)
+
+        def work(link: Link) -> dict[str, Any]:
+            if protocol not in link.transports:
+                without_effect("protocol of allocate_and_mount_segment", "a segment is served as `setup` was told")
+            if location:
+                without_effect("location of allocate_and_mount_segment", "the kernel places a segment's memory")
+            return _mounted(link.contribute(size), size)
+
+        return self._ask(work, _not_mounted)
 
     def mount_segment(
         self, path: str, size: int, offset: int = 0, protocol: str = "tcp", location: str = ""
@@ -102,6 +111,8 @@ class Lifecycle(Linked):
 
     def unmount_segment(self, segment_ids: Sequence[str], grace_period_seconds: int = 0) -> int:
         """Takes segments of this store away; what lies in them alone is gone."""
+        if grace_period_seconds:
+            without_effect("grace_period_seconds", "a segment goes at once; `mooncake admin drain` empties it first")
 
         def work(link: Link) -> int:
             known = [link.withdraw(segment) for segment in segment_ids]

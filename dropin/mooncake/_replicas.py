@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from mooncake._arguments import without_effect
 from mooncake_core.wire.messages.objects import ObjectDescription
 
 SOFT_PIN_S: Final = 30 * 60.0
@@ -68,15 +69,16 @@ class ReplicateConfig:
     data_type: int = ObjectDataType.UNKNOWN
     """Accepted."""
     nof_replica_num: int = 0
-    """Accepted; there are no NVMe-oF replicas here."""
+    """Accepted, as those below."""
     preferred_nof_segments: list[str] = field(default_factory=list)
     dfs_replica_num: int = 0
-    """Accepted; there are no replicas on a distributed file system here."""
 
     def __setattr__(self, name: str, value: object) -> None:
         kinds = _KINDS.get(name)
         if kinds is not None and not isinstance(value, kinds):
             raise TypeError(f"ReplicateConfig.{name}: got {value!r}, which is of another type")
+        if value and name in _WITHOUT_EFFECT:
+            without_effect(f"ReplicateConfig.{name}", _WITHOUT_EFFECT[name])
         super().__setattr__(name, value)
 
     @property
@@ -98,6 +100,12 @@ _KINDS: Final[dict[str, type | tuple[type, ...]]] = {
     "preferred_segments": list,
     "prefer_alloc_in_same_node": bool,
     "group_ids": (list, type(None)),
+}
+_WITHOUT_EFFECT: Final = {
+    "data_type": "objects are kept alike, whatever they are",
+    "nof_replica_num": "there are no NVMe-oF replicas here",
+    "preferred_nof_segments": "there are no NVMe-oF replicas here",
+    "dfs_replica_num": "there are no replicas on a distributed file system here",
 }
 DEFAULT: Final = ReplicateConfig()
 

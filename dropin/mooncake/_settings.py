@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mooncake._arguments import without_effect
 from mooncake_core.errors import ConfigError
 from mooncake_core.units import parse_size
 
@@ -79,6 +80,9 @@ class Settings:
     tls_ca: str = ""
 
 
+_DEFAULTS: Final = Settings()
+
+
 def settings(positional: Sequence[Any], named: Mapping[str, Any]) -> Settings:
     """The settings in a call of `setup`; what it does not say is the default, the master's address $MOONCAKE_MASTER first.
 
@@ -99,6 +103,9 @@ def settings(positional: Sequence[Any], named: Mapping[str, Any]) -> Settings:
             raise TypeError(f"setup() got multiple values for argument '{name}'")
         given[known] = value
     values = {name: _convert(name, value) for name, value in given.items()}
+    for name in ("enable_client_http_server", "client_http_port"):
+        if values.get(name) not in (None, getattr(_DEFAULTS, name)):
+            without_effect(name, "the master's HTTP tells about all clients")
     if not values.get("master_server_addr"):
         values["master_server_addr"] = os.environ.get("MOONCAKE_MASTER") or DEFAULT_MASTER
     return Settings(**values)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mooncake.store import MooncakeDistributedStore
+from mooncake._arguments import without_effect
+from mooncake._settings import settings
+from mooncake.store import MooncakeDistributedStore, ObjectDataType, ReplicateConfig
 from mooncake_core.transfer.addresses import view_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60)]
@@ -55,3 +57,51 @@ def test_a_dummy_without_a_master_has_no_memory(caplog: pytest.LogCaptureFixture
 def test_the_disk_below_a_segment_is_not_unmounted_by_itself(caplog: pytest.LogCaptureFixture) -> None:
     assert MooncakeDistributedStore().unmount_local_disk_segment() == -1012
     assert "unmount that, or close the store" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data_type", ObjectDataType.KVCACHE),
+        ("nof_replica_num", 1),
+        ("preferred_nof_segments", ["segment"]),
+        ("dfs_replica_num", 2),
+    ],
+)
+def test_what_a_config_says_in_vain_is_in_the_log_once(
+    caplog: pytest.LogCaptureFixture, name: str, value: object
+) -> None:
+    without_effect.cache_clear()
+    ReplicateConfig()
+    assert caplog.text == ""
+    for _ in range(2):
+        setattr(ReplicateConfig(), name, value)
+    assert caplog.text.count(f"ReplicateConfig.{name} has no effect") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "other"), [("enable_client_http_server", False, True), ("client_http_port", 9300, 9301)]
+)
+def test_so_is_what_setup_is_told_in_vain(
+    caplog: pytest.LogCaptureFixture, name: str, default: object, other: object
+) -> None:
+    without_effect.cache_clear()
+    settings((), {name: default})
+    assert caplog.text == ""
+    settings((), {name: other})
+    assert f"{name} has no effect: the master's HTTP tells about all clients" in caplog.text
+
+
+def test_so_is_what_segments_are_told_in_vain(master: str, caplog: pytest.LogCaptureFixture) -> None:
+    without_effect.cache_clear()
+    store = MooncakeDistributedStore()
+    assert store.setup("127.0.0.1", "P2PHANDSHAKE", 0, MIB, "tcp", "", master) == 0
+    plain = store.allocate_and_mount_segment(MIB)
+    assert store.unmount_segment(plain["segment_ids"]) == 0
+    assert "has no effect" not in caplog.text
+    mounted = store.allocate_and_mount_segment(MIB, "cxl", "cpu:0")
+    assert "protocol of allocate_and_mount_segment has no effect" in caplog.text
+    assert "location of allocate_and_mount_segment has no effect" in caplog.text
+    assert store.unmount_and_free_segment(mounted["segment_ids"], 10) == 0
+    assert "grace_period_seconds has no effect: a segment goes at once" in caplog.text
+    assert store.close() == 0
