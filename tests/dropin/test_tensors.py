@@ -269,3 +269,126 @@ def test_shards_are_in_the_group_of_their_tensor(world: World) -> None:
     axes = [parallelism(tp(0, 2)), parallelism(tp(1, 2))]
     assert world.store.batch_put_tensor_with_parallelism(others, tensors, axes, config) == [0, 0]
     assert groups_of(world, [f"{others[0]}_tp_0", f"{others[1]}_tp_1"]) == ["one", "two"]
+
+
+def encoded(world: World, *tensors: Any) -> tuple[list[int], list[int]]:
+    """Where tensors lie in memory, as get_tensor_into leaves them, and how long they are."""
+    addresses, sizes = [], []
+    for tensor in tensors:
+        key, memory = world.key(), world.memory(1024)
+        assert world.store.put_tensor(key, tensor) == 0
+        assert same(world.store.get_tensor_into(key, memory.address, 1024), tensor)
+        addresses.append(memory.address)
+        sizes.append(world.store.get_size(key))
+    return addresses, sizes
+
+
+def test_shards_are_objects_of_their_own(world: World) -> None:
+    tensor, key = torch.arange(8), world.key()
+    for rank in range(2):
+        assert world.store.put_tensor_with_parallelism(key, tensor[4 * rank :][:4], parallelism(tp(rank, 2))) == 0
+    assert world.store.batch_is_exist([key, f"{key}_tp_0", f"{key}_tp_1", f"{key}_shards"]) == [0, 1, 1, 1]
+    assert world.store.remove(key, True) == -704
+    assert world.store.remove_by_regex(f"^{key}_(tp_|shards$)", True) == 3
+
+
+def test_a_config_keeps_shards_as_it_says(world: World) -> None:
+    tensor, key, config = torch.arange(12).reshape(2, 6), world.key(), world.Config()
+    config.with_hard_pin = True
+    assert world.store.pub_tensor_with_tp(key, tensor, config, tp_size=2, split_dim=1) == 0
+    assert same(world.reader.get_tensor_with_tp(key, 1, 2), tensor[:, 3:])
+    assert [found.hard_pinned for found in world.store._link.store.describe([f"{key}_tp_0", f"{key}_tp_1"])] == [
+        True
+    ] * 2
+
+
+def test_an_upsert_from_memory_replaces_what_a_put_leaves(world: World) -> None:
+    keys, old = world.keys(2), torch.arange(4)
+    addresses, sizes = encoded(world, old + 10, old + 20)
+    assert world.store.batch_put_tensor(keys, [old, old]) == [0, 0]
+    assert world.store.batch_put_tensor_from(keys, addresses, sizes) == [0, 0]
+    assert same(world.store.get_tensor(keys[0]), old)
+    assert world.store.upsert_tensor_from(keys[0], addresses[0], sizes[0]) == 0
+    assert same(world.store.get_tensor(keys[0]), old + 10)
+    assert world.store.batch_upsert_tensor_from(keys, addresses[::-1], [sizes[1], sizes[0] - 1]) == [0, -600]
+    assert same(world.store.get_tensor(keys[0]), old + 20)
+    assert same(world.store.get_tensor(keys[1]), old)
+
+
+def test_a_batch_of_tensors_in_shards(world: World) -> None:
+    keys, tensors = world.keys(2), [torch.arange(8), torch.arange(8).reshape(4, 2) + 8]
+    assert world.store.batch_put_tensor_with_tp(keys, tensors, tp_size=2) == [0, 0]
+    assert all(map(same, world.store.batch_get_tensor_with_tp(keys, 1, 2), [tensors[0][4:], tensors[1][2:]]))
+    target = world.memory(1024)
+    addresses = [target.address, target.address + 512]
+    found = world.store.batch_get_tensor_with_tp_into(keys, addresses, [512, 512], 0, 2)
+    assert all(map(same, found, [tensors[0][:4], tensors[1][:2]]))
+    assert [start <= tensor.data_ptr() < start + 512 for start, tensor in zip(addresses, found, strict=True)] == [
+        True
+    ] * 2
+    assert world.store.batch_get_tensor_with_tp([keys[0], world.key()], 0, 2)[1] is None
+
+
+def test_a_batch_of_tensors_from_memory_in_shards(world: World) -> None:
+    keys, tensors = world.keys(3), [torch.arange(8), torch.arange(8) + 8]
+    addresses, sizes = encoded(world, *tensors)
+    codes = world.store.batch_put_tensor_with_tp_from(keys, [*addresses, 4096], [*sizes, 200], tp_size=4)
+    assert codes == [0, 0, -600]
+    assert all(map(same, world.store.batch_get_tensor_with_tp(keys[:2], 3, 4), [tensors[0][6:], tensors[1][6:]]))
+
+
+def test_a_batch_into_memory_and_into_other_tensors(world: World) -> None:
+    keys, tensors = world.keys(3), [torch.randn(3, 3), torch.arange(5)]
+    assert world.store.batch_put_tensor(keys[:2], tensors) == [0, 0]
+    memory = world.memory(1536)
+    addresses = [memory.address + 512 * index for index in range(3)]
+    first, second, none = world.store.batch_get_tensor_into(keys, addresses, [512] * 3)
+    assert same(first, tensors[0])
+    assert same(second, tensors[1])
+    assert none is None
+    targets = [torch.zeros(3, 3), torch.zeros(5), torch.zeros(5)]
+    assert world.store.batch_get_tensor_into_cuda(keys, targets) == [36, -600, -704]
+    assert same(targets[0], tensors[0])
+    assert same(targets[1], torch.zeros(5))
+
+
+def test_shards_and_full_tensors_of_several_keys(world: World) -> None:
+    keys, tensors = world.keys(3), [torch.arange(8), torch.arange(8).reshape(2, 4)]
+    for rank in range(2):
+        shards = [tensor.chunk(2)[rank] for tensor in tensors]
+        axes = [parallelism(tp(rank, 2))] * 2
+        assert world.store.batch_upsert_tensor_with_parallelism(keys[:2], shards, axes) == [0, 0]
+    full = store_module.ReadTarget(mode="full")
+    shard = store_module.ReadTarget(mode="shard", parallelism=parallelism(tp(1, 2)))
+    one, two, none = world.reader.batch_get_tensor_with_parallelism(keys, [full, shard, full])
+    assert same(one, tensors[0])
+    assert same(two, tensors[1][1:])
+    assert none is None
+    memory = world.memory(1536)
+    addresses = [memory.address + 512 * index for index in range(3)]
+    one, two, none = world.store.batch_get_tensor_with_parallelism_into(
+        keys, addresses, [512, 512, 512], [full, shard, full]
+    )
+    assert same(one, tensors[0])
+    assert same(two, tensors[1][1:])
+    assert addresses[1] <= two.data_ptr() < addresses[2]
+    assert none is None
+    assert memory.content[1024:] == b"\xa5" * 512
+
+
+@pytest.mark.parametrize("upsert", [False, True])
+def test_shards_from_memory_by_parallelism(world: World, upsert: bool) -> None:
+    key, others, tensor = world.key(), world.keys(2), torch.arange(8)
+    (whole, left, right), sizes = encoded(world, tensor, tensor[:4], tensor[4:])
+    verb = "upsert" if upsert else "put"
+    one = getattr(world.store, f"{verb}_tensor_with_parallelism_from")
+    several = getattr(world.store, f"batch_{verb}_tensor_with_parallelism_from")
+    assert several([key, key], [left, right], sizes[1:], [parallelism(tp(0, 2)), parallelism(tp(1, 2))]) == [0, 0]
+    assert same(world.store.get_tensor_with_parallelism(key, store_module.ReadTarget(mode="full")), tensor)
+    for rank in range(2):
+        assert one(others[0], whole, sizes[0], writer_partition=store_module.WriterPartition(rank, 2)) == 0
+    assert same(world.store.get_tensor_with_parallelism(others[0], store_module.ReadTarget(mode="full")), tensor)
+    assert one(others[1], left, sizes[1]) == 0
+    assert one(others[1], right, sizes[2]) == 0
+    assert same(world.store.get_tensor(others[1]), tensor[4:] if upsert else tensor[:4])
+    assert one(world.key(), left, sizes[1] - 1) == -600
