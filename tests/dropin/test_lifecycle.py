@@ -54,6 +54,12 @@ def test_a_dummy_without_a_master_has_no_memory(caplog: pytest.LogCaptureFixture
     assert dummy.alloc_from_mem_pool(4096) == 0
 
 
+def test_a_file_is_no_segment(caplog: pytest.LogCaptureFixture) -> None:
+    mounted = MooncakeDistributedStore().mount_segment("/dev/shm/file", MIB)
+    assert mounted == {"ret": -1012, "segment_ids": [], "allocated_size": 0}
+    assert "allocate_and_mount_segment makes one of memory" in caplog.text
+
+
 def test_the_disk_below_a_segment_is_not_unmounted_by_itself(caplog: pytest.LogCaptureFixture) -> None:
     assert MooncakeDistributedStore().unmount_local_disk_segment() == -1012
     assert "unmount that, or close the store" in caplog.text

@@ -82,6 +82,20 @@ def test_batches_configs_and_upserts(world: World) -> None:
     assert world.store.batch_get_tensor([keys[0], world.key()])[1] is None
 
 
+def test_one_tensor_with_a_config_put_and_replaced(world: World) -> None:
+    key, config = world.key(), world.Config()
+    config.group_ids = ["group"]
+    assert world.store.pub_tensor(key, torch.arange(4), config) == 0
+    assert world.store.pub_tensor(key, torch.arange(5), config) == 0
+    assert same(world.store.get_tensor(key), torch.arange(4))
+    assert world.store.upsert_pub_tensor(key, torch.arange(6), config) == 0
+    assert same(world.store.get_tensor(key), torch.arange(6))
+    assert groups_of(world, [key]) == ["group"]
+    assert world.store.batch_upsert_tensor([key, world.key()], [torch.arange(7), "no tensor"]) == [-600, -600]
+    assert world.store.batch_upsert_tensor([key], [torch.arange(7)]) == [0]
+    assert same(world.store.get_tensor(key), torch.arange(7))
+
+
 def test_into_and_from_memory(world: World) -> None:
     tensor, key, other = torch.randn(10, 10), world.key(), world.key()
     assert world.store.put_tensor(key, tensor) == 0
@@ -376,13 +390,11 @@ def test_shards_and_full_tensors_of_several_keys(world: World) -> None:
     assert memory.content[1024:] == b"\xa5" * 512
 
 
-@pytest.mark.parametrize("upsert", [False, True])
-def test_shards_from_memory_by_parallelism(world: World, upsert: bool) -> None:
+@pytest.mark.parametrize("name", ["put_tensor_with_parallelism_from", "upsert_tensor_with_parallelism_from"])
+def test_shards_from_memory_by_parallelism(world: World, name: str) -> None:
     key, others, tensor = world.key(), world.keys(2), torch.arange(8)
     (whole, left, right), sizes = encoded(world, tensor, tensor[:4], tensor[4:])
-    verb = "upsert" if upsert else "put"
-    one = getattr(world.store, f"{verb}_tensor_with_parallelism_from")
-    several = getattr(world.store, f"batch_{verb}_tensor_with_parallelism_from")
+    one, several = getattr(world.store, name), getattr(world.store, f"batch_{name}")
     assert several([key, key], [left, right], sizes[1:], [parallelism(tp(0, 2)), parallelism(tp(1, 2))]) == [0, 0]
     assert same(world.store.get_tensor_with_parallelism(key, store_module.ReadTarget(mode="full")), tensor)
     for rank in range(2):
@@ -390,5 +402,5 @@ def test_shards_from_memory_by_parallelism(world: World, upsert: bool) -> None:
     assert same(world.store.get_tensor_with_parallelism(others[0], store_module.ReadTarget(mode="full")), tensor)
     assert one(others[1], left, sizes[1]) == 0
     assert one(others[1], right, sizes[2]) == 0
-    assert same(world.store.get_tensor(others[1]), tensor[4:] if upsert else tensor[:4])
+    assert same(world.store.get_tensor(others[1]), tensor[4:] if name.startswith("upsert") else tensor[:4])
     assert one(world.key(), left, sizes[1] - 1) == -600
