@@ -268,11 +268,7 @@ class TensorCalls(RangeCalls):
         wanted = the_keys(keys)
         if not of_one_length(wanted, tensors):
             return each(Code.INVALID_PARAMS, wanted)
-        try:
-            encoded = [encode(tensor) for tensor in tensors]
-        except TypeError as error:
-            _log.error("%s", error)
-            return each(Code.INVALID_PARAMS, wanted)
+        encoded = [_encoded(tensor) for tensor in tensors]
         return self._put(wanted, [pieces for pieces, _ in encoded], config, upsert=upsert)
 
     def _put_shards(self, key: str, tensor: Any, config: ReplicateConfig, tp_size: int, split_dim: int) -> int:
@@ -302,6 +298,15 @@ class TensorCalls(RangeCalls):
     def _tensor_at(self, address: int, num_bytes: int) -> Tensor | None:
         memory = self._registered.view(address, num_bytes)
         return None if not memory else decode(over(memory))
+
+
+def _encoded(tensor: Any) -> tuple[Pieces | None, Any]:
+    """As encode; None for what cannot be stored, and the log says why."""
+    try:
+        return encode(tensor)
+    except TypeError as error:
+        _log.error("%s", error)
+        return None, None
 
 
 def shard_key(key: str, tp_rank: int, tp_size: int) -> str:
