@@ -64,6 +64,7 @@ class Network:
         """Devices whose work requests fail as if nobody answered."""
         self.mute: dict[str, set[str]] = {"wait_is_over": set(), "completed": set()}
         """Devices that cannot say any more what has completed, by the method that raises."""
+        self.most_region_bytes = 1 << 40
         self.most_requests = 64
         """That each device has completions for."""
         self.most_under_way = 0
@@ -83,6 +84,7 @@ class Device:
         self.network = network
         self.name = name
         self.most_requests = network.most_requests
+        self.most_region_bytes = network.most_region_bytes
         address = ipaddress.IPv6Address(f"::ffff:10.0.{place}.1")
         self.port = Port(name, 1, ACTIVE, 100.0, 0, (Gid(0, address, FABRIC),))
         self._numbers = itertools.count(17)
@@ -133,6 +135,7 @@ class Device:
             del self._under_way[queue_pair]
 
     def register(self, address: int, num_bytes: int, *, is_remote: bool = False, writable: bool = False) -> Region:
+        assert num_bytes <= self.most_region_bytes
         region = Region(address, num_bytes, writable)
         region.local_key = region.remote_key = next(self.network.keys)
         self.network.regions[region.remote_key] = region

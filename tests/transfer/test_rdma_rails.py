@@ -19,7 +19,8 @@ from mooncake_core.transfer.contract import Kind, Operation, Transport, Transpor
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.transfer.topology import Priority, location_of
 from mooncake_core.transfer.weights import Weights
-from mooncake_rdma import initiator
+from mooncake_rdma import initiator, staging
+from mooncake_rdma.messages import STAGED_BYTES
 from mooncake_rdma.paths import RdmaPath
 from tests.transfer.rdma_fabric import Network, transport_on
 
@@ -28,6 +29,18 @@ PART_BYTES = 4096
 
 class TestRdmaWithoutHardware(TransportContract):
     transport = transport_on(Network())
+
+
+class TestRdmaOfSmallRegions(TransportContract):
+    """All memory is registered, and exported, in parts."""
+
+    network = Network()
+    network.most_region_bytes = STAGED_BYTES
+    transport = transport_on(network)
+
+    @pytest.fixture(autouse=True)
+    def small_staging(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(staging, "SLOTS", 1)
 
 
 @pytest.fixture
@@ -242,6 +255,24 @@ def test_a_stale_key_fails_alone(ends: Ends) -> None:
     assert {errors[operation.operation_id] for operation in operations} == {None}
     assert all(isinstance(errors[operation.operation_id], StaleSegment) for operation in stale)
     assert ends.memory[: len(source)] == source
+
+
+def test_memory_is_registered_in_parts_where_devices_take_no_larger_ones(network: Network) -> None:
+    network.most_region_bytes = 3 * PART_BYTES
+    ends = Ends(transport_on(network))
+    memory, _ = SharedMemory("here", 16 * PART_BYTES), ends.register(16 * PART_BYTES)
+    handle = ends.initiator.register(memory.view)
+    memory.view[:] = os.urandom(16 * PART_BYTES)
+    path = ends.export(writable=True)
+    assert ends.transfer(Kind.WRITE, path, [memory.view[5:]], 7) is None
+    assert ends.memory[7 : 2 + 16 * PART_BYTES] == memory.view[5:]
+    before = bytes(memory.view)
+    memory.view[:] = bytes(16 * PART_BYTES)
+    assert ends.transfer(Kind.READ, path, [memory.view[5:]], 7) is None
+    assert memory.view[5:] == before[5:]
+    ends.initiator.unregister(handle)
+    ends.close()
+    memory.close()
 
 
 def test_initiators_hear_of_a_withdrawal_before_they_run_into_it(ends: Ends, network: Network) -> None:

@@ -9,6 +9,7 @@ from mooncake_core.doctor import Finding, Subject, fail, ok, skip, warn
 from mooncake_core.errors import MooncakeError
 from mooncake_core.transfer.weights import Weights
 from mooncake_core.units import format_size
+from mooncake_rdma.pinning import RAISE_LIMIT
 from mooncake_rdma.ports import ACTIVE, read_ports, usable_ports
 from mooncake_rdma.pyverbs_location import make_pyverbs_importable
 
@@ -42,7 +43,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     else:
         yield bad(
             f"a process may pin {format_size(limit)}; a node pins its segment, and once more for each export",
-            "ulimit -l unlimited; LimitMEMLOCK=infinity in a systemd unit; --ulimit memlock=-1 for a container",
+            RAISE_LIMIT,
         )
 
 

@@ -14,7 +14,8 @@ from mooncake_rdma.ports import Fabric, Port
 
 NO_WEIGHTS: Final = Weights()
 MOST_KEYS: Final = 16
-"""Memory regions that one export makes: each costs the NIC an entry, and the kernel a call."""
+"""Memory regions that one export makes, or more where devices take none that large: each costs the NIC an entry, and the kernel a
+call."""
 
 
 class PortAddress(Struct, frozen=True, array_like=True):
@@ -76,6 +77,15 @@ def hulls(ranges: Sequence[Range], most: int = MOST_KEYS) -> list[Range]:
             part = Range(start, _end(part) - start)
         covering.append(part)
     return covering
+
+
+def divided(ranges: Sequence[Range], most_bytes: int) -> list[Range]:
+    """The same bytes in ranges of at most so many."""
+    return [
+        Range(offset, min(most_bytes, _end(part) - offset))
+        for part in ranges
+        for offset in range(part.offset, _end(part), most_bytes)
+    ]
 
 
 def rails(ours: Sequence[PortAddress], theirs: Sequence[PortAddress], weights: Weights = NO_WEIGHTS) -> list[Rail]:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -31,7 +31,7 @@ from mooncake_core.transfer.topology import location_of, matrix, read_inventory
 from mooncake_rdma.connection import Registered, Work
 from mooncake_rdma.initiator import Initiator
 from mooncake_rdma.messages import Limits, Message, Segment, messages, targets
-from mooncake_rdma.paths import RdmaPath, address_of_port, hulls
+from mooncake_rdma.paths import RdmaPath, address_of_port, divided, hulls
 from mooncake_rdma.ports import read_ports, usable_ports
 from mooncake_rdma.target import Target
 
@@ -42,20 +42,37 @@ DEVICES_VARIABLE: Final = "MOONCAKE_RDMA_DEVICES"
 """Names of the devices to use, with commas; all where it is not set."""
 
 
-class _Region:
-    """Registered memory: pinned once for each device."""
+class _Chunk:
+    """A part of registered memory that is one memory region of each device."""
 
-    __slots__ = ("address", "exports", "near", "num_bytes", "pinned")
+    __slots__ = ("address", "end", "near", "pinned")
 
     def __init__(self, address: int, num_bytes: int, pinned: Sequence[MemoryRegion], near: frozenset[int]) -> None:
         self.address = address
-        self.num_bytes = num_bytes
+        self.end = address + num_bytes
         self.pinned = pinned
         self.near = near
-        self.exports: set[int] = set()
 
     def local_key(self, place: int) -> int:
         return self.pinned[place].local_key
+
+
+class _Region:
+    """Registered memory: in one chunk, where devices take memory regions of its size."""
+
+    __slots__ = ("address", "chunks", "exports", "num_bytes")
+
+    def __init__(self, address: int, num_bytes: int, chunks: Sequence[_Chunk]) -> None:
+        self.address = address
+        self.num_bytes = num_bytes
+        self.chunks = chunks
+        self.exports: set[int] = set()
+
+    def close(self) -> None:
+        """Its memory is not pinned any more."""
+        for chunk in self.chunks:
+            for pinned in chunk.pinned:
+                pinned.close()
 
 
 class RdmaTransport(Transport):
@@ -70,8 +87,8 @@ class RdmaTransport(Transport):
         self._handles = itertools.count(1)
         self._export_numbers = itertools.count(1)
         self._regions: dict[int, _Region] = {}
-        self._by_address: tuple[list[int], list[_Region]] = ([], [])
-        """Regions in the order of their addresses; never changed, only replaced."""
+        self._by_address: tuple[list[int], list[_Chunk]] = ([], [])
+        """Chunks in the order of their addresses; never changed, only replaced."""
         self._exports: dict[int, list[MemoryRegion]] = {}
         self._closed = False
         self._matrix = matrix(read_inventory(), settings.topology)
@@ -80,6 +97,7 @@ class RdmaTransport(Transport):
             for device in self._devices:
                 made.callback(device.close)
             self._ports = [address_of_port(device.port) for device in self._devices]
+            self._most_region_bytes = min(device.most_region_bytes for device in self._devices)
             self._limits = Limits(min(device.most_segments for device in self._devices))
             self._target = Target(settings, self._devices)
             made.pop_all()
@@ -119,8 +137,13 @@ class RdmaTransport(Transport):
     def register(self, memory: memoryview, descriptor: int | None = None) -> int:
         handle = next(self._handles)
         address = address_of(memory)
-        pinned = self._pin([(address, memory.nbytes)])
-        region = _Region(address, memory.nbytes, [only for (only,) in pinned], self._near(address))
+        parts = divided([Range(address, memory.nbytes)], self._most_region_bytes)
+        pinned = zip(*self._pin(parts), strict=True)
+        chunks = [
+            _Chunk(part.offset, part.length, of_part, self._near(part.offset))
+            for part, of_part in zip(parts, pinned, strict=True)
+        ]
+        region = _Region(address, memory.nbytes, chunks)
         with self._lock:
             self._regions[handle] = region
             self._index_regions()
@@ -132,16 +155,15 @@ class RdmaTransport(Transport):
             self._index_regions()
         for export in list(region.exports):
             self._end_export(export)
-        for pinned in region.pinned:
-            pinned.close()
+        region.close()
 
     def export(self, handle: int, *, writable: bool, ranges: Sequence[Range] | None = None) -> bytes:
         region = self._regions[handle]
         check_ranges(ranges, region.num_bytes)
         allowed = merged(ranges or [Range(0, region.num_bytes)])
-        covering = hulls([part for part in allowed if part.length])
+        covering = divided(hulls([part for part in allowed if part.length]), self._most_region_bytes)
         pinned = self._pin(
-            [(region.address + part.offset, part.length) for part in covering], is_remote=True, writable=writable
+            [Range(region.address + part.offset, part.length) for part in covering], is_remote=True, writable=writable
         )
         number = next(self._export_numbers)
         with self._lock:
@@ -198,22 +220,21 @@ class RdmaTransport(Transport):
         for export in list(self._exports):
             self._end_export(export)
         for region in self._regions.values():
-            for pinned in region.pinned:
-                pinned.close()
+            region.close()
         for device in self._devices:
             device.close()
         self._completions.close()
 
     def _pin(
-        self, spans: Sequence[tuple[int, int]], *, is_remote: bool = False, writable: bool = False
+        self, parts: Sequence[Range], *, is_remote: bool = False, writable: bool = False
     ) -> list[list[MemoryRegion]]:
-        """Memory (address, length) pinned for each device; what is made so far is given back where one refuses."""
+        """Memory, by its address, pinned for each device; what is made so far is given back where one refuses."""
         with ExitStack() as made:
             pinned: list[list[MemoryRegion]] = []
             for device in self._devices:
                 pinned.append([])
-                for address, num_bytes in spans:
-                    region = device.register(address, num_bytes, is_remote=is_remote, writable=writable)
+                for part in parts:
+                    region = device.register(part.offset, part.length, is_remote=is_remote, writable=writable)
                     made.callback(region.close)
                     pinned[-1].append(region)
             made.pop_all()
@@ -231,12 +252,13 @@ class RdmaTransport(Transport):
         self._target.tell_withdrawn(number)
 
     def _index_regions(self) -> None:
-        ordered = sorted(self._regions.values(), key=lambda region: region.address)
-        self._by_address = [region.address for region in ordered], ordered
+        chunks = [chunk for region in self._regions.values() for chunk in region.chunks]
+        ordered = sorted(chunks, key=lambda chunk: chunk.address)
+        self._by_address = [chunk.address for chunk in ordered], ordered
 
     def _messages(self, work: Work) -> list[Message[Registered]]:
         operation, path = work.operation, work.path
-        pieces = [self._segment(piece) for piece in operation.pieces if piece.nbytes]
+        pieces = [segment for piece in operation.pieces for segment in self._segments(piece)]
         there = targets(operation.ranges, path.hull_starts, path.hull_ends)
         return messages(pieces, there, self._limits, in_order=operation.in_order)
 
@@ -249,18 +271,21 @@ class RdmaTransport(Transport):
     def _near_operation(self, operation: Operation) -> frozenset[int]:
         if len(self._devices) == 1:
             return frozenset()
-        region = self._segment(operation.pieces[0]).region
-        return region.near if isinstance(region, _Region) else frozenset()
+        first = next(self._segments(operation.pieces[0]), None)
+        return first.region.near if first is not None and isinstance(first.region, _Chunk) else frozenset()
 
-    def _segment(self, piece: memoryview) -> Segment[Registered]:
+    def _segments(self, piece: memoryview) -> Iterator[Segment[Registered]]:
+        """A piece, cut where one chunk goes over into the next."""
         address = address_of(piece)
-        starts, regions = self._by_address
-        index = bisect_right(starts, address) - 1
-        if index >= 0:
-            region = regions[index]
-            if address + piece.nbytes <= region.address + region.num_bytes:
-                return Segment(piece, address, region)
-        return Segment(piece, address, None)
+        starts, chunks = self._by_address
+        while piece.nbytes:
+            index = bisect_right(starts, address) - 1
+            if index < 0 or chunks[index].end <= address:
+                yield Segment(piece, address, None)
+                return
+            length = min(piece.nbytes, chunks[index].end - address)
+            yield Segment(piece[:length], address, chunks[index])
+            piece, address = piece[length:], address + length
 
 
 def _refusal(operation: Operation, path: RdmaPath) -> TransferError | TimeoutError | None:

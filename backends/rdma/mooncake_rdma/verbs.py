@@ -8,7 +8,6 @@ import ipaddress
 import itertools
 import logging
 import os
-import resource
 import secrets
 from collections.abc import Sequence
 from typing import Any, Final
@@ -16,6 +15,7 @@ from typing import Any, Final
 from mooncake_core.errors import PathFailed, TransferError
 from mooncake_core.units import format_size
 from mooncake_rdma.event_descriptors import with_descriptor
+from mooncake_rdma.pinning import advice, refusal
 from mooncake_rdma.ports import Fabric, Port, is_active
 from mooncake_rdma.pyverbs_location import make_pyverbs_importable
 from mooncake_rdma.requests import INLINE_BYTES, Ended, PortHandle, WorkRequest
@@ -86,7 +86,8 @@ class Device:
         self.most_segments = min(MOST_SEGMENTS, limits.max_sge)
         self.send_depth = min(SEND_DEPTH, limits.max_qp_wr)
         self.most_reads = min(MOST_READS, limits.max_qp_rd_atom, limits.max_qp_init_rd_atom)
-        self._most_region_bytes = limits.max_mr_size
+        self.most_region_bytes = limits.max_mr_size
+        self._most_regions = limits.max_mr
         self._lid: int = attributes.lid
         self._mtu = int(attributes.active_mtu)
         num_completions = min(COMPLETIONS, limits.max_cqe)
@@ -131,7 +132,7 @@ class Device:
     def register(
         self, address: int, num_bytes: int, *, is_remote: bool = False, writable: bool = False
     ) -> MemoryRegion:
-        """Pins memory. `is_remote`: for peers, that they read, and write where `writable`.
+        """Pins memory, at most `most_region_bytes`. `is_remote`: for peers, that they read, and write where `writable`.
 
         Raises:
             TransferError: the kernel or the device refuses; says what to do.
@@ -139,16 +140,14 @@ class Device:
         access = enums.IBV_ACCESS_LOCAL_WRITE
         if is_remote:
             access |= enums.IBV_ACCESS_REMOTE_READ | (enums.IBV_ACCESS_REMOTE_WRITE if writable else 0)
-        if num_bytes > self._most_region_bytes:
-            raise TransferError(
-                f"{self.port} takes memory regions of at most {format_size(self._most_region_bytes)}, not "
-                f"{format_size(num_bytes)}: register it in parts"
-            )
+        if (reason := refusal(num_bytes)) is not None:
+            raise TransferError(f"{self.port} cannot register {format_size(num_bytes)}: {reason}", errno=errno.ENOMEM)
         try:
             return MemoryRegion(MR(self._domain, num_bytes, access, address=address))
         except PyverbsRDMAError as error:
             raise TransferError(
-                f"{self.port} cannot register {format_size(num_bytes)}: {_reason(error)}{_advice(_number(error))}",
+                f"{self.port} cannot register {format_size(num_bytes)}: {_reason(error)}"
+                f"{advice(_number(error), self._most_regions)}",
                 errno=_number(error),
             ) from error
 
@@ -305,19 +304,6 @@ def _number(error: Any) -> int:
 
 def _reason(error: Any) -> str:
     return f"{errno.errorcode.get(_number(error), 'error')}, {os.strerror(_number(error))}"
-
-
-def _advice(number: int) -> str:
-    if number == errno.ENOMEM:
-        limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-        allowed = "unlimited" if limit == resource.RLIM_INFINITY else format_size(limit)
-        return (
-            f". Memory that may be locked: {allowed}. Raise it with `ulimit -l unlimited`, LimitMEMLOCK=infinity in a "
-            "systemd unit, --ulimit memlock=-1 for a container"
-        )
-    if number == errno.EFAULT:
-        return ". It is no memory that the kernel can pin: GPU memory needs the driver's nvidia-peermem module loaded"
-    return ""
 
 
 def _name(value: Any, prefix: str) -> str:
