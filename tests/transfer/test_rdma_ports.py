@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mooncake_core.errors import ConfigError, PluginUnavailable
 from mooncake_core.testing.sysfs import rdma_port, write_tree
 from mooncake_rdma import doctor
 from mooncake_rdma.ports import Fabric, Port, is_active, read_ports, usable_ports
-from mooncake_rdma.pyverbs_location import find_pyverbs, make_pyverbs_importable
+from mooncake_rdma.pyverbs_location import distribution_places, find_pyverbs, make_pyverbs_importable
 
 NONE = "0000:0000:0000:0000:0000:0000:0000:0000"
 LINK_LOCAL = "fe80:0000:0000:0000:90c9:24ff:fe21:df8f"
@@ -111,9 +112,26 @@ def test_the_pyverbs_of_the_distribution_is_found_where_it_fits(tmp_path: Path) 
         find_pyverbs([other])
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "usr/lib/python3/dist-packages",  # Debian, Ubuntu
+        f"usr/lib64/python{sys.version_info.major}.{sys.version_info.minor}/site-packages",  # Fedora, RHEL, SUSE
+    ],
+)
+def test_each_distribution_has_its_place(tmp_path: Path, place: str) -> None:
+    _pyverbs(tmp_path / "usr/lib64/python3.6/site-packages", "cpython-36m-x86_64-linux-gnu")
+    with pytest.raises(PluginUnavailable, match="the distribution's pyverbs is for cpython-36m-x86_64-linux-gnu"):
+        find_pyverbs(distribution_places(tmp_path))
+    folder = _pyverbs(tmp_path / place, sysconfig.get_config_var("SOABI")) / "pyverbs"
+    assert find_pyverbs(distribution_places(tmp_path)) == folder
+
+
 def test_without_pyverbs_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(PluginUnavailable, match="pyverbs was not found.*apt-get install python3-pyverbs"):
+    with pytest.raises(
+        PluginUnavailable, match="pyverbs was not found.*apt-get install python3-pyverbs.*dnf install python3-pyverbs"
+    ):
         make_pyverbs_importable([tmp_path])
 
 

@@ -1,5 +1,5 @@
-"""Where pyverbs comes from. PyPI's is built on the machine against rdma-core's headers; Debian's is ready made, and lies where a
-virtual environment of the same Python does not look."""
+"""Where pyverbs comes from. PyPI's is built on the machine against rdma-core's headers; a distribution's is ready made, and lies
+where a virtual environment of the same Python does not look."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from typing import Final
 
 from mooncake_core.errors import PluginUnavailable
 
-DISTRIBUTION: Final = (Path("/usr/lib/python3/dist-packages"), Path("/usr/lib64/python3/site-packages"))
-"""Where packages of a distribution put modules for its own Python."""
+DEBIAN: Final = "usr/lib/python3/dist-packages"
+OTHERS: Final = "usr/lib64/python3.*/site-packages"
+"""Of Fedora, RHEL and its rebuilds, SUSE: a folder for each Python that was packed."""
 
 
-def make_pyverbs_importable(places: Sequence[Path] = DISTRIBUTION) -> None:
+def distribution_places(root: Path = Path("/")) -> list[Path]:
+    """Where packages of a distribution put modules for its own Pythons."""
+    return [root / DEBIAN, *sorted(root.glob(OTHERS))]
+
+
+def make_pyverbs_importable(places: Sequence[Path] | None = None) -> None:
     """Lets `import pyverbs.device` succeed; of the places, nothing but the folder `pyverbs` becomes visible.
 
     Raises:
         PluginUnavailable: there is none, or it does not load; says what to install.
     """
     if importlib.util.find_spec("pyverbs") is None:
-        _show(find_pyverbs(places))
+        _show(find_pyverbs(distribution_places() if places is None else places))
     try:
         importlib.import_module("pyverbs.device")
     except ImportError as error:  # libibverbs is missing, or is of another version
@@ -62,9 +68,10 @@ def _show(folder: Path) -> None:
 def _unavailable(reason: str) -> PluginUnavailable:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return PluginUnavailable(
-        f"transport rdma is not available: {reason}. Debian, Ubuntu: apt-get install python3-pyverbs ibverbs-providers, "
-        f"which is found from a virtual environment of the distribution's own Python too (this is {version}); elsewhere "
-        "install rdma-core with its headers, then pip install 'mooncake-toolkit[rdma]'",
+        f"transport rdma is not available: {reason}. Debian, Ubuntu: apt-get install python3-pyverbs ibverbs-providers; "
+        "Fedora, RHEL: dnf install python3-pyverbs libibverbs; SUSE: zypper install python3-pyverbs libibverbs; it is found "
+        f"from a virtual environment of the distribution's own Python too (this is {version}). For another Python install "
+        "rdma-core with its headers, then pip install 'mooncake-toolkit[rdma]'",
         kind="transport",
         name="rdma",
     )
