@@ -29,11 +29,12 @@ FABRIC = Fabric.ROCE_V2_IPV4
 class Region:
     """Registered memory."""
 
+    network: Network
     address: int
     num_bytes: int
     writable: bool
-    local_key: int = 0
-    remote_key: int = 0
+    local_key: int
+    remote_key: int
     is_open: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while somebody copies."""
@@ -41,6 +42,7 @@ class Region:
     def close(self) -> None:
         with self.lock:
             self.is_open = False
+            self.network.regions.pop(self.remote_key, None)
 
     def allows(self, address: int, num_bytes: int, *, write: bool) -> bool:
         inside = self.address <= address and address + num_bytes <= self.address + self.num_bytes
@@ -52,6 +54,9 @@ class Network:
 
     def __init__(self) -> None:
         self.regions: dict[int, Region] = {}
+        """That are open, by key."""
+        self.pairs: set[QueuePair] = set()
+        """That are open."""
         self.keys = itertools.count(0x100)
         self.moving = threading.Event()
         """Unset, work requests wait."""
@@ -70,6 +75,7 @@ class Network:
         self.most_under_way = 0
         """At once, of one device; what was not told of yet is."""
         self.num_failures: Counter[str] = Counter()
+        self.num_signalled: Counter[str] = Counter()
         self.num_requests: dict[str, int] = {}
         """That each device has carried out."""
 
@@ -136,8 +142,8 @@ class Device:
 
     def register(self, address: int, num_bytes: int, *, is_remote: bool = False, writable: bool = False) -> Region:
         assert num_bytes <= self.most_region_bytes
-        region = Region(address, num_bytes, writable)
-        region.local_key = region.remote_key = next(self.network.keys)
+        key = next(self.network.keys)
+        region = Region(self.network, address, num_bytes, writable, key, key)
         self.network.regions[region.remote_key] = region
         return region
 
@@ -154,6 +160,7 @@ class QueuePair:
     def __init__(self, device: Device, number: int) -> None:
         self._device = device
         self.number = number
+        device.network.pairs.add(self)
         self.handle = PortHandle(number, 0, 0, 5, b"", 16)
         self.state = "RTS"
         self._requests: queue.SimpleQueue[WorkRequest | None] = queue.SimpleQueue()
@@ -179,6 +186,7 @@ class QueuePair:
             self._requests.put(None)
             self._thread.join()
         self._device.forget(self.number)
+        self._device.network.pairs.discard(self)
 
     def _run(self) -> None:
         while (request := self._requests.get()) is not None:
@@ -207,6 +215,7 @@ class QueuePair:
             if not region.allows(request.remote_address, num_bytes, write=not request.is_read):
                 return "REM_ACCESS_ERR"
             self._copy(request)
+        network.num_signalled[name] += request.is_signalled
         network.num_requests[name] = network.num_requests.get(name, 0) + 1
         return "SUCCESS"
 

@@ -20,7 +20,8 @@ from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.transfer.topology import Priority, location_of
 from mooncake_core.transfer.weights import Weights
 from mooncake_rdma import initiator, staging
-from mooncake_rdma.messages import STAGED_BYTES
+from mooncake_rdma.connection import UNSIGNALLED
+from mooncake_rdma.messages import MESSAGE_BYTES, STAGED_BYTES
 from mooncake_rdma.paths import RdmaPath
 from tests.transfer.rdma_fabric import Network, transport_on
 
@@ -296,6 +297,45 @@ def test_threads_post_while_rails_fail(ends: Ends, network: Network) -> None:
     for thread in threads:
         thread.join()
     assert set(ends.collect(160).values()) == {None}
+
+
+def test_of_many_requests_few_are_signalled(network: Network) -> None:
+    ends = Ends(transport_on(network, ["nic0"]))
+    num_bytes = 40 * MESSAGE_BYTES
+    memory, (there, handle) = SharedMemory("here", num_bytes), ends.register(num_bytes)
+    ends.initiator.register(memory.view)
+    memory.view[:] = os.urandom(num_bytes)
+    path = ends.target.export(handle, writable=True)
+    assert path is not None
+    assert ends.transfer(Kind.WRITE, path, [memory.view], 0) is None
+    assert there == memory.view
+    assert (network.num_requests, network.num_signalled) == ({"nic0": 40}, {"nic0": 40 // UNSIGNALLED + 1})
+    ends.close()
+    memory.close()
+
+
+def test_what_goes_through_pinned_memory_is_signalled_for_its_room(network: Network) -> None:
+    ends = Ends(transport_on(network, ["nic0"]))
+    assert ends.transfer(Kind.WRITE, ends.export(writable=True), [memoryview(bytes(1 << 20))], 0) is None
+    assert network.num_signalled == network.num_requests == {"nic0": (1 << 20) // STAGED_BYTES}
+    ends.close()
+
+
+def test_closing_leaves_no_memory_region_and_no_queue_pair(ends: Ends, network: Network) -> None:
+    """Registered, exported, staged, under way, or broken."""
+    ends.initiator.register(memoryview(bytearray(PART_BYTES)))
+    path = ends.export(writable=True)
+    network.failing.add("nic0")
+    operations, _ = _writes(ends, path)
+    assert set(ends.complete(operations).values()) == {None}
+    network.failing.clear()
+    network.moving.clear()
+    operations, _ = _writes(ends, path)
+    ends.initiator.post(operations)
+    assert network.regions
+    assert network.pairs
+    ends.close()
+    assert (network.regions, network.pairs) == ({}, set())
 
 
 def _many_targets(ends: Ends, count: int) -> tuple[list[Transport], list[bytes]]:
