@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_rdma.paths import RdmaPath
 from mooncake_rdma.ports import Fabric, read_ports, usable_ports
+from tests.acceptance.footprint import footprint
 from tests.transfer.random_transfers import COUNT, LARGEST_BYTES, MOST_BYTES, RandomTransfers
 
 try:
@@ -37,6 +39,8 @@ except PluginUnavailable as error:
     pytest.skip(f"{error}; scripts/rdma-guest runs a command where there is one", allow_module_level=True)
 
 REGION_BYTES = 32 << 20
+CYCLES = 20
+IDLE_S = 5.0
 TARGET = f"""
 import sys, time
 import msgspec
@@ -204,6 +208,49 @@ def test_ports_meet_over_ipv6_too() -> None:
     ends.close()
 
 
+def _resources() -> list[str]:
+    """What the kernel has of each device, for all processes: queue pairs, memory regions and others."""
+    shown = subprocess.run(["rdma", "resource", "show"], stdout=subprocess.PIPE, text=True, check=True)
+    return shown.stdout.splitlines()
+
+
+def test_cycles_leave_nothing_on_the_device(target: Target) -> None:
+    def cycle(number: int) -> None:
+        engine = TransferEngine(owner="here", host_id="here", incarnation=10 + number, transports=["rdma"])
+        memory = SharedMemory("here", 1 << 20)
+        engine.export(engine.register_memory(memory.view), writable=True)
+        pieces = [memory.view, memoryview(bytearray(1 << 20))]
+        moved = engine.move(Kind.READ, target.segment, [([piece], 0) for piece in pieces])
+        assert [transfer.error for transfer in moved] == [None, None]
+        engine.close()  # all is still registered and exported
+        memory.close()
+
+    before = _resources()
+    cycle(0)
+    wait_for(lambda: _resources() == before)
+    held = footprint()
+    for number in range(1, CYCLES):
+        cycle(number)
+    wait_for(lambda: _resources() == before)
+    print(f"after {CYCLES} cycles: {before}; of this process {held}, then {footprint()}")
+    assert all(footprint()[name] <= held[name] for name in ("descriptors", "threads", "kernel_threads"))
+
+
+def test_an_idle_transport_takes_next_to_no_time_of_a_processor(target: Target, ends: Ends) -> None:
+    assert ends.transfer(Kind.READ, target.path, [memoryview(bytearray(1))], 0) is None
+    clocks = [
+        time.pthread_getcpuclockid(thread.ident)
+        for thread in threading.enumerate()
+        if thread.name == "rdma-completions" and thread.ident is not None
+    ]
+    before = [time.clock_gettime(clock) for clock in clocks]
+    time.sleep(IDLE_S)
+    shares = [(time.clock_gettime(clock) - earlier) / IDLE_S for clock, earlier in zip(clocks, before, strict=True)]
+    print(f"idle threads for completions take {', '.join(f'{share:.2%}' for share in shares)} of a core")
+    assert shares
+    assert max(shares) < 0.02
+
+
 TWO_DEVICES = len(usable_ports(read_ports())) > 1
 
 
@@ -239,13 +286,13 @@ def test_a_batch_goes_over_two_devices_and_completes_on_one_when_the_other_goes_
     batch = engine.allocate_batch(len(requests))
     engine.submit(batch, requests)
     wait_for(lambda: _sent_packets("rxe1") > before + 1000)
-    _set_link("dummy1", up=False)
+    _set_link("veth1", up=False)
     went_down = time.monotonic()
     carried = {device: _sent_packets(device) for device in ("rxe0", "rxe1")}
     assert engine.wait(batch, 60)
     took_s = time.monotonic() - went_down
     after = {device: _sent_packets(device) - packets for device, packets in carried.items()}
-    _set_link("dummy1", up=True)
+    _set_link("veth1", up=True)
     errors = {error for _, error in engine.status(batch)}
     by_port = Counter[str]()
     for transfer in batch.transfers:
