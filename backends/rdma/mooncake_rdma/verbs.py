@@ -22,7 +22,10 @@ from mooncake_rdma.requests import INLINE_BYTES, Ended, PortHandle, WorkRequest
 
 make_pyverbs_importable()
 
-from pyverbs import enums  # noqa: E402
+try:
+    from pyverbs import libibverbs_enums as enums
+except ImportError:  # of rdma-core before 58; both have each constant in its enumeration
+    from pyverbs import enums
 from pyverbs.addr import GID, AHAttr, GlobalRoute  # noqa: E402
 from pyverbs.cq import CQ, CompChannel  # noqa: E402
 from pyverbs.device import Context  # noqa: E402
@@ -137,9 +140,10 @@ class Device:
         Raises:
             TransferError: the kernel or the device refuses; says what to do.
         """
-        access = enums.IBV_ACCESS_LOCAL_WRITE
+        flags = enums.ibv_access_flags
+        access = flags.IBV_ACCESS_LOCAL_WRITE
         if is_remote:
-            access |= enums.IBV_ACCESS_REMOTE_READ | (enums.IBV_ACCESS_REMOTE_WRITE if writable else 0)
+            access |= flags.IBV_ACCESS_REMOTE_READ | (flags.IBV_ACCESS_REMOTE_WRITE if writable else 0)
         if (reason := refusal(num_bytes)) is not None:
             raise TransferError(f"{self.port} cannot register {format_size(num_bytes)}: {reason}", errno=errno.ENOMEM)
         try:
@@ -168,7 +172,7 @@ class Device:
             max_inline_data=INLINE_BYTES,
         )
         wanted = QPInitAttr(
-            qp_type=enums.IBV_QPT_RC,
+            qp_type=enums.ibv_qp_type.IBV_QPT_RC,
             scq=self._completions,
             rcq=self._completions,
             cap=capabilities,
@@ -216,7 +220,8 @@ class QueuePair:
     def state(self) -> str:
         """As RTS, ERR; for messages."""
         try:
-            return _name(enums.ibv_qp_state(self._pair.query(enums.IBV_QP_STATE)[0].qp_state), "IBV_QPS_")
+            attributes, _ = self._pair.query(enums.ibv_qp_attr_mask.IBV_QP_STATE)
+            return _name(enums.ibv_qp_state(attributes.qp_state), "IBV_QPS_")
         except PyverbsRDMAError:
             return "unknown"
 
@@ -229,7 +234,8 @@ class QueuePair:
         ours = self.handle
         attributes = QPAttr()
         attributes.port_num = self._device.port.number
-        attributes.qp_access_flags = enums.IBV_ACCESS_REMOTE_READ | enums.IBV_ACCESS_REMOTE_WRITE
+        access = enums.ibv_access_flags
+        attributes.qp_access_flags = access.IBV_ACCESS_REMOTE_READ | access.IBV_ACCESS_REMOTE_WRITE
         attributes.path_mtu = min(ours.mtu, other.mtu)
         attributes.dest_qp_num = other.queue_pair
         attributes.rq_psn = other.packet_sequence
@@ -279,11 +285,12 @@ class QueuePair:
         return AHAttr(gr=route, is_global=int(is_global), dlid=other.lid, port_num=port.number)
 
     def _made(self, request: WorkRequest) -> Any:
-        flags = enums.IBV_SEND_SIGNALED if request.is_signalled else 0
+        flags = enums.ibv_send_flags.IBV_SEND_SIGNALED if request.is_signalled else 0
         if request.is_inline:
-            flags |= enums.IBV_SEND_INLINE
+            flags |= enums.ibv_send_flags.IBV_SEND_INLINE
         segments = [SGE(address, length, key) for address, length, key in request.segments]
-        opcode = enums.IBV_WR_RDMA_READ if request.is_read else enums.IBV_WR_RDMA_WRITE
+        opcodes = enums.ibv_wr_opcode
+        opcode = opcodes.IBV_WR_RDMA_READ if request.is_read else opcodes.IBV_WR_RDMA_WRITE
         made = SendWR(request.number, num_sge=len(segments), sg=segments, opcode=opcode, send_flags=flags)
         made.set_wr_rdma(request.remote_key, request.remote_address)
         return made
