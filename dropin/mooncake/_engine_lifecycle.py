@@ -11,7 +11,16 @@ from typing import Any, Final
 
 from mooncake._engine_arguments import a_name, a_number, numbers
 from mooncake._engine_codes import EngineCode, engine_code
-from mooncake._network import is_trusted, key_file, split_hostname, tls_config, transports_of, weights, with_transports
+from mooncake._network import (
+    is_trusted,
+    key_file,
+    names_in,
+    split_hostname,
+    tls_config,
+    transports_of,
+    weights,
+    with_transports,
+)
 from mooncake_core.errors import ConfigError, MooncakeError, NotRegistered, OutOfRange
 from mooncake_core.roles.context import load_key, tls_files
 from mooncake_core.transfer import Endpoint, SharedMemory, Span
@@ -47,14 +56,14 @@ class EngineLifecycle:
         """
         host = split_hostname(a_name(local_hostname))
         metadata, protocol = a_name(metadata_server), a_name(protocol)
-        a_name(device_name)
+        devices = a_name(device_name)
         if not metadata:
             _log.error("initialize: expected a metadata server: %s, or what all peers give", P2P)
             return EngineCode.FAILED
         port = 0 if metadata == P2P else host.port or DEFAULT_PORT
         self._close()
         try:
-            endpoint = _endpoint(host.host, port, protocol)
+            endpoint = _endpoint(host.host, port, protocol, devices)
         except (ConfigError, OSError) as error:
             _log.error("initialize: %s", error)
             return EngineCode.DNS
@@ -88,7 +97,7 @@ class EngineLifecycle:
         """JSON: the RDMA devices that are preferred, and the others, for memory of each NUMA node and GPU; of those named, with
         commas, where some are."""
         inventory = read_inventory()
-        named = [name.strip() for name in (device_name or "").split(",") if name.strip()]
+        named = names_in(device_name or "")
 
         def listed(devices: Sequence[str]) -> list[str]:
             return [name for name in devices if inventory.has_rdma and (not named or name in named)]
@@ -211,9 +220,9 @@ def _register(endpoint: Endpoint, span: Span) -> None:
         raise _Unreadable(str(error)) from error
 
 
-def _endpoint(host: str, port: int, protocol: str) -> Endpoint:
+def _endpoint(host: str, port: int, protocol: str, devices: str) -> Endpoint:
     """One that has the protocol's transports, but for those that this machine has not got."""
-    key, tls, weighted = load_key(key_file()), tls_files(tls_config()), weights()
+    key, tls, weighted = load_key(key_file()), tls_files(tls_config()), weights(devices)
 
     def listen(transports: tuple[str, ...]) -> Endpoint:
         return Endpoint(

@@ -59,7 +59,7 @@ class Link:
         self._tls = tls_config(
             {"certificate": settings.tls_certificate, "key": settings.tls_key, "ca": settings.tls_ca}
         )
-        self._weights = weights()
+        self._weights = weights(settings.rdma_devices)
         self._busy_poll_s = busy_poll_s()
         self._bind = self._bind_host() if settings.global_segment_size else ""
         self._nodes: dict[str, AttachedNode] = {}

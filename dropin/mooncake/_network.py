@@ -13,6 +13,7 @@ import msgspec
 from mooncake_core.address import HostPort, parse_host_port
 from mooncake_core.config.schema import TlsConfig
 from mooncake_core.errors import ConfigError, PluginUnavailable, PluginUnknown
+from mooncake_core.transfer.topology import read_inventory
 from mooncake_core.units import parse_duration
 
 TLS_VARIABLES: Final = {
@@ -48,17 +49,27 @@ def tls_config(given: Mapping[str, str] | None = None) -> TlsConfig | None:
     return TlsConfig(**named)
 
 
-def weights() -> dict[str, float]:
-    """Of networks and RDMA devices, as transfer.weights of the cluster.
+def weights(devices: str = "") -> dict[str, float]:
+    """Of networks and RDMA devices, as transfer.weights of the cluster. Where RDMA `devices` are named, with commas, this
+    machine's others carry nothing.
 
     Raises:
         ConfigError: $MOONCAKE_WEIGHTS is something else.
     """
     text = os.environ.get("MOONCAKE_WEIGHTS") or "{}"
     try:
-        return msgspec.json.decode(text, type=dict[str, Annotated[float, msgspec.Meta(ge=0)]])
+        given = msgspec.json.decode(text, type=dict[str, Annotated[float, msgspec.Meta(ge=0)]])
     except msgspec.MsgspecError as error:
         raise ConfigError(f'MOONCAKE_WEIGHTS: expected JSON as {{"10.1.0.0/16": 2}}, got {text!r}: {error}') from error
+    named = names_in(devices)
+    inventory = read_inventory()
+    others = [nic.name for nic in inventory.nics if named and inventory.has_rdma and nic.name not in named]
+    return {**given, **dict.fromkeys(others, 0.0)}
+
+
+def names_in(text: str) -> list[str]:
+    """Those of a list with commas."""
+    return [name for part in text.split(",") if (name := part.strip())]
 
 
 def is_trusted() -> bool:

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from mooncake._network import weights
 from mooncake.engine import TransferEngine
 from mooncake_core.transfer.topology import Device, Inventory
 
@@ -38,3 +39,15 @@ def test_without_rdma_no_device_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     laptop = Inventory([device("eth0", 0)], [], [0])
     monkeypatch.setattr("mooncake._engine_lifecycle.read_inventory", lambda: laptop)
     assert json.loads(TransferEngine().get_local_topology()) == {"cpu:0": [[], []]}
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [("", {"eth": 2.0}), (" mlx5_1", {"eth": 2.0, "mlx5_0": 0.0}), ("mlx5_0,mlx5_1", {"eth": 2.0})],
+)
+def test_devices_that_are_not_named_carry_nothing(
+    monkeypatch: pytest.MonkeyPatch, devices: str, expected: dict[str, float]
+) -> None:
+    monkeypatch.setattr("mooncake._network.read_inventory", lambda: SERVER)
+    monkeypatch.setenv("MOONCAKE_WEIGHTS", '{"eth": 2}')
+    assert weights(devices) == expected
