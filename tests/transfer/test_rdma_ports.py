@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mooncake_core.config.schema import ClusterConfig, TransferConfig
+from mooncake_core.config.schema import ClusterConfig, LocationConfig, TransferConfig
 from mooncake_core.doctor import Finding, State, Subject
 from mooncake_core.errors import ConfigError, PluginUnavailable
 from mooncake_core.testing.sysfs import rdma_port, write_tree
@@ -135,10 +135,8 @@ def test_without_pyverbs_it_says_what_to_install(tmp_path: Path, monkeypatch: py
         make_pyverbs_importable([tmp_path])
 
 
-def _examined(root: Path, *transports: str, **weights: float) -> list[Finding]:
-    config = (
-        ClusterConfig(transfer=TransferConfig(transports=list(transports), weights=weights)) if transports else None
-    )
+def _examined(root: Path, *transports: str) -> list[Finding]:
+    config = ClusterConfig(transfer=TransferConfig(transports=list(transports))) if transports else None
     return list(doctor.check(Subject(config, root)))
 
 
@@ -158,8 +156,19 @@ def test_doctor_says_what_keeps_rdma_from_working(tmp_path: Path, monkeypatch: p
     assert _examined(tmp_path, "rdma")[-1].state is State.FAIL
 
 
-def test_doctor_warns_of_weights_for_devices_that_are_not_there(tmp_path: Path) -> None:
+def test_doctor_warns_of_devices_that_are_not_there(tmp_path: Path) -> None:
     write_tree(tmp_path / "sys", rdma_port("a", CONNECTX))
-    warning, *_ = _examined(tmp_path, "tcp", a=2, c=0)
-    assert warning.state is State.WARN
-    assert "expected an RDMA device, got c; this machine has a" in warning.found
+    transfer = TransferConfig(
+        weights={"a": 2, "c": 0}, topology={"cpu:0": LocationConfig(preferred=["a"], secondary=["d"])}
+    )
+    warnings = [*doctor.check(Subject(ClusterConfig(transfer=transfer), tmp_path))][:2]
+    assert [(warning.state, warning.found) for warning in warnings] == [
+        (State.WARN, "transfer.weights: expected an RDMA device, got c; this machine has a"),
+        (State.WARN, "transfer.topology.cpu:0: expected an RDMA device, got d; this machine has a"),
+    ]
+
+
+def test_doctor_only_warns_where_a_host_may_do_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "make_pyverbs_importable", lambda: None)
+    transfer = TransferConfig(transports=["rdma", "tcp"], optional=["rdma"])
+    assert State.FAIL not in {one.state for one in doctor.check(Subject(ClusterConfig(transfer=transfer), tmp_path))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator, Sequence
 
+from mooncake_core.config.schema import TransferConfig
 from mooncake_core.doctor import Finding, Subject, fail, ok, skip, warn
 from mooncake_core.errors import MooncakeError
 from mooncake_core.transfer.weights import Weights
@@ -16,12 +17,13 @@ from mooncake_rdma.pyverbs_location import make_pyverbs_importable
 
 def check(subject: Subject) -> Iterator[Finding]:
     ports = read_ports(subject.root / "sys")
-    yield from _weights(subject, [port.device for port in ports])
-    is_wanted = subject.config is not None and "rdma" in subject.config.transfer.transports
+    transfer = subject.config.transfer if subject.config else TransferConfig()
+    yield from _names(transfer, [port.device for port in ports])
+    is_wanted = "rdma" in transfer.transports
     if not ports and not is_wanted:
         yield skip("this machine has no RDMA device, and no configuration that asks for one was given")
         return
-    bad = fail if is_wanted else warn
+    bad = fail if is_wanted and "rdma" not in transfer.optional else warn
     try:
         for port in usable_ports(ports):
             yield ok(
@@ -47,13 +49,16 @@ def check(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _weights(subject: Subject, devices: Sequence[str]) -> Iterator[Finding]:
-    """Names in transfer.weights that are none of this machine's devices: another host's, or misspelt."""
-    named = Weights(subject.config.transfer.weights).devices if subject.config else {}
-    for name in named:
+def _names(transfer: TransferConfig, devices: Sequence[str]) -> Iterator[Finding]:
+    """Names that are none of this machine's devices: another host's, or misspelt."""
+    named = {
+        "weights": Weights(transfer.weights).devices,
+        **{f"topology.{place}": [*nics.preferred, *nics.secondary] for place, nics in transfer.topology.items()},
+    }
+    for setting, name in ((setting, name) for setting, names in named.items() for name in names):
         if name not in devices:
             yield warn(
-                f"transfer.weights: expected an RDMA device, got {name}; this machine has {', '.join(devices) or 'none'}",
+                f"transfer.{setting}: expected an RDMA device, got {name}; this machine has {', '.join(devices) or 'none'}",
                 "correct the name, where no host of the cluster has such a device",
             )
 
