@@ -6,7 +6,8 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 import pytest
@@ -132,18 +133,16 @@ def test_deadlines_hold_beside_a_device_that_cannot_be_heard(ends: Ends, network
     assert {type(error) for error in errors.values()} == {DeadlineExceeded}
 
 
-def test_nics_near_the_memory_carry_it_while_they_can(network: Network) -> None:
+@contextmanager
+def placed(network: Network, nics: Priority) -> Iterator[tuple[Ends, Callable[[], list[Operation]]]]:
+    """Ends whose initiator has memory with such NICs, and what writes from there."""
     memory = SharedMemory("near", 16 * PART_BYTES)
-    location = location_of(address_of(memory.view))
-    settings = TransportSettings(
-        owner="near",
-        host_id="h",
-        incarnation=7,
-        topology={location: Priority(["nic1"], ["nic0"])},
-    )
+    topology = {location_of(address_of(memory.view)): nics}
     ends = Ends(transport_on(network))
     ends.initiator.close()
-    ends.initiator = transport_on(network)(settings)
+    ends.initiator = transport_on(network)(
+        TransportSettings(owner="near", host_id="h", incarnation=7, topology=topology)
+    )
     ends.initiator.register(memory.view)
     path = ends.export(writable=True)
 
@@ -153,13 +152,25 @@ def test_nics_near_the_memory_carry_it_while_they_can(network: Network) -> None:
             for start in range(0, 16 * PART_BYTES, PART_BYTES)
         ]
 
-    assert set(ends.complete(write()).values()) == {None}
-    assert network.num_requests == {"nic1": 16}
-    network.failing.add("nic1")
-    assert set(ends.complete(write()).values()) == {None}
-    assert network.num_requests == {"nic0": 16, "nic1": 16}
+    yield ends, write
     ends.close()
     memory.close()
+
+
+def test_nics_near_the_memory_carry_it_while_they_can(network: Network) -> None:
+    with placed(network, Priority(["nic1"], ["nic0"])) as (ends, write):
+        assert set(ends.complete(write()).values()) == {None}
+        assert network.num_requests == {"nic1": 16}
+        network.failing.add("nic1")
+        assert set(ends.complete(write()).values()) == {None}
+        assert network.num_requests == {"nic0": 16, "nic1": 16}
+
+
+def test_nics_that_are_not_named_for_a_memory_do_not_carry_it(network: Network) -> None:
+    with placed(network, Priority(["nic1"], [])) as (ends, write):
+        network.failing.add("nic1")
+        assert {type(error) for error in ends.complete(write()).values()} == {PathFailed}
+        assert "nic0" not in network.num_requests
 
 
 def weighed(network: Network, weights: dict[str, float]) -> Ends:

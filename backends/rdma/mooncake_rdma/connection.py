@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from mooncake_core.errors import (
     AuthenticationFailed,
@@ -51,6 +51,14 @@ class Registered(Protocol):
         ...
 
 
+class Nearness(NamedTuple):
+    """Of memory to this host's devices, by their places. Empty: nothing is known of it, and all are as good."""
+
+    preferred: frozenset[int] = frozenset()
+    allowed: frozenset[int] = frozenset()
+    """The preferred ones, and those that carry it when these have failed."""
+
+
 @dataclass(slots=True, eq=False)
 class Work:
     """An operation, on its way over one connection or the next."""
@@ -59,8 +67,8 @@ class Work:
     path: RdmaPath
     messages: deque[Message[Registered]] = field(default_factory=deque)
     """Not posted yet."""
-    near: frozenset[int] = frozenset()
-    """Places of the devices that its memory is near to; empty: all are as good."""
+    near: Nearness = field(default_factory=Nearness)
+    """Of its memory."""
     in_flight: int = 0
     tried: set[Rail] = field(default_factory=set)
     """That failed with it."""

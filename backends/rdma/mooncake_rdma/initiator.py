@@ -203,7 +203,7 @@ class Initiator:
                 path="rdma",
                 errno=errno.EHOSTUNREACH,
             )
-        near = [rail for rail in good if rail.ours in work.near]
+        near = [rail for rail in good if rail.ours in work.near.preferred]
         connections = {rail: self._connection(peer, rail, path) for rail in near or good or left}
         nominal = {rail: self._rate(rail, path) * self._weight(rail, path) for rail in connections}
         pending = {rail: loads.get(one, one.pending_bytes) for rail, one in connections.items()}
@@ -213,8 +213,15 @@ class Initiator:
         return rails(self._ports, path.ports, self._weights)
 
     def _left(self, work: Work, among: Iterable[Rail]) -> list[Rail]:
-        """Rails that have not failed with a work, of devices that can be heard."""
-        return [rail for rail in among if rail not in work.tried and self._devices[rail.ours] not in self._given_up]
+        """Rails that have not failed with a work, of devices that can be heard, and that the topology names for its memory."""
+        allowed = work.near.allowed
+        return [
+            rail
+            for rail in among
+            if rail not in work.tried
+            and (not allowed or rail.ours in allowed)
+            and self._devices[rail.ours] not in self._given_up
+        ]
 
     def _no_rail(self, path: RdmaPath) -> PathFailed:
         peer = f"{path.host}:{path.port} over rdma"

@@ -28,7 +28,7 @@ from mooncake_core.transfer.contract import (
 )
 from mooncake_core.transfer.exports import check_ranges, first_outside, merged
 from mooncake_core.transfer.topology import location_of, matrix, read_inventory
-from mooncake_rdma.connection import Registered, Work
+from mooncake_rdma.connection import Nearness, Registered, Work
 from mooncake_rdma.initiator import Initiator
 from mooncake_rdma.messages import Limits, Message, Segment, messages, targets
 from mooncake_rdma.paths import RdmaPath, address_of_port, divided, hulls
@@ -47,7 +47,7 @@ class _Chunk:
 
     __slots__ = ("address", "end", "near", "pinned")
 
-    def __init__(self, address: int, num_bytes: int, pinned: Sequence[MemoryRegion], near: frozenset[int]) -> None:
+    def __init__(self, address: int, num_bytes: int, pinned: Sequence[MemoryRegion], near: Nearness) -> None:
         self.address = address
         self.end = address + num_bytes
         self.pinned = pinned
@@ -262,17 +262,23 @@ class RdmaTransport(Transport):
         there = targets(operation.ranges, path.hull_starts, path.hull_ends)
         return messages(pieces, there, self._limits, in_order=operation.in_order)
 
-    def _near(self, address: int) -> frozenset[int]:
-        """Places of the devices that memory there prefers."""
+    def _near(self, address: int) -> Nearness:
+        """Of memory that lies there."""
         priority = self._matrix.get(location_of(address))
-        preferred = priority.preferred if priority else []
-        return frozenset(place for place, device in enumerate(self._devices) if device.port.device in preferred)
+        return (
+            Nearness()
+            if priority is None
+            else Nearness(self._places(priority.preferred), self._places([*priority.preferred, *priority.secondary]))
+        )
 
-    def _near_operation(self, operation: Operation) -> frozenset[int]:
+    def _places(self, names: Sequence[str]) -> frozenset[int]:
+        return frozenset(place for place, device in enumerate(self._devices) if device.port.device in names)
+
+    def _near_operation(self, operation: Operation) -> Nearness:
         if len(self._devices) == 1:
-            return frozenset()
+            return Nearness()
         first = next(self._segments(operation.pieces[0]), None)
-        return first.region.near if first is not None and isinstance(first.region, _Chunk) else frozenset()
+        return first.region.near if first is not None and isinstance(first.region, _Chunk) else Nearness()
 
     def _segments(self, piece: memoryview) -> Iterator[Segment[Registered]]:
         """A piece, cut where one chunk goes over into the next."""

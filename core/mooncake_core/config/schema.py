@@ -266,7 +266,7 @@ class LocationConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     preferred: list[str]
     """NICs that carry what lies there."""
     secondary: list[str] = field(default_factory=list)
-    """NICs that carry it when those have failed."""
+    """NICs that carry it when those have failed; what is in neither list never does."""
 
 
 class TlsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
