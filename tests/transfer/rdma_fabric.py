@@ -67,6 +67,8 @@ class Network:
         """As that, but the link looks well."""
         self.failing: set[str] = set()
         """Devices whose work requests fail as if nobody answered."""
+        self.refusing: dict[str, Exception] = {}
+        """What devices raise where work requests are posted."""
         self.mute: dict[str, set[str]] = {"wait_is_over": set(), "completed": set()}
         """Devices that cannot say any more what has completed, by the method that raises."""
         self.most_region_bytes = 1 << 40
@@ -171,6 +173,8 @@ class QueuePair:
         pass
 
     def post(self, requests: Sequence[WorkRequest]) -> None:
+        if (error := self._device.network.refusing.get(self._device.name)) is not None:
+            raise error
         assert len(requests) <= self._device.send_depth
         assert all(len(request.segments) <= self._device.most_segments for request in requests)
         if self._thread is None:

@@ -133,6 +133,16 @@ def test_deadlines_hold_beside_a_device_that_cannot_be_heard(ends: Ends, network
     assert {type(error) for error in errors.values()} == {DeadlineExceeded}
 
 
+@pytest.mark.parametrize("error", [PathFailed("takes no work", errno=errno.ENOMEM), OverflowError("too large")])
+def test_what_a_device_does_not_take_goes_over_the_others(ends: Ends, network: Network, error: Exception) -> None:
+    path = ends.export(writable=True)
+    assert set(ends.complete(_writes(ends, path)[0]).values()) == {None}
+    network.refusing["nic1"] = error
+    operations, source = _writes(ends, path)
+    assert set(ends.complete(operations).values()) == {None}
+    assert ends.memory[: len(source)] == source
+
+
 @contextmanager
 def placed(network: Network, nics: Priority) -> Iterator[tuple[Ends, Callable[[], list[Operation]]]]:
     """Ends whose initiator has memory with such NICs, and what writes from there."""

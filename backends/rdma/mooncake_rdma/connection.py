@@ -334,6 +334,9 @@ class Connection:
                 self._pair.post(requests)
         except TransferError as error:
             self._broken = self.failure(error.message, error.detail.get("errno", errno.EIO))
+        except Exception as error:  # whatever it is, nobody may be left waiting
+            _log.exception("the connection to %s failed", self.peer)
+            self._broken = self.failure(repr(error), errno.EIO)
 
     def _ready(self) -> Iterator[tuple[Work, Slot | None]]:
         """Works whose next message can be posted, with the slot it goes through."""

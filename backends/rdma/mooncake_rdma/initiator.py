@@ -318,12 +318,12 @@ class Initiator:
         self._undrained |= told
         for device in list(self._undrained):
             self._hear_device(device, is_told=device in told)
-        for connection in self._all():
-            if connection.broken:
-                self._end(connection, None, connection.broken)
         for room in self._rooms:
             for connection in room.waiting():
                 connection.go_on()
+        for connection in self._all():
+            if connection.broken:
+                self._end(connection, None, connection.broken)
         now = time.monotonic()
         if self._earliest_s <= now:
             self._expire()
@@ -391,7 +391,7 @@ class Initiator:
 
     def _give_up(self, device: Device, error: Exception) -> None:
         """A device that cannot be heard is not used again: what its queue pairs have under way goes over others."""
-        number = getattr(error, "detail", {}).get("errno") or getattr(error, "errno", None) or errno.EIO
+        number = _errno_of(error)
         reason = PathFailed(f"device {device.port} failed: {error}", path="rdma", errno=number)
         _log.error("%s; it is not used any more until the process is started anew", reason)
         with self._lock:
@@ -531,6 +531,11 @@ class Initiator:
             with self._lock:
                 self._earliest_s = min(self._earliest_s, deadline_s)
             self._wake()
+
+
+def _errno_of(error: Exception) -> int:
+    known = error.detail.get("errno") if isinstance(error, TransferError) else getattr(error, "errno", None)
+    return known or errno.EIO
 
 
 def _late(work: Work) -> DeadlineExceeded:
