@@ -82,9 +82,9 @@ def test_rails_are_tried_all_the_same_where_tcp_fails_too(pair: Pair) -> None:
 def test_what_stands_still_goes_elsewhere_long_before_its_deadline(
     pair: Pair, stuck: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(initiator, "STALL_S", 0.1)
+    monkeypatch.setattr(initiator, "STALL_S", 0.5)
     monkeypatch.setattr(initiator, "WATCH_S", 0.02)
     pair.network.stuck |= stuck
     started = time.monotonic()
     assert set(pair.write()) == ({"tcp"} if len(stuck) == 2 else {"rdma"})
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15

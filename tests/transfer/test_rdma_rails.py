@@ -389,7 +389,7 @@ def test_what_a_broken_queue_pair_held_others_get(network: Network, monkeypatch:
     ends = Ends(transport_on(network, ["nic0"]))
     targets, paths = _many_targets(ends, 2)
     network.moving.clear()
-    late, _ = _writes(ends, paths[0], timeout_s=0.5)
+    late, _ = _writes(ends, paths[0], timeout_s=2)
     ends.initiator.post(late)
     (first,) = ends.initiator._initiator._all()  # type: ignore[attr-defined]
     wait_for(lambda: network.most_under_way == 4)
