@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mooncake_core.testing.cluster import as_json
+from tests.dropin.cases.world import World
 
 MASTER_ONLY = """
 cluster: dropin
@@ -46,3 +48,18 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """host:port of a master that all tests share."""
     with running_master(tmp_path_factory.mktemp("dropin")) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def module_world(master: str) -> Iterator[World]:
+    world = World(master, upstream=False)
+    yield world
+    world.close()
+    gc.collect()
+
+
+@pytest.fixture
+def world(module_world: World) -> Iterator[World]:
+    """A pool, and the stores of a module's tests; each begins with an empty one."""
+    yield module_world
+    module_world.empty()

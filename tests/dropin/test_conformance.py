@@ -3,8 +3,6 @@ cases with upstream's own wheel."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,21 +16,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60)]
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "guide" / "dropin.md"
 
 
-@pytest.fixture(scope="module")
-def world(master: str) -> Iterator[World]:
-    world = World(master, upstream=False)
-    yield world
-    world.close()
-    gc.collect()
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_case(world: World, name: str) -> None:
     case = CASES[name]
-    try:
-        case.run(world, *case.row)
-    finally:
-        world.empty()
+    case.run(world, *case.row)
 
 
 def test_a_case_that_was_not_run_is_no_difference() -> None:

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.dropin.cases.world import World, pattern
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60)]
-
-
-@pytest.fixture(scope="module")
-def world(master: str) -> Iterator[World]:
-    world = World(master, upstream=False)
-    yield world
-    world.close()
-
-
-@pytest.fixture(autouse=True)
-def _clean(world: World) -> Iterator[None]:
-    yield
-    world.empty()
 
 
 def groups_of(world: World, keys: list[str]) -> list[str]:

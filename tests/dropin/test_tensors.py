@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,6 @@ from tests.dropin.cases.world import World
 torch = pytest.importorskip("torch")
 store_module = pytest.importorskip("mooncake.store")
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(60)]
-
-
-@pytest.fixture(scope="module")
-def world(master: str) -> Iterator[World]:
-    world = World(master, upstream=False)
-    yield world
-    world.close()
-
-
-@pytest.fixture(autouse=True)
-def _clean(world: World) -> Iterator[None]:
-    yield
-    world.empty()
 
 
 def same(found: Any, expected: Any) -> bool:
