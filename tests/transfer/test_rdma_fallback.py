@@ -12,6 +12,7 @@ from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_rdma import initiator
+from mooncake_rdma.transport import RdmaTransport
 from tests.transfer.rdma_fabric import Network, transport_on
 
 PART_BYTES = 64 << 10
@@ -68,6 +69,23 @@ def test_rails_carry_again_once_their_time_is_over(pair: Pair, monkeypatch: pyte
     pair.network.failing.clear()
     time.sleep(0.3)
     assert set(pair.write()) == {"rdma"}
+
+
+def test_a_rail_that_carries_again_for_a_while_is_as_good_as_before(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(initiator, "FIRST_BACK_OFF_S", 0.2)
+    pair.network.failing |= {"nic0", "nic1"}
+    pair.write()
+    pair.network.failing.clear()
+    time.sleep(0.3)
+    assert set(pair.write()) == {"rdma"}
+    time.sleep(0.3)
+    assert set(pair.write()) == {"rdma"}
+    rdma = pair.here._transports["rdma"]
+    assert isinstance(rdma, RdmaTransport)
+    tracks = [track for peer in rdma._initiator._peers.values() for track in peer.tracks.values()]
+    assert [track.back_off_s for track in tracks if track.connection] == [0.0] * 2
 
 
 def test_rails_are_tried_all_the_same_where_tcp_fails_too(pair: Pair) -> None:

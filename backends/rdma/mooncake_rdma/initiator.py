@@ -272,6 +272,9 @@ class Initiator:
     def _delivered(self, peer: _Peer, rail: Rail, rate: float, num_bytes: int, seconds: float) -> None:
         with self._lock:
             peer.shares.delivered(rail, rate, num_bytes, seconds)
+            track = peer.tracks[rail]
+            if track.back_off_s and track.set_aside_until_s + track.back_off_s <= time.monotonic():
+                track.back_off_s = 0.0  # it has carried for a while: the next failure is a first one again
 
     def _make_room(self) -> None:
         """For one more. Locked."""
