@@ -43,8 +43,10 @@ BATCH = 64
 QUESTIONS = 1000
 ROUNDS = 50
 MOST_APART = 1.3
+MOST_APART_OF_GETS = 1.5
 MOST_APART_OF_PROBES = 3.0
-"""A probe does little more than to look one key up, in a table that does not fit into the processor's caches any more."""
+"""A probe does little more than to look one key up, in a table that does not fit into the processor's caches any more, and a get
+not much more. What those who ask feel of it, live_scale shows."""
 MOST_APART_BY_NODES = 2.0
 """More nodes are more memory, too."""
 SEGMENT = SegmentDescriptor(owner="a", host_id="h", incarnation=1, length_bytes=1, paths={"tcp": b"x"})
@@ -211,7 +213,7 @@ def test_costs_do_not_depend_on_how_many_objects_there_are() -> None:
         )
     for name, most in (
         ("put", MOST_APART),
-        ("get", MOST_APART),
+        ("get", MOST_APART_OF_GETS),
         ("bytes", MOST_APART),
         ("exists", MOST_APART_OF_PROBES),
     ):
