@@ -62,8 +62,10 @@ def weights(devices: str = "") -> dict[str, float]:
     except msgspec.MsgspecError as error:
         raise ConfigError(f'MOONCAKE_WEIGHTS: expected JSON as {{"10.1.0.0/16": 2}}, got {text!r}: {error}') from error
     named = names_in(devices)
+    if not named:
+        return given
     inventory = read_inventory()
-    others = [nic.name for nic in inventory.nics if named and inventory.has_rdma and nic.name not in named]
+    others = [nic.name for nic in inventory.nics if inventory.has_rdma and nic.name not in named]
     return {**given, **dict.fromkeys(others, 0.0)}
 
 

@@ -265,11 +265,9 @@ class RdmaTransport(Transport):
     def _near(self, address: int) -> Nearness:
         """Of memory that lies there."""
         priority = self._matrix.get(location_of(address))
-        return (
-            Nearness()
-            if priority is None
-            else Nearness(self._places(priority.preferred), self._places([*priority.preferred, *priority.secondary]))
-        )
+        if priority is None:
+            return Nearness()
+        return Nearness(self._places(priority.preferred), self._places([*priority.preferred, *priority.secondary]))
 
     def _places(self, names: Sequence[str]) -> frozenset[int]:
         return frozenset(place for place, device in enumerate(self._devices) if device.port.device in names)
