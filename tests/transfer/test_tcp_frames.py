@@ -17,7 +17,7 @@ from mooncake_core.transfer.slices import joined
 from mooncake_tcp.clock import PeerClock
 from mooncake_tcp.frames import MAX_VECTORS, RANGE, REQUEST, SOCKET_BUFFER_BYTES, receive_all, receive_first, tune
 from mooncake_tcp.requests import request
-from mooncake_tcp.sending import CALL_BYTES, PART_BYTES, send_all
+from mooncake_tcp.sending import CALL_BYTES, PART_BYTES, Sender
 
 
 def connected(segment_bytes: int) -> tuple[socket.socket, socket.socket]:
@@ -51,7 +51,7 @@ def test_a_header_and_pieces_of_all_lengths_come_through(count: int, largest: in
     near, far = connected(segment_bytes)
     with near, far:
         assert (near.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) > PART_BYTES) == (segment_bytes == 0)
-        sender = threading.Thread(target=send_all, args=(near, [b"header", *pieces]))
+        sender = threading.Thread(target=Sender(near).send, args=([b"header", *pieces],))
         sender.start()
         header = memoryview(bytearray(6))
         receive_all(far, sinks, receive_first(far, header, sinks))
@@ -74,7 +74,7 @@ def test_a_peer_that_has_left_is_an_error_of_the_sender() -> None:
     far.close()
     with near, pytest.raises(OSError, match=r"pipe|reset"):
         for _ in range(3):
-            send_all(near, [b"header", bytes(3 * CALL_BYTES)])
+            Sender(near).send([b"header", bytes(3 * CALL_BYTES)])
 
 
 def test_signals_that_come_while_it_sends_do_no_harm() -> None:
@@ -86,7 +86,7 @@ def test_signals_that_come_while_it_sends_do_no_harm() -> None:
     try:
         with near, far:
             filled_bytes = fill(near)  # so that it cannot even begin
-            sender = threading.Thread(target=send_all, args=(near, [content]))
+            sender = threading.Thread(target=Sender(near).send, args=([content],))
             sender.start()
             time.sleep(0.05)
             signal.pthread_kill(cast(int, sender.ident), signal.SIGUSR1)

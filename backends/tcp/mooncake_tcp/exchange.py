@@ -29,7 +29,7 @@ from mooncake_tcp.frames import (
 )
 from mooncake_tcp.links import Link, certain
 from mooncake_tcp.requests import request
-from mooncake_tcp.sending import send_all
+from mooncake_tcp.sending import Sender
 
 MOST_UNANSWERED: Final = 256
 MOST_UNANSWERED_BYTES: Final = 32 << 10
@@ -69,6 +69,8 @@ class Exchange:
         self._header = memoryview(bytearray(RESPONSE.size))
         self._changed = threading.Lock()
         self._socket: socket.socket | None = None
+        self._sender: Sender
+        """Of the socket, once there is one."""
         self._poller = select.poll()
         self._broken: TransferError | None = None
         self._deadline_s = math.inf
@@ -145,6 +147,7 @@ class Exchange:
             is_new = sock is None
             if sock is None:
                 sock = self._socket = self._dialer.new_socket(self.address[0])
+                self._sender = Sender(sock)
                 self._poller.register(sock, select.POLLIN)
         self._note_deadline(deadline_s)
         if is_new:
@@ -163,7 +166,7 @@ class Exchange:
         frames: list[bytes | memoryview] = []
         for operation, key in pairs:
             frames += request(operation, key, self._clock)
-        send_all(sock, frames)
+        self._sender.send(frames)
         if self._busy_poll_s:
             busy_poll.look(self._poller.poll, self._busy_poll_s)
         for operation, _ in pairs:

@@ -27,7 +27,7 @@ from mooncake_tcp.frames import (
 )
 from mooncake_tcp.links import WATCH_S, Link, certain
 from mooncake_tcp.requests import request
-from mooncake_tcp.sending import send_all, send_some
+from mooncake_tcp.sending import Sender, send_some
 
 INLINE_BYTES: Final = 64 << 10
 _log = logging.getLogger(__name__)
@@ -142,8 +142,9 @@ class Connection:
             thread = threading.Thread(target=self._receive, args=(sock,), name=f"tcp-from-{self.peer}", daemon=True)
             thread.start()
             receiver = thread
+            sender = Sender(sock)
             while frames := self._next_frames():
-                send_all(sock, frames)
+                sender.send(frames)
         except (AuthenticationFailed, VersionMismatch) as error:
             self.end(connection_failed(self.peer, f": {error}", errno.EPROTO))
         except OSError as error:

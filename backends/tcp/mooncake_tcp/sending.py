@@ -1,5 +1,5 @@
-"""How bytes are given to a connection: short ones together, long ones in sizes that the kernel copies fast, and with few calls,
-each of which leaves the interpreter to other threads."""
+"""How bytes are given to a connection: short ones together, long ones in the sizes that this machine copies fastest, and with few
+calls, each of which leaves the interpreter to other threads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import socket
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,19 +16,20 @@ from typing import Final
 
 from mooncake_core.transfer.addresses import address_of
 from mooncake_tcp.frames import MAX_VECTORS, after
+from mooncake_tcp.pace import Pace
 
 Give = Callable[[Sequence[bytes | memoryview]], int]
 
-CALL_BYTES: Final = 1 << 20
-"""At most so much with one call: the other end receives while this one is between calls."""
+CALL_BYTES: Final = 16 << 20
+"""At most so much with one call: each leaves the interpreter, and has to get it back."""
 PARTS_CALL_BYTES: Final = 4 << 20
-"""As much of what goes in parts: the other end receives one while the next is sent."""
+"""As much of what goes in parts, which are made in between."""
 CACHE_LINE_BYTES: Final = 64
 WORTH_A_CALL_BYTES: Final = 16 << 10
 """Shorter payloads lose less by lying out of line than a call takes."""
 PART_BYTES: Final = 48 << 10
-"""Of a message, where the network takes more than this in one segment: a host's own does, and moves longer ones, which the
-kernel cuts at 64 KiB less some bytes, more slowly. See docs/decisions/0065."""
+"""Of a message, where the network takes more than this in one segment, as a host's own does: some machines move longer ones, that
+the kernel cuts at 64 KiB less some bytes, more slowly, and others faster. See docs/decisions/0065."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
@@ -37,19 +39,26 @@ _NUM_SENT: Final = 7
 """Which of them the kernel fills in, half as long as the others: the bytes sent."""
 
 
-def send_all(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> None:
-    """Sends all buffers in order, without copying them together: what is short with one call, what is long with several."""
-    lengths = [*map(len, buffers)]
-    num_bytes = sum(lengths)
-    if len(buffers) <= MAX_VECTORS and max(lengths) < WORTH_A_CALL_BYTES and num_bytes <= CALL_BYTES:
-        _send(sock, sock.sendmsg, buffers, num_bytes)  # the most of small ones
-        return
-    give: Give = sock.sendmsg
-    call_bytes = CALL_BYTES
-    if _takes_parts(sock):
-        give, call_bytes = partial(_give_parts, sock), PARTS_CALL_BYTES
-    for together, num_bytes in _calls(buffers, lengths, call_bytes):
-        _send(sock, give, together, num_bytes)
+class Sender:
+    """Sends on one connection, in the way that is found to be the quicker one. One thread at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._pace = Pace()
+
+    def send(self, buffers: Sequence[bytes | memoryview]) -> None:
+        """Sends all buffers in order, without copying them together: what is short with one call, what is long with several."""
+        sock = self._socket
+        lengths = [*map(len, buffers)]
+        num_bytes = sum(lengths)
+        if len(buffers) <= MAX_VECTORS and max(lengths) < WORTH_A_CALL_BYTES and num_bytes <= CALL_BYTES:
+            _send(sock, sock.sendmsg, buffers, num_bytes)  # the most of small ones
+        elif not _takes_parts(sock):
+            _send_long(sock, buffers, lengths, in_parts=False)
+        else:
+            started_s = time.monotonic()
+            _send_long(sock, buffers, lengths, in_parts=self._pace.in_parts)
+            self._pace.took(num_bytes, time.monotonic() - started_s)
 
 
 def send_some(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
@@ -60,6 +69,15 @@ def send_some(sock: socket.socket, buffers: Sequence[bytes | memoryview]) -> lis
     except BlockingIOError:
         sent = 0
     return after(views, sent)
+
+
+def _send_long(
+    sock: socket.socket, buffers: Sequence[bytes | memoryview], lengths: Sequence[int], *, in_parts: bool
+) -> None:
+    give: Give = partial(_give_parts, sock) if in_parts else sock.sendmsg
+    call_bytes = PARTS_CALL_BYTES if in_parts else CALL_BYTES
+    for together, num_bytes in _calls(buffers, lengths, call_bytes):
+        _send(sock, give, together, num_bytes)
 
 
 def _calls(

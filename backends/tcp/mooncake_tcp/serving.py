@@ -33,7 +33,7 @@ from mooncake_tcp.frames import (
     tune,
 )
 from mooncake_tcp.plain import Sockets
-from mooncake_tcp.sending import send_all
+from mooncake_tcp.sending import Sender
 
 SCRATCH_BYTES: Final = 1 << 16
 
@@ -66,6 +66,7 @@ class Serving:
         self._busy_poll_s = busy_poll_s
         self._names = names
         self._accepted = self._connection = connection
+        self._sender = Sender(connection)
         self._exports = exports
         self._note_deadline = note_deadline
         self._deadline_s = math.inf
@@ -82,6 +83,7 @@ class Serving:
             tune(self._accepted)
             self._accepted.settimeout(handshake.TIMEOUT_S)
             self._connection = sockets.incoming(self._accepted)
+            self._sender = Sender(self._connection)
             if handshake.welcome(self._connection, secret):
                 self._connection.settimeout(None)
                 self._serve()
@@ -143,7 +145,7 @@ class Serving:
         try:
             if reads:
                 response = _response(Status.OK, operation_id, total_bytes(access.memories))
-                send_all(self._connection, [response, *access.memories])
+                self._sender.send([response, *access.memories])
                 return
             receive_all(self._connection, access.memories)
         finally:
