@@ -22,7 +22,7 @@ from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_tcp import TcpTransport
 from mooncake_tcp.exchanges import MOST_PER_PEER
-from mooncake_tcp.transport import TcpPath
+from mooncake_tcp.transport import MUCH_BYTES, TcpPath
 
 
 @pytest.fixture
@@ -101,6 +101,30 @@ def test_threads_that_find_no_connection_free_are_told_to_post(ends: Ends) -> No
     for thread in threads:
         thread.join()
     assert [answer.error if answer else "posted" for answer in answers] == [None] * MOST_PER_PEER
+    relay.close()
+
+
+def test_much_goes_over_several_connections_unless_they_are_busy(ends: Ends) -> None:
+    memory, handle = ends.register(MUCH_BYTES)
+    path = ends.target.export(handle, writable=True)
+    assert path is not None
+    sink = bytearray(MUCH_BYTES)
+    much = ends.operation(Kind.READ, path, [memoryview(sink)], 0)
+    assert move(ends, much) is None
+    in_order = msgspec.structs.replace(much, in_order=True)
+    assert is_done(move(ends, in_order), in_order.operation_id)
+    assert sink == memory
+    relay = relay_to(path)
+    relay.to_target.hold()
+    slow = through(relay, path)
+    answers: list[Completion | None] = []
+    for lent, operation in enumerate([write(ends, slow), msgspec.structs.replace(much, path=slow)], 1):
+        threading.Thread(target=lambda one=operation: answers.append(move(ends, one))).start()
+        wait_for(lambda lent=lent: len(ends.initiator._exchanges._lent) == lent)  # type: ignore[attr-defined]
+    relay.to_target.open()
+    wait_for(lambda: len(answers) == 2)
+    assert [answer.error if answer else "posted" for answer in answers] == [None, None]
+    assert move(ends, msgspec.structs.replace(much, path=slow)) is None
     relay.close()
 
 

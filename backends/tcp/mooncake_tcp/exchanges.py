@@ -45,6 +45,11 @@ class Exchanges:
         finally:
             self._take_back(exchange)
 
+    def is_lent(self, peer: Peer) -> bool:
+        """Whether any with this peer is in use."""
+        with self._lock:
+            return self._num_lent.get(peer, 0) > 0
+
     def expire(self, now: float) -> float:
         """Breaks off what is late; the first deadline of the rest, infinity where nothing is under way."""
         with self._lock:

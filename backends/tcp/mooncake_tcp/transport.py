@@ -29,6 +29,8 @@ from mooncake_tcp.tls import TlsSockets
 
 BUSY_BYTES: Final = 1 << 20
 """A connection with so much under way is worth a further one beside it; small requests follow each other faster."""
+MUCH_BYTES: Final = 16 << 20
+"""Of less, several threads that have to wake up carry as much as the one that asks."""
 
 
 class TcpPath(Struct, frozen=True, array_like=True):
@@ -106,11 +108,9 @@ class TcpTransport(ExportingTransport):
         peers, late = self._by_peer(operations)
         ended = {operation.operation_id: _late(operation) for operation in late}
         for peer, pairs in peers.items():
-            if not peer:
+            if not peer or self._is_for_several(peer, pairs):
                 continue
             if len(peer) > 1:
-                if sum([operation.length for operation, _ in pairs]) > (SLICE_BYTES if len(pairs) == 1 else BUSY_BYTES):
-                    continue  # cut into parts several links carry it at once, which one thread cannot do
                 self._note_deadline(time.monotonic() + WATCH_S)
             for completion in self._exchanges.carry_out(peer, pairs) or ():
                 if completion is not None:
@@ -154,6 +154,19 @@ class TcpTransport(ExportingTransport):
             reason, number = "transfer.weights bans each network of its addresses here", errno.EPERM
         hosts = ", ".join(dict.fromkeys(host for host, _ in _addresses(named)))
         return PathFailed(f"{hosts} over tcp: {reason}", peer=hosts, path=TRANSPORT, errno=number)
+
+    def _is_for_several(self, peer: Peer, pairs: Sequence[Pair]) -> bool:
+        """Whether several connections are to carry it at once, in slices, which one thread cannot do: over several links, or
+        where it is much and nothing else is under way to this peer."""
+        num_bytes = sum([operation.length for operation, _ in pairs])
+        if len(peer) > 1:
+            return num_bytes > (SLICE_BYTES if len(pairs) == 1 else BUSY_BYTES)
+        return num_bytes >= MUCH_BYTES and self.num_ways > 1 and not pairs[0][0].in_order and not self._is_busy(peer)
+
+    def _is_busy(self, peer: Peer) -> bool:
+        with self._lock:
+            is_posted = any(connection.pending_bytes for connection in self._connections.get(peer, ()))
+        return is_posted or self._exchanges.is_lent(peer)
 
     def _by_peer(self, operations: Sequence[Operation]) -> tuple[dict[Peer, list[Pair]], list[Operation]]:
         """What goes to each peer; and what is late already."""
