@@ -32,6 +32,7 @@ from mooncake_core.transfer.copying import copy
 from mooncake_core.transfer.exports import check_ranges, first_outside, merged
 from mooncake_shm.control import ControlPage
 from mooncake_shm.introduction import Gone, Have, Want
+from mooncake_shm.peer import Peer
 from mooncake_shm.peers import Peers
 from mooncake_shm.target import Target
 
@@ -136,15 +137,19 @@ class ShmTransport(Transport):
         room = INLINE_BYTES
         for operation in operations:
             room -= operation.length
-            if not self._is_mapped(operation):
+            peer = self._mapped(operation)
+            if peer is None:
                 self._introduce(operation)
             elif room >= 0:
-                self._completions.add(self._carry_out(operation))
+                self._completions.add(self._carry_out(operation, peer))
             else:
                 self._enqueue(operation)
 
     def move(self, operations: Sequence[Operation]) -> list[Completion | None]:
-        return [self._carry_out(operation) if self._is_mapped(operation) else None for operation in operations]
+        return [
+            None if (peer := self._mapped(operation)) is None else self._carry_out(operation, peer)
+            for operation in operations
+        ]
 
     def poll(self) -> list[Completion]:
         return self._completions.take()
@@ -231,22 +236,24 @@ class ShmTransport(Transport):
     def _failed(self, operation: Operation, error: TransferError | TimeoutError) -> None:
         self._completions.add(Completion(operation.operation_id, error))
 
-    def _is_mapped(self, operation: Operation) -> bool:
+    def _mapped(self, operation: Operation) -> Peer | None:
+        """The peer, if its memory is mapped."""
         path = _decode(operation.path)
         peer = self._peers.get(path.socket)
-        return peer is not None and peer.is_mapped(path.region, write=operation.kind is Kind.WRITE)
+        return peer if peer is not None and peer.is_mapped(path.region, write=operation.kind is Kind.WRITE) else None
 
     def _copy_queued(self) -> None:
         while (operation := self._work.get()) is not None:
             if self._closing:
                 self._failed(operation, self._closed())
             else:
-                self._completions.add(self._carry_out(operation))
+                peer = self._peers.get(_decode(operation.path).socket)
+                self._completions.add(self._carry_out(operation, peer))
 
-    def _carry_out(self, operation: Operation) -> Completion:
+    def _carry_out(self, operation: Operation, peer: Peer | None) -> Completion:
         error: TransferError | TimeoutError | None = None
         try:
-            self._copy(operation)
+            self._copy(operation, peer)
         except (TransferError, TimeoutError) as reason:
             error = reason
         except Exception as reason:  # whatever it is, nobody may be left waiting
@@ -254,9 +261,8 @@ class ShmTransport(Transport):
             error = TransferError(f"{self._owner} could not copy over shm: {reason!r}")
         return Completion(operation.operation_id, error)
 
-    def _copy(self, operation: Operation) -> None:
+    def _copy(self, operation: Operation, peer: Peer | None) -> None:
         path, want = _checked(operation)
-        peer = self._peers.get(path.socket)
         if peer is None:
             raise PathFailed(f"the process behind {path.socket} has ended", path="shm", errno=errno.ECONNRESET)
         memory = peer.enter(want)

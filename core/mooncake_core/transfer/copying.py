@@ -25,6 +25,8 @@ def copy(pieces: Sequence[memoryview], memories: Sequence[memoryview], *, write:
 
 def _pairs(pieces: Sequence[memoryview], memories: Sequence[memoryview]) -> Iterable[tuple[memoryview, memoryview]]:
     """Parts of equal length; mostly both ends are cut alike."""
+    if len(pieces) == len(memories) == 1:  # a single one is to be quick
+        return ((pieces[0], memories[0]),)
     alike = len(pieces) == len(memories) and all(map(_equally_long, pieces, memories))
     return zip(pieces, memories, strict=True) if alike else pair(pieces, memories)
 
