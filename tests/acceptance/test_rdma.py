@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86_64"),
 ]
 AT_LEAST = 0.7
-SIZES = [1 << 20, 4 << 20]
+SIZES = [1 << 20, 4 << 20, 16 << 20]
 PROMPT_TOKENS, NEW_TOKENS = 200, 8
 
 
