@@ -44,7 +44,7 @@ from mooncake_core.transfer.host import default_host_id
 from mooncake_core.transfer.memory import Memory, parts_of, view_of_memory
 from mooncake_core.transfer.neighbours import joined
 from mooncake_core.transfer.options import PathOptions
-from mooncake_core.transfer.peer import TOGETHER_BYTES, Peer, Remote
+from mooncake_core.transfer.peer import TOGETHER_BYTES, Peer, Remote, by_segment
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.auth import ClusterKey
 from mooncake_core.wire.blocking import BlockingClient
@@ -385,8 +385,8 @@ class Endpoint:
 
         def once(left_s: float) -> list[Transfer]:
             moved: list[Transfer] = []
-            for ends in peer.ends(pieces, addresses):
-                moved += self._engine.move(kind, ends.segment, [(ends.near, ends.far)], timeout_s=left_s)
+            for segment, transfers in by_segment(peer.ends(pieces, addresses)):
+                moved += self._engine.move(kind, segment, transfers, timeout_s=left_s)
             return moved
 
         return self._surely(peer, once, timeout_s)

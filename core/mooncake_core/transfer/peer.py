@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from mooncake_core.errors import NotRegistered, OutOfRange, StaleSegment
@@ -157,6 +157,16 @@ class Peer:
         if found is None or address + length > found[0] + found[1]:
             return None
         return found[2], Range(address - found[0], length)
+
+
+def by_segment(ended: Sequence[Ends]) -> Iterable[tuple[SegmentDescriptor, list[tuple[list[memoryview], list[Range]]]]]:
+    """Transfers as the engine takes them: all of one segment at once."""
+    if len(ended) == 1:  # mostly
+        return [(ended[0].segment, [(ended[0].near, ended[0].far)])]
+    found: dict[int, tuple[SegmentDescriptor, list[tuple[list[memoryview], list[Range]]]]] = {}
+    for ends in ended:
+        found.setdefault(id(ends.segment), (ends.segment, []))[1].append((ends.near, ends.far))
+    return found.values()
 
 
 def _map(opened: SegmentOpened) -> AddressMap[SegmentDescriptor]:
