@@ -21,6 +21,8 @@ DROPIN = Path(__file__).parent.parent.parent / "dropin"
 NIXL_PYTHON = os.environ.get("MOONCAKE_NIXL_PYTHON", "")
 OPERATION_S = 15e-6
 ELEMENT_S = 3e-6
+HOST_SLOWER = 1.3
+"""A host's own steps may be so many times as slow beside the engine as they are beside plain sockets."""
 
 
 def bench(*options: str) -> subprocess.CompletedProcess[str]:
@@ -49,6 +51,18 @@ def test_small_reads_over_shared_memory_cost_little_beyond_the_copy(batch: int, 
     assert overhead_s <= most_s
 
 
+def test_a_host_that_computes_goes_on_as_beside_plain_sockets() -> None:
+    load = ["--transport", "tcp", "--sizes", "64KiB,1MiB,16MiB", "--checksum", "off", "--threads", "2"]
+    result = bench(*load, "--host-step", "2ms", "--json")
+    shares = {}
+    for cell in json.loads(result.stdout)["cells"]:
+        ours, raw = (cell["host"][side]["median"] for side in ("slower", "baseline_slower"))
+        name = f"{cell['kind']} {cell['block_bytes'] >> 10} KiB"
+        print(f"{name}: a step of 2 ms takes {ours:.2f} times as long as when idle; beside sockets {raw:.2f} times")
+        shares[name] = ours / raw
+    assert max(shares.values()) <= HOST_SLOWER, shares
+
+
 @pytest.mark.skipif(not PYTHON, reason="MOONCAKE_UPSTREAM_PYTHON names no interpreter with upstream's wheel")
 def test_many_blocks_move_faster_than_with_upstreams_engine() -> None:
     result = bench("--against", PYTHON, "--sizes", "64KiB", "--batch", "64", "--threads", "1", "--at-least", "1.5")
@@ -56,8 +70,20 @@ def test_many_blocks_move_faster_than_with_upstreams_engine() -> None:
 
 
 @pytest.mark.skipif(not NIXL_PYTHON, reason="MOONCAKE_NIXL_PYTHON names no interpreter with NIXL")
-@pytest.mark.parametrize(("transport", "sizes"), [("tcp", "64KiB"), ("shm", "1MiB,4MiB")])
-def test_scattered_blocks_move_faster_than_with_nixl(transport: str, sizes: str) -> None:
+@pytest.mark.parametrize(
+    ("transport", "direction", "sizes"),
+    [("tcp", "read", "4KiB,64KiB,256KiB,1MiB"), ("tcp", "write", "4KiB,64KiB"), ("shm", "read,write", "1MiB,4MiB")],
+)
+def test_scattered_blocks_move_faster_than_with_nixl(transport: str, direction: str, sizes: str) -> None:
+    which = ["--transport", transport, "--direction", direction, "--sizes", sizes]
     apart = ["--scattered", "--batch", "64", "--threads", "1", "--at-least", "1"]
-    result = bench("--against", NIXL_PYTHON, "--transport", transport, "--sizes", sizes, *apart)
+    result = bench("--against", NIXL_PYTHON, *which, *apart)
     assert result.returncode == 0, f"over {transport}: less than NIXL's rate"
+
+
+@pytest.mark.skipif(not NIXL_PYTHON, reason="MOONCAKE_NIXL_PYTHON names no interpreter with NIXL")
+def test_what_moves_slower_than_with_nixl_is_printed() -> None:
+    """Single blocks wait for threads to wake up, where NIXL keeps two processors busy with looking."""
+    common = ["--against", NIXL_PYTHON, "--transport", "tcp", "--scattered", "--threads", "1"]
+    assert bench(*common, "--sizes", "4KiB,64KiB,256KiB,1MiB", "--batch", "1").returncode == 0
+    assert bench(*common, "--direction", "write", "--sizes", "256KiB,1MiB", "--batch", "64").returncode == 0
