@@ -22,6 +22,7 @@ from mooncake_core.transfer.contract import Kind, TransportSettings
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.exports import Exports
 from mooncake_core.transfer.lanes import Lanes
+from mooncake_core.transfer.pinned import PinnedBuffers
 from mooncake_core.transfer.weights import Weights
 from mooncake_tcp import TcpTransport, links
 from mooncake_tcp.connecting import Dialer
@@ -190,7 +191,7 @@ def _write(pair: Pair, content: bytes, offset: int) -> Exception | None:
 
 
 def test_a_connection_that_was_broken_off_before_it_was_named_never_serves() -> None:
-    target = Target(["127.0.0.1"], 0, Exports(), None, PlainSockets())
+    target = Target(["127.0.0.1"], 0, Exports(), None, PlainSockets(), PinnedBuffers())
     assert target.break_off(b"x" * 16)
     with socket.create_connection(target.addresses[0]) as late:
         handshake.introduce(late, None, "it")

@@ -17,8 +17,10 @@ from mooncake_core.errors import DeadlineExceeded, TransferError
 from mooncake_core.transfer import handshake
 from mooncake_core.transfer.contract import Kind, Range
 from mooncake_core.transfer.exports import Exports
+from mooncake_core.transfer.pinned import PinnedBuffers
 from mooncake_core.transfer.slices import total_bytes
 from mooncake_core.transfer.sockets import receive_into
+from mooncake_tcp.device_serving import receive_to_device, send_from_device
 from mooncake_tcp.frames import (
     BREAK_OFF,
     MOST_RANGES,
@@ -59,8 +61,10 @@ class Serving:
         exports: Exports,
         note_deadline: Callable[[float], None],
         names: Names,
+        pinned: PinnedBuffers,
         busy_poll_s: float = 0.0,
     ) -> None:
+        self._pinned = pinned
         self._poller = select.poll()
         self._poller.register(connection, select.POLLIN)
         self._busy_poll_s = busy_poll_s
@@ -142,16 +146,24 @@ class Serving:
         access = self._exports.enter(key, ranges, write=not reads, interrupt=self.shut_down)
         self._deadline_s = deadline_s
         self._note_deadline(deadline_s)
+        device = access.export.device
+        status = Status.OK
         try:
             if reads:
                 response = _response(Status.OK, operation_id, total_bytes(access.memories))
-                self._sender.send([response, *access.memories])
+                if device is None:
+                    self._sender.send([response, *access.memories])
+                else:
+                    send_from_device(self._sender, response, access.memories, device, self._pinned)
                 return
-            receive_all(self._connection, access.memories)
+            if device is None:
+                receive_all(self._connection, access.memories)
+            elif not receive_to_device(self._connection, access.memories, device, self._pinned):
+                status = Status.FAILED
         finally:
             self._deadline_s = math.inf
             self._exports.leave(access)
-        self._connection.sendall(_response(Status.OK, operation_id))
+        self._connection.sendall(_response(status, operation_id))
 
 
 def _response(status: Status, operation_id: int, length: int = 0) -> bytes:

@@ -13,6 +13,7 @@ from typing import Final
 from mooncake_core.errors import PathFailed
 from mooncake_core.transfer.exports import Exports
 from mooncake_core.transfer.listening import Listener
+from mooncake_core.transfer.pinned import PinnedBuffers
 from mooncake_tcp.plain import Sockets
 from mooncake_tcp.serving import Serving
 
@@ -31,6 +32,7 @@ class Target:
         exports: Exports,
         secret: bytes | None,
         sockets: Sockets,
+        pinned: PinnedBuffers,
         busy_poll_s: float = 0.0,
     ) -> None:
         """Raises PathFailed where it cannot listen at one of the hosts."""
@@ -39,6 +41,7 @@ class Target:
         self._exports = exports
         self._secret = secret
         self._sockets = sockets
+        self._pinned = pinned
         self._busy_poll_s = busy_poll_s
         self._changed = threading.Condition()
         self._servings: set[Serving] = set()
@@ -84,7 +87,7 @@ class Target:
             listener.close()
 
     def _serve(self, connection: socket.socket) -> None:
-        serving = Serving(connection, self._exports, self._note_deadline, self, self._busy_poll_s)
+        serving = Serving(connection, self._exports, self._note_deadline, self, self._pinned, self._busy_poll_s)
         with self._changed:
             self._servings.add(serving)
         try:

@@ -56,7 +56,7 @@ class TcpTransport(ExportingTransport):
     """Reads and writes over TCP connections, several per peer, opened on demand."""
 
     name: ClassVar[str] = TRANSPORT
-    capabilities: ClassVar[Capabilities] = Capabilities(in_order=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(in_order=True, device_memory=True)
 
     def __init__(self, settings: TransportSettings) -> None:
         super().__init__(settings)
@@ -66,7 +66,13 @@ class TcpTransport(ExportingTransport):
         try:
             hosts = dict.fromkeys([settings.listen_host, *settings.further_hosts])
             self._target = Target(
-                [*hosts], settings.listen_port, self.exports, settings.secret, self._sockets, settings.busy_poll_s
+                [*hosts],
+                settings.listen_port,
+                self.exports,
+                settings.secret,
+                self._sockets,
+                settings.pinned,
+                settings.busy_poll_s,
             )
         except PathFailed:
             super().close()

@@ -24,7 +24,7 @@ from mooncake_core.p2p.parts import pieces_of, shard_span
 from mooncake_core.p2p.pull import ASK_S, Pull, checksum_of
 from mooncake_core.transfer.addresses import address_of
 from mooncake_core.transfer.endpoint import Endpoint
-from mooncake_core.transfer.memory import Memory, parts_of, view_of_memory
+from mooncake_core.transfer.memory import Memory, parts_of, view_of_host_memory
 from mooncake_core.transfer.options import PathOptions
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.auth import ClusterKey
@@ -201,7 +201,7 @@ class P2PStore:
             self._held[name] = held
         try:
             for part in parts_of(memory):
-                view = view_of_memory(part)
+                view = view_of_host_memory(part)
                 if not self._endpoint.is_registered(view):
                     held.registered.append(self._endpoint.register_memory(part, writable=False))
                 held.views.append(view)

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from mooncake_core.errors import TransferError
 from mooncake_core.transfer.lanes import Lane, Lanes
+from mooncake_core.transfer.pinned import PinnedBuffers
 from mooncake_core.transfer.topology import Priority
 from mooncake_core.transfer.weights import Weights
 
@@ -42,6 +43,9 @@ class Capabilities:
     in_order: bool = False
     """The bytes of one operation land in the order of its ranges: who finds the last one written finds all written, also after
     the initiator has died midway."""
+    device_memory: bool = False
+    """Memory of a device (a GPU) may be registered: views whose bytes no CPU may look at, as `device_memory` makes them. The
+    others never see such: the engine copies through memory of the host."""
 
 
 class TlsFiles(Struct, frozen=True):
@@ -80,6 +84,8 @@ class TransportSettings:
     """Where a transport that has several ways to its peers names them, for `Completion.lane`."""
     busy_poll_s: float = 0.0
     """How long to look for what a peer says next before sleeping, where a thread waits for that alone."""
+    pinned: PinnedBuffers = field(default_factory=PinnedBuffers)
+    """Through which a transport copies that is capable of device memory, but does not reach it itself."""
     deliver: Callable[[Completion], None] | None = None
     """Where given, takes a completion in the thread that found it, instead of `poll`: a transport with threads of its own
     saves the way over another one. To be called without a lock that `post` takes."""
@@ -157,7 +163,8 @@ class Transport(ABC):
         """Makes local memory known (pins it, where that is needed) and returns a handle.
 
         The memory must be writable, contiguous bytes, and must stay alive until `unregister`. `descriptor` is that of the
-        file (a memfd) that the memory maps from its beginning, where it has one; it stays the caller's.
+        file (a memfd) that the memory maps from its beginning, where it has one; it stays the caller's. Memory of a device
+        comes only where the transport is capable of it.
         """
 
     @abstractmethod
@@ -192,6 +199,11 @@ class Transport(ABC):
         pieces any more. By default none is touched.
         """
         return [None] * len(operations)
+
+    def reaches_devices_of(self, pieces: Sequence[memoryview]) -> bool:
+        """Whether it takes an operation with these pieces, some of which lie on a device, as it is. Where it does not, it is
+        given memory of the host in their place."""
+        return False
 
     @abstractmethod
     def poll(self) -> list[Completion]:

@@ -39,6 +39,7 @@ from mooncake_core.errors import (
 from mooncake_core.transfer.addresses import AddressMap, Span, address_of, usable
 from mooncake_core.transfer.batch import Batch, State, Transfer, TransferRequest
 from mooncake_core.transfer.contract import Kind
+from mooncake_core.transfer.device_memory import device_among
 from mooncake_core.transfer.engine import Region, TransferEngine
 from mooncake_core.transfer.host import default_host_id
 from mooncake_core.transfer.memory import Memory, parts_of, view_of_memory
@@ -159,7 +160,8 @@ class Endpoint:
 
         Raises:
             MemoryOverlaps: a part of it is registered already.
-            OutOfRange: it is empty, read-only, not contiguous, or memory that the CPU cannot read.
+            OutOfRange: it is empty, read-only, not contiguous, or memory that neither the CPU nor a GPU's driver reads.
+            TransferError: a NIC cannot register it; says why.
         """
         view = view_of_memory(memory)
         if not view.nbytes:
@@ -211,8 +213,8 @@ class Endpoint:
         memory.close()
 
     def view(self, address: int, length: int) -> memoryview | None:
-        """Local memory by its address: registered, or else any that this process can read. None where there is none, or where
-        it goes beyond what was registered there."""
+        """Local memory by its address: registered, or else any that the CPU can read. None where there is none, or where
+        it goes beyond what was registered there. What was registered may be a GPU's (`device_memory`)."""
         found = self._registered.find(address)
         if found is None:
             return usable(address, length)
@@ -384,6 +386,10 @@ class Endpoint:
         """
 
         def once(left_s: float) -> list[Transfer]:
+            if device_among(pieces) is not None:  # copies and network go on side by side, if they know of all at once
+                batch = self.start(kind, peer, pieces, addresses, timeout_s=left_s)
+                self._engine.wait_uninterrupted(batch)
+                return batch.transfers
             moved: list[Transfer] = []
             for segment, transfers in by_segment(peer.ends(pieces, addresses)):
                 moved += self._engine.move(kind, segment, transfers, timeout_s=left_s)

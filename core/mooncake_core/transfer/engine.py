@@ -29,9 +29,12 @@ from mooncake_core.transfer.contract import (
     Transport,
     TransportSettings,
 )
+from mooncake_core.transfer.device_memory import device_of, has_device_views
 from mooncake_core.transfer.lanes import Lane, Lanes, Part
 from mooncake_core.transfer.local import LocalTransport
+from mooncake_core.transfer.pinned import PinnedBuffers
 from mooncake_core.transfer.slices import cut, slice_bytes, total_bytes
+from mooncake_core.transfer.staging import Staging, is_staged
 from mooncake_core.transfer.topology import Priority
 from mooncake_core.transfer.weights import Weights
 from mooncake_core.wire.messages.memory import SegmentDescriptor
@@ -49,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 class Region:
-    """Memory that was registered with every transport of an engine."""
+    """Memory that was registered with every transport of an engine; that of a device with those that take such."""
 
     __slots__ = ("handles", "memory")
 
@@ -104,6 +107,14 @@ class TransferEngine:
         self._lanes = Lanes()
         self._only_lanes: dict[str, Lane] = {}
         """Of transports that have but one."""
+        self._pinned = PinnedBuffers(register=self.register_memory)
+        self._staging = Staging(
+            owner,
+            self._pinned,
+            next_id=lambda: next(self._operation_ids),
+            post=self._post_staged,
+            complete=self._complete,
+        )
         settings = TransportSettings(
             owner=owner,
             host_id=host_id,
@@ -118,6 +129,7 @@ class TransferEngine:
             weights=Weights(weights),
             lanes=self._lanes,
             busy_poll_s=busy_poll_s,
+            pinned=self._pinned,
             deliver=self._complete,
         )
         self._settings = settings
@@ -145,13 +157,20 @@ class TransferEngine:
     def register_memory(self, memory: Buffer, descriptor: int | None = None) -> Region:
         """Makes local memory known to all transports. It must be writable and stay alive until unregistered.
 
-        Peers of the same host map it where it has a descriptor (shared_memory.SharedMemory).
+        Peers of the same host map it where it has a descriptor (shared_memory.SharedMemory). Memory of a device is a view
+        that `device_memory` made; transports that know nothing of such do not see it.
         """
         view = memoryview(memory).cast("B")
         if view.readonly:
             raise OutOfRange("cannot register memory that is read-only")
+        on_device = device_of(view) is not None
         return Region(
-            view, {name: transport.register(view, descriptor) for name, transport in self._transports.items()}
+            view,
+            {
+                name: transport.register(view, descriptor)
+                for name, transport in self._transports.items()
+                if transport.capabilities.device_memory or not on_device
+            },
         )
 
     def unregister_memory(self, region: Region) -> None:
@@ -161,16 +180,23 @@ class TransferEngine:
 
     def export(self, region: Region, *, writable: bool, ranges: Sequence[Range] | None = None) -> SegmentDescriptor:
         """Lets peers read, and write where writable, a region or only some ranges of it."""
+        paths = {
+            name: path
+            for name, handle in region.handles.items()
+            if (path := self._transports[name].export(handle, writable=writable, ranges=ranges)) is not None
+        }
+        device = device_of(region.memory)
+        if device is not None and paths.keys() <= {LOCAL}:
+            ours = ", ".join(name for name in self._transports if name != LOCAL)
+            _log.warning(
+                "no peer reaches memory of %s: %s cannot carry it, tcp can", device.name, ours or "no transport"
+            )
         return SegmentDescriptor(
             owner=self._settings.owner,
             host_id=self._settings.host_id,
             incarnation=self._settings.incarnation,
             length_bytes=region.memory.nbytes,
-            paths={
-                name: path
-                for name, transport in self._transports.items()
-                if (path := transport.export(region.handles[name], writable=writable, ranges=ranges)) is not None
-            },
+            paths=paths,
         )
 
     def withdraw(self, descriptor: SegmentDescriptor) -> None:
@@ -318,6 +344,8 @@ class TransferEngine:
         self._pump_thread.join()
         self._closed = True
         self._collect()
+        self._staging.close()
+        self._pinned.close()
         os.close(self._wake_fd)
 
     def _transfers(self, requests: Sequence[TransferRequest], timeout_s: float | None) -> list[Transfer]:
@@ -355,6 +383,8 @@ class TransferEngine:
         best = next(self._reaching(segment, in_order), None)
         if best is None or self._closing:
             return list(transfers)
+        if has_device_views() and any(is_staged(best, transfer.request.pieces) for transfer in transfers):
+            return list(transfers)  # copying and sending go on side by side in several threads
         left: list[Transfer] = []
         groups = [transfers] if len(transfers) == 1 else _together(transfers)
         completions = best.move([self._operation(group, segment.paths[best.name]) for group in groups])
@@ -477,6 +507,10 @@ class TransferEngine:
                 self._complete(completion)
 
     def _post(self, transport: Transport, operations: Sequence[Operation]) -> None:
+        if has_device_views():
+            operations = self._staging.take_over(transport, operations)
+            if not operations:
+                return
         try:
             transport.post(operations)
         except Exception as error:
@@ -485,10 +519,17 @@ class TransferEngine:
             for operation in operations:
                 self._complete(Completion(operation.operation_id, reason))
 
+    def _post_staged(self, transport: Transport, operations: Sequence[Operation]) -> None:
+        self._post(transport, operations)
+        if self._closed:  # nobody else collects any more
+            self._collect()
+
     def _complete(self, completion: Completion) -> None:
         with self._lock:
             piece = self._slices.pop(completion.operation_id, None)
         if piece is None:
+            if self._staging.has_posted(completion):
+                return
             _log.warning("operation %d was completed twice", completion.operation_id)
             return
         transfer = piece.transfer

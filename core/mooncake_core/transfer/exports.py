@@ -13,6 +13,7 @@ from typing import Final
 
 from mooncake_core.errors import OutOfRange, StaleSegment
 from mooncake_core.transfer.contract import Range
+from mooncake_core.transfer.device_memory import device_of
 
 KEY_BYTES: Final = 16
 WITHDRAW_PATIENCE_S: Final = 2.0
@@ -58,6 +59,8 @@ class Export:
     def __init__(self, memory: memoryview, *, writable: bool, ranges: Sequence[Range] | None) -> None:
         self.key = secrets.token_bytes(KEY_BYTES)
         self.memory = memory
+        self.device = device_of(memory)
+        """Whose memory it is; None for the host's."""
         self.writable = writable
         ordered = merged(ranges or [Range(0, memory.nbytes)])
         self._starts = [allowed.offset for allowed in ordered]

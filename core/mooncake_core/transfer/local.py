@@ -1,4 +1,4 @@
-"""Transport `local`: initiator and target are the same process; one memcpy."""
+"""Transport `local`: initiator and target are the same process; one memcpy, or one by the driver of a device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from mooncake_core.errors import DeadlineExceeded, PathFailed, TransferError
+from mooncake_core.transfer import device_memory
 from mooncake_core.transfer.contract import Capabilities, Completion, Kind, Operation, TransportSettings
 from mooncake_core.transfer.copying import copy
 from mooncake_core.transfer.exporting import ExportingTransport, uninterruptible
@@ -17,7 +18,9 @@ class LocalTransport(ExportingTransport):
     """Copies in the caller's thread; every operation is complete when `post` returns."""
 
     name: ClassVar[str] = "local"
-    capabilities: ClassVar[Capabilities] = Capabilities(same_host_only=True, same_process_only=True, in_order=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        same_host_only=True, same_process_only=True, in_order=True, device_memory=True
+    )
 
     def __init__(self, settings: TransportSettings) -> None:
         super().__init__(settings)
@@ -30,6 +33,9 @@ class LocalTransport(ExportingTransport):
 
     def move(self, operations: Sequence[Operation]) -> list[Completion]:
         return [self._complete(operation) for operation in operations]
+
+    def reaches_devices_of(self, pieces: Sequence[memoryview]) -> bool:
+        return True
 
     def close(self) -> None:
         self._closing = True
@@ -50,6 +56,7 @@ class LocalTransport(ExportingTransport):
         write = operation.kind is Kind.WRITE
         access = self.exports.enter(operation.path, operation.ranges, write=write, interrupt=uninterruptible)
         try:
-            copy(operation.pieces, access.memories, write=write)
+            move = device_memory.copy if device_memory.has_device_views() else copy
+            move(operation.pieces, access.memories, write=write)
         finally:
             self.exports.leave(access)

@@ -29,7 +29,7 @@ def total_bytes(pieces: Sequence[memoryview]) -> int:
 
 def split(pieces: Sequence[memoryview], num_bytes: int) -> tuple[list[memoryview], list[memoryview]]:
     """The first so many bytes, and the others."""
-    near = _cut_near(pieces, num_bytes)
+    near = cut_pieces(pieces, num_bytes)
     return near[0], [piece for part in near[1:] for piece in part]
 
 
@@ -39,7 +39,7 @@ def cut(pieces: Sequence[memoryview], ranges: Sequence[Range], slice_bytes: int 
     if total <= slice_bytes:
         return [(tuple(pieces), tuple(ranges))]
     starts = range(0, total, slice_bytes)
-    near = _cut_near(pieces, slice_bytes)
+    near = cut_pieces(pieces, slice_bytes)
     far = _cut_far(ranges, slice_bytes)
     return [(tuple(near[index]), tuple(far[index])) for index in range(len(starts))]
 
@@ -79,7 +79,8 @@ def pair(near: Sequence[memoryview], far: Sequence[memoryview]) -> Iterator[tupl
             piece, remote = piece[length:], remote[length:]
 
 
-def _cut_near(pieces: Sequence[memoryview], slice_bytes: int) -> list[list[memoryview]]:
+def cut_pieces(pieces: Sequence[memoryview], slice_bytes: int) -> list[list[memoryview]]:
+    """In slices of so many bytes, the last of which may be shorter; one empty slice where there are none."""
     slices: list[list[memoryview]] = [[]]
     room = slice_bytes
     for piece in pieces:
