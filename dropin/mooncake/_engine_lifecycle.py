@@ -25,6 +25,7 @@ from mooncake_core.errors import ConfigError, MooncakeError, NotRegistered, OutO
 from mooncake_core.roles.context import load_key, tls_files
 from mooncake_core.transfer import Endpoint, SharedMemory, Span
 from mooncake_core.transfer.addresses import address_of
+from mooncake_core.transfer.device_memory import content_of, copy
 from mooncake_core.transfer.topology import matrix, read_inventory
 
 P2P: Final = "P2PHANDSHAKE"
@@ -107,7 +108,7 @@ class EngineLifecycle:
 
     def register_memory(self, buffer_addr: int, capacity: int, location: str = "*") -> int:
         """Lets peers read and write [buffer_addr, buffer_addr + capacity); it must stay allocated until it is unregistered.
-        0, -7 where a part of it is registered already, -999 for memory that the CPU cannot read."""
+        0, -7 where a part of it is registered already, -999 for memory that neither the CPU nor a GPU's driver reads."""
         span = Span(a_number(buffer_addr), a_number(capacity))
         a_name(location)
         return self._ask("register_memory", lambda endpoint: _register(endpoint, span))
@@ -166,8 +167,8 @@ class EngineLifecycle:
         if view is None or length > len(content):
             _log.error("write_bytes_to_buffer: cannot write %d bytes to %#x", length, dest_address)
             return EngineCode.FAILED
-        view[:] = content[:length]
-        return EngineCode.OK
+        source = memoryview(content)[:length]
+        return self._ask("write_bytes_to_buffer", lambda _: copy([view], [source], write=False))
 
     def read_bytes_from_buffer(self, source_address: int, length: int) -> bytes:
         """Bytes of memory of this process; none where it cannot be read."""
@@ -175,7 +176,9 @@ class EngineLifecycle:
         if view is None:
             _log.error("read_bytes_from_buffer: cannot read %d bytes at %#x", length, source_address)
             return b""
-        return bytes(view)
+        found: list[bytes] = []
+        self._ask("read_bytes_from_buffer", lambda _: found.append(content_of(view)))
+        return found[0] if found else b""
 
     def _view(self, address: int, length: int) -> memoryview | None:
         return self._endpoint.view(address, length) if self._endpoint else None
@@ -208,7 +211,7 @@ class EngineLifecycle:
 
 
 class _Unreadable(Exception):
-    """Memory that the CPU cannot read."""
+    """Memory that neither the CPU nor a driver reads."""
 
 
 def _register(endpoint: Endpoint, span: Span) -> None:
