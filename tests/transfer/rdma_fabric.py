@@ -14,10 +14,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from mooncake_core.errors import PathFailed
+from mooncake_core.errors import PathFailed, TransferError
+from mooncake_core.testing.device_memory import StandInDriver
+from mooncake_core.transfer import device_memory
 from mooncake_core.transfer.contract import TransportSettings
+from mooncake_core.transfer.device import DmaBuf
+from mooncake_rdma.gpudirect import GpuDirect
 from mooncake_rdma.ports import ACTIVE, Fabric, Gid, Port
 from mooncake_rdma.requests import Ended, PortHandle, WorkRequest
 from mooncake_rdma.transport import RdmaTransport
@@ -35,6 +40,9 @@ class Region:
     writable: bool
     local_key: int
     remote_key: int
+    shift: int = 0
+    opened: int | None = None
+    """Where the CPU finds it, for memory of a GPU."""
     is_open: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while somebody copies."""
@@ -43,6 +51,10 @@ class Region:
         with self.lock:
             self.is_open = False
             self.network.regions.pop(self.remote_key, None)
+
+    def where(self, address: int) -> int:
+        """The CPU finds it."""
+        return address if self.opened is None else self.opened + address - self.address
 
     def allows(self, address: int, num_bytes: int, *, write: bool) -> bool:
         inside = self.address <= address and address + num_bytes <= self.address + self.num_bytes
@@ -72,6 +84,10 @@ class Network:
         self.mute: dict[str, set[str]] = {"wait_is_over": set(), "completed": set()}
         """Devices that cannot say any more what has completed, by the method that raises."""
         self.most_region_bytes = 1 << 40
+        self.gpu_ways = {"peermem", "dma-buf"}
+        """By which devices take memory of GPUs."""
+        self.sysfs = Path("/nowhere")
+        """Where the transport looks for modules of the kernel."""
         self.most_requests = 64
         """That each device has completions for."""
         self.most_under_way = 0
@@ -149,6 +165,30 @@ class Device:
         self.network.regions[region.remote_key] = region
         return region
 
+    def register_gpu_memory(
+        self,
+        address: int,
+        num_bytes: int,
+        dma_buf: DmaBuf | None,
+        *,
+        is_remote: bool = False,
+        writable: bool = False,
+    ) -> Region:
+        way = "peermem" if dma_buf is None else "dma-buf"
+        if way not in self.network.gpu_ways:
+            raise TransferError(f"{self.port} does not take {way}")
+        driver = device_memory.find_driver()
+        assert isinstance(driver, StandInDriver)
+        gpu = driver.device_at(address)
+        assert gpu is not None
+        region = self.register(address, num_bytes, is_remote=is_remote, writable=writable)
+        region.opened = gpu.open_address(address, num_bytes)
+        if dma_buf is not None:
+            assert os.fstat(dma_buf.descriptor).st_size == gpu.num_bytes
+            region.shift = dma_buf.offset - address
+            region.address += region.shift
+        return region
+
     def queue_pair(self, fabric: Fabric) -> QueuePair:
         return QueuePair(self, next(self._numbers))
 
@@ -218,17 +258,18 @@ class QueuePair:
         with region.lock:
             if not region.allows(request.remote_address, num_bytes, write=not request.is_read):
                 return "REM_ACCESS_ERR"
-            self._copy(request)
+            self._copy(request, region)
         network.num_signalled[name] += request.is_signalled
         network.num_requests[name] = network.num_requests.get(name, 0) + 1
         return "SUCCESS"
 
-    def _copy(self, request: WorkRequest) -> None:
-        there = request.remote_address
+    def _copy(self, request: WorkRequest, region: Region) -> None:
+        there = region.where(request.remote_address)
         for here, length, key in request.segments:
             known = self._device.network.regions.get(key)
             assert request.is_inline or (known is not None and known.allows(here, length, write=False))
-            target, source = (here, there) if request.is_read else (there, here)
+            near = here if known is None else known.where(here)
+            target, source = (near, there) if request.is_read else (there, near)
             ctypes.memmove(target, source, length)
             there += length
 
@@ -242,5 +283,6 @@ def transport_on(network: Network, names: Sequence[str] = ("nic0", "nic1")) -> t
 
         def __init__(self, settings: TransportSettings) -> None:
             super().__init__(settings)
+            self._gpu_direct = GpuDirect(self._devices, network.sysfs)
 
     return FabricTransport

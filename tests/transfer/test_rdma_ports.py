@@ -12,7 +12,7 @@ import pytest
 from mooncake_core.config.schema import ClusterConfig, LocationConfig, TransferConfig
 from mooncake_core.doctor import Finding, State, Subject
 from mooncake_core.errors import ConfigError, PluginUnavailable
-from mooncake_core.testing.sysfs import rdma_port, write_tree
+from mooncake_core.testing.sysfs import pci_device, rdma_port, write_tree
 from mooncake_rdma import doctor
 from mooncake_rdma.ports import Fabric, Port, is_active, read_ports, usable_ports
 from mooncake_rdma.pyverbs_location import distribution_places, find_pyverbs, make_pyverbs_importable
@@ -154,6 +154,30 @@ def test_doctor_says_what_keeps_rdma_from_working(tmp_path: Path, monkeypatch: p
     assert "a/1 is ACTIVE at 100 Gbit/s, GID ::ffff:c000:201 (roce-v2-ipv4)" in found[0].found
     assert "may pin 8MiB" in found[-1].found
     assert _examined(tmp_path, "rdma")[-1].state is State.FAIL
+
+
+@pytest.mark.parametrize(
+    ("files", "state", "said"),
+    [
+        ({}, State.WARN, "through memory of the host"),
+        ({"sys/module/nvidia_peermem/version": "560"}, State.OK, "by nvidia-peermem"),
+        (
+            {"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  560"},
+            State.OK,
+            "dma-buf",
+        ),
+        ({"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  560"}, State.WARN, "the host"),
+    ],
+)
+def test_doctor_says_whether_nics_reach_gpus(tmp_path: Path, files: dict[str, str], state: State, said: str) -> None:
+    write_tree(tmp_path / "sys", rdma_port("a", CONNECTX))
+    assert not any("GPU" in one.found for one in _examined(tmp_path))
+    pci_device(tmp_path / "sys", "pci0000:00/0000:01:00.0", numa_node=0, vendor="0x10de", kind="0x030200")
+    write_tree(tmp_path, files)
+    (found,) = (one for one in _examined(tmp_path) if "GPUDirect" in one.found)
+    assert found.state is state
+    assert said in found.found
+    assert ("modprobe nvidia-peermem" in found.fix) == (state is State.WARN)
 
 
 def test_doctor_warns_of_devices_that_are_not_there(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mooncake_core.transfer import host, topology
 from mooncake_core.transfer.addresses import address_of
 from mooncake_core.transfer.host import addresses_in, local_addresses
 from mooncake_core.transfer.shared_memory import SharedMemory
-from mooncake_core.transfer.topology import Priority, location_of, matrix, read_inventory
+from mooncake_core.transfer.topology import Priority, location_of, location_of_gpu, matrix, read_inventory
 
 GPU = {"vendor": "0x10de", "kind": "0x030200"}
 
@@ -51,6 +51,13 @@ def test_a_server_with_a_nic_for_each_gpu(tmp_path: Path) -> None:
         others = [nic for nic in nics if nic != nics[number]]
         assert found[f"cuda:{number}"] == Priority([nics[number]], others)
     assert len(found) == 10
+
+
+def test_a_gpu_is_found_by_its_place_however_the_process_counts(tmp_path: Path) -> None:
+    inventory = read_inventory(_server(tmp_path))
+    assert [location_of_gpu(gpu.name, inventory) for gpu in inventory.gpus] == [f"cuda:{number}" for number in range(8)]
+    assert location_of_gpu("0000:14:00.0", inventory) == "cuda:0"
+    assert location_of_gpu("0000:99:00.0", inventory) == ""
 
 
 def test_a_gpu_without_a_nic_behind_its_switch_takes_those_of_its_socket(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from mooncake_core.errors import (
 from mooncake_core.transfer import handshake
 from mooncake_core.transfer.contract import Kind, Operation
 from mooncake_core.transfer.copying import copy
+from mooncake_core.transfer.device_memory import device_among
 from mooncake_core.transfer.lanes import Lane
 from mooncake_core.transfer.sockets import family_of, name_of, notice_vanished_host
 from mooncake_rdma.conversation import WITHDRAWN, Connect, Connected, Refused, receive, send
@@ -45,6 +46,11 @@ _log = logging.getLogger(__name__)
 
 class Registered(Protocol):
     """Memory that was registered with all devices."""
+
+    on_gpu: bool
+    """No CPU may look at it."""
+    shift: int
+    """From its addresses to those that devices are to be given."""
 
     def local_key(self, place: int) -> int:
         """For the device of that place."""
@@ -368,6 +374,8 @@ class Connection:
             self._unposted.popleft()
         is_read = work.operation.kind is Kind.READ
         is_inline = self._is_inline(work, message)
+        if message.is_staged and device_among([segment.view for segment in message.segments]) is not None:
+            raise TransferError("memory of a GPU among the pieces was unregistered meanwhile")
         if slot is not None and not is_read:
             copy([segment.view for segment in message.segments], [slot.view[: message.num_bytes]], write=True)
         self._unsignalled += 1
@@ -383,7 +391,7 @@ class Connection:
             number=number,
             is_read=is_read,
             segments=self._segments(message, slot),
-            remote_address=work.path.address + message.offset,
+            remote_address=work.path.remote_address(message.offset, message.key),
             remote_key=work.path.keys[self.rail.theirs][message.key],
             is_signalled=must_tell,
             is_inline=is_inline,
@@ -393,7 +401,9 @@ class Connection:
         if slot is not None:
             return [(slot.address, message.num_bytes, self._staging.local_key)]
         return [
-            (address, view.nbytes, region.local_key(self.rail.ours) if region is not None else 0)
+            (address, view.nbytes, 0)
+            if region is None
+            else (address + region.shift, view.nbytes, region.local_key(self.rail.ours))
             for view, address, region in message.segments
         ]
 
@@ -403,6 +413,7 @@ class Connection:
             work.operation.kind is Kind.WRITE
             and message.num_bytes <= INLINE_BYTES
             and len(message.segments) <= self._device.most_segments
+            and not any(region.on_gpu for _, _, region in message.segments if region is not None)
         )
 
     def _completed(self, number: int) -> list[Work]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from mooncake_core.config.schema import TransferConfig
 from mooncake_core.doctor import Finding, Subject, fail, ok, skip, warn
 from mooncake_core.errors import MooncakeError
+from mooncake_core.transfer.topology import read_inventory
 from mooncake_core.transfer.weights import Weights
 from mooncake_core.units import format_size
+from mooncake_rdma.gpudirect import ADVICE, has_peer_memory
 from mooncake_rdma.pinning import RAISE_LIMIT
 from mooncake_rdma.ports import ACTIVE, read_ports, usable_ports
 from mooncake_rdma.pyverbs_location import make_pyverbs_importable
@@ -34,6 +37,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     for port in ports:
         if port.state != ACTIVE:
             yield warn(f"{port} is {port.state}", "bring the link up: it carries nothing")
+    yield from _gpu_direct(subject.root)
     try:
         make_pyverbs_importable()
         yield ok("pyverbs loads")
@@ -47,6 +51,19 @@ def check(subject: Subject) -> Iterator[Finding]:
             f"a process may pin {format_size(limit)}; a node pins its segment, and once more for each export",
             RAISE_LIMIT,
         )
+
+
+def _gpu_direct(root: Path) -> Iterator[Finding]:
+    """Whether NICs reach memory of GPUs, where there are some."""
+    if not read_inventory(root / "sys").gpus:
+        return
+    version = root / "proc/driver/nvidia/version"
+    if has_peer_memory(root / "sys"):
+        yield ok("GPUDirect: NICs reach memory of GPUs by nvidia-peermem")
+    elif version.is_file() and "Open Kernel Module" in version.read_text():
+        yield ok("GPUDirect: NICs reach memory of GPUs by dma-buf, where Linux is 5.12 or newer")
+    else:
+        yield warn("GPUDirect: NICs do not reach memory of GPUs, which goes through memory of the host", ADVICE)
 
 
 def _names(transfer: TransferConfig, devices: Sequence[str]) -> Iterator[Finding]:

@@ -50,6 +50,13 @@ class RdmaPath(Struct, frozen=True, array_like=True):
     ports: list[PortAddress]
     keys: list[list[int]]
     """For each port, the remote key of each hull."""
+    shifts: list[int] = []
+    """For each hull, from the peer's addresses to those that its NICs know; none where these are the same."""
+
+    def remote_address(self, offset: int, hull: int) -> int:
+        """What the peer's NIC is to be asked for a byte of the region that lies in that hull."""
+        address = self.address + offset
+        return address + self.shifts[hull] if self.shifts else address
 
 
 class Rail(NamedTuple):

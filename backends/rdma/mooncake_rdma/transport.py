@@ -26,9 +26,12 @@ from mooncake_core.transfer.contract import (
     Transport,
     TransportSettings,
 )
+from mooncake_core.transfer.device import Device as Gpu
+from mooncake_core.transfer.device_memory import device_of
 from mooncake_core.transfer.exports import check_ranges, first_outside, merged
-from mooncake_core.transfer.topology import location_of, matrix, read_inventory
+from mooncake_core.transfer.topology import location_of, location_of_gpu, matrix, read_inventory
 from mooncake_rdma.connection import Nearness, Registered, Work
+from mooncake_rdma.gpudirect import GpuDirect, Pinned, pin_all
 from mooncake_rdma.initiator import Initiator
 from mooncake_rdma.messages import Limits, Message, Segment, messages, targets
 from mooncake_rdma.paths import RdmaPath, address_of_port, divided, hulls
@@ -45,26 +48,33 @@ DEVICES_VARIABLE: Final = "MOONCAKE_RDMA_DEVICES"
 class _Chunk:
     """A part of registered memory that is one memory region of each device."""
 
-    __slots__ = ("address", "end", "near", "pinned")
+    __slots__ = ("address", "end", "near", "on_gpu", "pinned", "shift")
 
-    def __init__(self, address: int, num_bytes: int, pinned: Sequence[MemoryRegion], near: Nearness) -> None:
+    def __init__(
+        self, address: int, num_bytes: int, pinned: Sequence[MemoryRegion], near: Nearness, *, on_gpu: bool
+    ) -> None:
         self.address = address
         self.end = address + num_bytes
         self.pinned = pinned
         self.near = near
+        self.on_gpu = on_gpu
+        self.shift = pinned[0].shift
+        """The same for all devices."""
 
     def local_key(self, place: int) -> int:
         return self.pinned[place].local_key
 
 
 class _Region:
-    """Registered memory: in one chunk, where devices take memory regions of its size."""
+    """Registered memory: in one chunk, where devices take memory regions of its size; in none where it is memory of a GPU that
+    they do not reach."""
 
-    __slots__ = ("address", "chunks", "exports", "num_bytes")
+    __slots__ = ("address", "chunks", "exports", "gpu", "num_bytes")
 
-    def __init__(self, address: int, num_bytes: int, chunks: Sequence[_Chunk]) -> None:
+    def __init__(self, address: int, num_bytes: int, gpu: Gpu | None, chunks: Sequence[_Chunk]) -> None:
         self.address = address
         self.num_bytes = num_bytes
+        self.gpu = gpu
         self.chunks = chunks
         self.exports: set[int] = set()
 
@@ -79,7 +89,7 @@ class RdmaTransport(Transport):
     """Reads and writes by the NICs of both ends; no code of the peer runs meanwhile."""
 
     name: ClassVar[str] = "rdma"
-    capabilities: ClassVar[Capabilities] = Capabilities(is_rdma=True, in_order=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(is_rdma=True, in_order=True, device_memory=True)
 
     def __init__(self, settings: TransportSettings) -> None:
         self._settings = settings
@@ -91,9 +101,11 @@ class RdmaTransport(Transport):
         """Chunks in the order of their addresses; never changed, only replaced."""
         self._exports: dict[int, list[MemoryRegion]] = {}
         self._closed = False
-        self._matrix = matrix(read_inventory(), settings.topology)
+        self._inventory = read_inventory()
+        self._matrix = matrix(self._inventory, settings.topology)
         with ExitStack() as made:
             self._devices = self.open_devices()
+            self._gpu_direct = GpuDirect(self._devices)
             for device in self._devices:
                 made.callback(device.close)
             self._ports = [address_of_port(device.port) for device in self._devices]
@@ -137,13 +149,19 @@ class RdmaTransport(Transport):
     def register(self, memory: memoryview, descriptor: int | None = None) -> int:
         handle = next(self._handles)
         address = address_of(memory)
+        gpu = device_of(memory)
         parts = divided([Range(address, memory.nbytes)], self._most_region_bytes)
-        pinned = zip(*self._pin(parts), strict=True)
         chunks = [
-            _Chunk(part.offset, part.length, of_part, self._near(part.offset))
-            for part, of_part in zip(parts, pinned, strict=True)
+            _Chunk(
+                part.offset,
+                part.length,
+                of_part,
+                self._near(self._location_of(part.offset, gpu)),
+                on_gpu=gpu is not None,
+            )
+            for part, of_part in zip(parts, zip(*(self._pin(gpu, parts) or ()), strict=True), strict=False)
         ]
-        region = _Region(address, memory.nbytes, chunks)
+        region = _Region(address, memory.nbytes, gpu, chunks)
         with self._lock:
             self._regions[handle] = region
             self._index_regions()
@@ -157,14 +175,15 @@ class RdmaTransport(Transport):
             self._end_export(export)
         region.close()
 
-    def export(self, handle: int, *, writable: bool, ranges: Sequence[Range] | None = None) -> bytes:
+    def export(self, handle: int, *, writable: bool, ranges: Sequence[Range] | None = None) -> bytes | None:
         region = self._regions[handle]
         check_ranges(ranges, region.num_bytes)
         allowed = merged(ranges or [Range(0, region.num_bytes)])
         covering = divided(hulls([part for part in allowed if part.length]), self._most_region_bytes)
-        pinned = self._pin(
-            [Range(region.address + part.offset, part.length) for part in covering], is_remote=True, writable=writable
-        )
+        parts = [Range(region.address + part.offset, part.length) for part in covering]
+        pinned = self._pin(region.gpu, parts, is_remote=True, writable=writable) if region.chunks else None
+        if pinned is None:
+            return None
         number = next(self._export_numbers)
         with self._lock:
             self._exports[number] = [each for of_device in pinned for each in of_device]
@@ -183,6 +202,7 @@ class RdmaTransport(Transport):
                 hull_ends=[part.offset + part.length for part in covering],
                 ports=self._ports,
                 keys=[[each.remote_key for each in of_device] for of_device in pinned],
+                shifts=[each.shift for each in pinned[0]] if region.gpu is not None else [],
             )
         )
 
@@ -203,6 +223,9 @@ class RdmaTransport(Transport):
             else:
                 self._completions.add(Completion(operation.operation_id))
         self._initiator.start(works)
+
+    def reaches_devices_of(self, pieces: Sequence[memoryview]) -> bool:
+        return all(self._is_pinned(piece) for piece in pieces if device_of(piece) is not None)
 
     def poll(self) -> list[Completion]:
         return self._completions.take()
@@ -226,19 +249,16 @@ class RdmaTransport(Transport):
         self._completions.close()
 
     def _pin(
-        self, parts: Sequence[Range], *, is_remote: bool = False, writable: bool = False
-    ) -> list[list[MemoryRegion]]:
-        """Memory, by its address, pinned for each device; what is made so far is given back where one refuses."""
-        with ExitStack() as made:
-            pinned: list[list[MemoryRegion]] = []
-            for device in self._devices:
-                pinned.append([])
-                for part in parts:
-                    region = device.register(part.offset, part.length, is_remote=is_remote, writable=writable)
-                    made.callback(region.close)
-                    pinned[-1].append(region)
-            made.pop_all()
-        return pinned
+        self, gpu: Gpu | None, parts: Sequence[Range], *, is_remote: bool = False, writable: bool = False
+    ) -> Pinned | None:
+        """Memory, by its address, pinned for each device. None where it is memory of a GPU that they do not reach."""
+        if gpu is not None:
+            return self._gpu_direct.pin(gpu, parts, is_remote=is_remote, writable=writable)
+        return pin_all(
+            self._devices,
+            parts,
+            lambda device, part: device.register(part.offset, part.length, is_remote=is_remote, writable=writable),
+        )
 
     def _end_export(self, number: int) -> None:
         with self._lock:
@@ -262,9 +282,12 @@ class RdmaTransport(Transport):
         there = targets(operation.ranges, path.hull_starts, path.hull_ends)
         return messages(pieces, there, self._limits, in_order=operation.in_order)
 
-    def _near(self, address: int) -> Nearness:
+    def _location_of(self, address: int, gpu: Gpu | None) -> str:
+        return location_of(address) if gpu is None else location_of_gpu(gpu.pci_address, self._inventory)
+
+    def _near(self, location: str) -> Nearness:
         """Of memory that lies there."""
-        priority = self._matrix.get(location_of(address))
+        priority = self._matrix.get(location)
         if priority is None:
             return Nearness()
         return Nearness(self._places(priority.preferred), self._places([*priority.preferred, *priority.secondary]))
@@ -277,6 +300,18 @@ class RdmaTransport(Transport):
             return Nearness()
         first = next(self._segments(operation.pieces[0]), None)
         return first.region.near if first is not None and isinstance(first.region, _Chunk) else Nearness()
+
+    def _is_pinned(self, piece: memoryview) -> bool:
+        """Whether all of it is registered, and known to the devices."""
+        address = address_of(piece)
+        end = address + piece.nbytes
+        starts, chunks = self._by_address
+        while address < end:
+            index = bisect_right(starts, address) - 1
+            if index < 0 or chunks[index].end <= address:
+                return False
+            address = chunks[index].end
+        return True
 
     def _segments(self, piece: memoryview) -> Iterator[Segment[Registered]]:
         """A piece, cut where one chunk goes over into the next."""

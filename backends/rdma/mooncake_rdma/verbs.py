@@ -9,10 +9,11 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from mooncake_core.errors import PathFailed, TransferError
+from mooncake_core.transfer.device import DmaBuf
 from mooncake_core.units import format_size
 from mooncake_rdma.event_descriptors import with_descriptor
 from mooncake_rdma.pinning import advice, refusal
@@ -26,15 +27,17 @@ try:
     from pyverbs import libibverbs_enums as enums
 except ImportError:  # of rdma-core before 58; both have each constant in its enumeration
     from pyverbs import enums
+from pyverbs import mr as memory_regions  # noqa: E402
 from pyverbs.addr import GID, AHAttr, GlobalRoute  # noqa: E402
 from pyverbs.cq import CQ, CompChannel  # noqa: E402
 from pyverbs.device import Context  # noqa: E402
-from pyverbs.mr import MR  # noqa: E402
 from pyverbs.pd import PD  # noqa: E402
 from pyverbs.pyverbs_error import PyverbsRDMAError  # noqa: E402
 from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr  # noqa: E402
 from pyverbs.wr import SGE, SendWR  # noqa: E402
 
+MR: Final[Any] = memory_regions.MR
+DmaBufMR: Final[Any] = getattr(memory_regions, "DmaBufMR", None)  # rdma-core before 34 has none
 SEND_DEPTH: Final = 128
 """Work requests under way on one queue pair."""
 MOST_SEGMENTS: Final = 16
@@ -54,10 +57,12 @@ _log = logging.getLogger(__name__)
 class MemoryRegion:
     """Pinned memory that a device may touch."""
 
-    __slots__ = ("_region", "local_key", "remote_key")
+    __slots__ = ("_region", "local_key", "remote_key", "shift")
 
-    def __init__(self, region: Any) -> None:
+    def __init__(self, region: Any, shift: int = 0) -> None:
         self._region = region
+        self.shift = shift
+        """From the process's addresses to those that the device is to be given."""
         self.local_key: int = region.lkey
         self.remote_key: int = region.rkey
 
@@ -140,14 +145,44 @@ class Device:
         Raises:
             TransferError: the kernel or the device refuses; says what to do.
         """
-        flags = enums.ibv_access_flags
-        access = flags.IBV_ACCESS_LOCAL_WRITE
-        if is_remote:
-            access |= flags.IBV_ACCESS_REMOTE_READ | (flags.IBV_ACCESS_REMOTE_WRITE if writable else 0)
         if (reason := refusal(num_bytes)) is not None:
             raise TransferError(f"{self.port} cannot register {format_size(num_bytes)}: {reason}", errno=errno.ENOMEM)
+        return self._register(
+            num_bytes, lambda: MR(self._domain, num_bytes, _access(is_remote, writable), address=address)
+        )
+
+    def register_gpu_memory(
+        self,
+        address: int,
+        num_bytes: int,
+        dma_buf: DmaBuf | None,
+        *,
+        is_remote: bool = False,
+        writable: bool = False,
+    ) -> MemoryRegion:
+        """As register, for memory of a GPU: by its dma-buf, or by its address where a module of the kernel knows that.
+
+        Raises:
+            TransferError: as register.
+        """
+        access = _access(is_remote, writable)
+        if dma_buf is None:
+            return self._register(num_bytes, lambda: MR(self._domain, num_bytes, access, address=address))
         try:
-            return MemoryRegion(MR(self._domain, num_bytes, access, address=address))
+            return self._register(
+                num_bytes,
+                # its first byte is at the offset for the NIC: pyverbs gives no choice
+                lambda: DmaBufMR(self._domain, num_bytes, access, dmabuf=dma_buf.descriptor, offset=dma_buf.offset),
+                shift=dma_buf.offset - address,
+            )
+        except TypeError as error:
+            raise TransferError(
+                f"this pyverbs takes no dma-buf by its descriptor, that of rdma-core 44 does: {error}"
+            ) from error
+
+    def _register(self, num_bytes: int, make: Callable[[], Any], shift: int = 0) -> MemoryRegion:
+        try:
+            return MemoryRegion(make(), shift)
         except PyverbsRDMAError as error:
             raise TransferError(
                 f"{self.port} cannot register {format_size(num_bytes)}: {_reason(error)}"
@@ -294,6 +329,14 @@ class QueuePair:
         made = SendWR(request.number, num_sge=len(segments), sg=segments, opcode=opcode, send_flags=flags)
         made.set_wr_rdma(request.remote_key, request.remote_address)
         return made
+
+
+def _access(is_remote: bool, writable: bool) -> int:
+    flags = enums.ibv_access_flags
+    access: int = flags.IBV_ACCESS_LOCAL_WRITE
+    if is_remote:
+        access |= flags.IBV_ACCESS_REMOTE_READ | (flags.IBV_ACCESS_REMOTE_WRITE if writable else 0)
+    return access
 
 
 def _close(part: Any) -> None:

@@ -99,6 +99,11 @@ def location_of(address: int) -> str:
     return f"cpu:{node.value}"
 
 
+def location_of_gpu(pci_address: str, inventory: Inventory) -> str:
+    """Of a GPU's memory: `cuda:NUMBER`, as the matrix counts; empty where the GPU is unknown."""
+    return next((f"cuda:{number}" for number, gpu in enumerate(inventory.gpus) if gpu.name == pci_address), "")
+
+
 def _common(one: Sequence[str], other: Sequence[str]) -> list[str]:
     common = []
     for mine, theirs in zip(one, other, strict=False):
