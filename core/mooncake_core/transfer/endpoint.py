@@ -39,7 +39,6 @@ from mooncake_core.errors import (
 from mooncake_core.transfer.addresses import AddressMap, Span, address_of, usable
 from mooncake_core.transfer.batch import Batch, State, Transfer, TransferRequest
 from mooncake_core.transfer.contract import Kind
-from mooncake_core.transfer.device_memory import device_among
 from mooncake_core.transfer.engine import Region, TransferEngine
 from mooncake_core.transfer.host import default_host_id
 from mooncake_core.transfer.memory import Memory, parts_of, view_of_memory
@@ -386,10 +385,6 @@ class Endpoint:
         """
 
         def once(left_s: float) -> list[Transfer]:
-            if device_among(pieces) is not None:  # copies and network go on side by side, if they know of all at once
-                batch = self.start(kind, peer, pieces, addresses, timeout_s=left_s)
-                self._engine.wait_uninterrupted(batch)
-                return batch.transfers
             moved: list[Transfer] = []
             for segment, transfers in by_segment(peer.ends(pieces, addresses)):
                 moved += self._engine.move(kind, segment, transfers, timeout_s=left_s)
