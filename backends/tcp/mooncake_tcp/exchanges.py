@@ -10,10 +10,13 @@ from typing import Final
 
 from mooncake_core.errors import PathFailed, TransferError
 from mooncake_core.transfer.contract import Completion
+from mooncake_core.transfer.sieve import Sieve
 from mooncake_tcp.exchange import Exchange, Pair
 from mooncake_tcp.links import WATCH_S, Address, Link, Links, Peer
 
 MOST_PER_PEER: Final = 8
+MOST: Final = 512
+"""To all peers: each is a descriptor here, and a thread at the peer."""
 
 
 class Exchanges:
@@ -29,6 +32,8 @@ class Exchanges:
         self._idle: dict[Peer, list[Exchange]] = {}
         self._lent: dict[Exchange, Peer] = {}
         self._num_lent: dict[Peer, int] = {}
+        self._sieve: Sieve[Exchange] = Sieve()
+        """All of them."""
         self._closed = False
 
     def carry_out(self, peer: Peer, pairs: Sequence[Pair]) -> list[Completion | None] | None:
@@ -74,6 +79,7 @@ class Exchanges:
             if self._closed or self._num_lent.get(peer, 0) >= MOST_PER_PEER:
                 return None
             exchange = self._pick(peer, pairs)
+            self._sieve.touch(exchange)
             self._lent[exchange] = peer
             self._num_lent[peer] = self._num_lent.get(peer, 0) + 1
             return exchange
@@ -88,18 +94,35 @@ class Exchanges:
             idle.remove(exchange)
             if exchange.is_good():
                 return exchange
-            exchange.end(PathFailed("its peer has ended it"))
+            self._end(exchange, "its peer has ended it")
         return self._new(address, self._links.open(peer, address) if len(peer) > 1 else None)
 
     def _new(self, address: Address, link: Link | None = None) -> Exchange:
         self._forget_ended()
-        return Exchange(
+        if len(self._sieve) >= MOST:
+            self._make_room()
+        exchange = Exchange(
             *address,
             dialer=self._links.dialer,
             note_deadline=self._note_deadline,
             link=link,
             busy_poll_s=self._busy_poll_s,
         )
+        self._sieve.add(exchange)
+        return exchange
+
+    def _make_room(self) -> None:
+        """Ends one that is not lent out; where there is none, there are more for a while."""
+        unused = self._sieve.evict(lambda one: one not in self._lent)
+        for peer, idle in [*self._idle.items()]:
+            if unused in idle:
+                idle.remove(unused)
+                self._end(unused, "it was not used for long")
+                self._forget_unused(peer)
+
+    def _end(self, exchange: Exchange, why: str) -> None:
+        self._sieve.remove(exchange)
+        exchange.end(PathFailed(why))
 
     def _forget_ended(self) -> None:
         """Of all peers: nobody would ever ask for one that is gone again. Done whenever there is a new exchange, so that there
@@ -107,7 +130,7 @@ class Exchanges:
         for peer, idle in [*self._idle.items()]:
             for exchange in [one for one in idle if not one.is_good()]:
                 idle.remove(exchange)
-                exchange.end(PathFailed("its peer has ended it"))
+                self._end(exchange, "its peer has ended it")
             self._forget_unused(peer)
 
     def _take_back(self, exchange: Exchange) -> None:
@@ -119,7 +142,7 @@ class Exchanges:
                 return
             if exchange.link is not None and not self._closed:
                 self._links.fail(exchange.link.address, time.monotonic())
-            exchange.end(PathFailed("it is not used any more"))
+            self._end(exchange, "it is not used any more")
             self._forget_unused(peer)
             self._returned.notify_all()
 

@@ -67,6 +67,8 @@ class Connection:
         """With what is answered next."""
         self._broken: TransferError | None = None
         self._is_connected = False
+        self.is_retired = False
+        """Ended only to make room for others."""
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name=f"tcp-to-{self.peer}", daemon=True)
         self._thread.start()
@@ -126,6 +128,15 @@ class Connection:
     def is_running(self) -> bool:
         """Whether something of it is still to end."""
         return self._thread.is_alive()
+
+    def retire(self) -> bool:
+        """Ends it if nothing is under way, to make room for others: that is no failure. Whether it has."""
+        with self._changed:
+            if self._pending or self._broken:
+                return False
+            self.is_retired = True
+            self.end(connection_failed(self.peer, " was not used for long", errno.ECONNABORTED))
+            return True
 
     def join(self) -> None:
         """Waits until the threads have ended."""

@@ -17,6 +17,7 @@ from msgspec import Struct
 from mooncake_core.errors import DeadlineExceeded, PathFailed
 from mooncake_core.transfer.contract import Capabilities, Completion, Operation, TransportSettings
 from mooncake_core.transfer.exporting import ExportingTransport
+from mooncake_core.transfer.sieve import Sieve
 from mooncake_core.transfer.slices import SLICE_BYTES
 from mooncake_tcp.connecting import TRANSPORT, Dialer
 from mooncake_tcp.exchange import Pair
@@ -29,6 +30,8 @@ from mooncake_tcp.tls import TlsSockets
 
 BUSY_BYTES: Final = 1 << 20
 """A connection with so much under way is worth a further one beside it; small requests follow each other faster."""
+MOST_PEERS: Final = 128
+"""With connections that have threads of their own, two each."""
 MUCH_BYTES: Final = 16 << 20
 """Of less, several threads that have to wake up carry as much as the one that asks."""
 
@@ -79,6 +82,8 @@ class TcpTransport(ExportingTransport):
             raise
         self._lock = threading.Condition()
         self._connections: dict[Peer, list[Connection]] = {}
+        self._sieve: Sieve[Peer] = Sieve()
+        """Those of `_connections`."""
         self._ending: list[Connection] = []
         """Calling back what was on its way."""
         self._dialer = Dialer(settings.secret, settings.lanes, self._sockets)
@@ -207,7 +212,7 @@ class TcpTransport(ExportingTransport):
         with self._lock:
             if self._closing:
                 return []
-            pool = self._connections.setdefault(peer, [])
+            pool = self._pool(peer)
             if len(peer) > 1:
                 pool = self._usable(peer, pool)
             most = self._settings.connections_per_peer
@@ -217,6 +222,29 @@ class TcpTransport(ExportingTransport):
             while len(peer) == 1 and len(pool) < max(wanted, 1):
                 pool.append(self._connect(peer))
             return self._spread(peer, pool, pairs)
+
+    def _pool(self, peer: Peer) -> list[Connection]:
+        """The connections to a peer; none yet where it is a new one. Locked."""
+        if peer in self._connections:
+            self._sieve.touch(peer)
+        else:
+            if len(self._connections) >= MOST_PEERS:
+                self._make_room()
+            self._connections[peer] = []
+            self._sieve.add(peer)
+        return self._connections[peer]
+
+    def _make_room(self) -> None:
+        """Ends the connections to a peer to which nothing is under way; where there is none, there are more for a while."""
+        peer = self._sieve.evict(lambda one: not any(connection.pending_bytes for connection in self._connections[one]))
+        if peer is None:
+            return
+        pool = self._connections.pop(peer)
+        retired = [connection for connection in pool if connection.retire()]
+        self._ending += retired
+        if len(retired) < len(pool):  # used just now
+            self._connections[peer] = [connection for connection in pool if connection not in retired]
+            self._sieve.add(peer)
 
     def _spread(
         self, peer: Peer, pool: Sequence[Connection], pairs: Sequence[Pair]
@@ -263,7 +291,7 @@ class TcpTransport(ExportingTransport):
         )
 
     def _ended(self, connection: Connection) -> None:
-        if connection.link is not None and not self._closing:
+        if connection.link is not None and not self._closing and not connection.is_retired:
             self._links.fail(connection.link.address, time.monotonic())
         with self._lock:
             self._ending = [one for one in self._ending if one.is_running]
@@ -273,6 +301,7 @@ class TcpTransport(ExportingTransport):
                     self._ending.append(connection)
                 if not pool:
                     del self._connections[peer]
+                    self._sieve.remove(peer)
 
     def _note_deadline(self, deadline: float) -> None:
         # Looked at without the lock, once what it is for is under way: who sets a new earliest looks at all of it after that.
