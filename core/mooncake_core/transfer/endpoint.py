@@ -25,18 +25,18 @@ from typing import Final, NamedTuple, TypeVar, Unpack
 
 from msgspec import Struct
 
-from mooncake_core.address import HostPort, is_loopback, is_wildcard, parse_host_port
+from mooncake_core.address import HostPort, is_loopback, is_wildcard
 from mooncake_core.errors import (
     ConfigError,
     MooncakeError,
     NotRegistered,
     OutOfRange,
     PathFailed,
-    PeerUnreachable,
     StaleSegment,
     TransferError,
 )
 from mooncake_core.transfer.addresses import AddressMap, Span, address_of, usable
+from mooncake_core.transfer.asking import Asking
 from mooncake_core.transfer.batch import Batch, State, Transfer, TransferRequest
 from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.engine import Region, TransferEngine
@@ -47,8 +47,6 @@ from mooncake_core.transfer.options import PathOptions
 from mooncake_core.transfer.peer import TOGETHER_BYTES, Peer, Remote, by_segment
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.wire.auth import ClusterKey
-from mooncake_core.wire.blocking import BlockingClient
-from mooncake_core.wire.client import Client, Clients
 from mooncake_core.wire.loop_thread import LoopThread
 from mooncake_core.wire.messages import Message
 from mooncake_core.wire.messages.envelope import Done, Ping
@@ -129,7 +127,6 @@ class Endpoint:
         self._registered: AddressMap[_Registered] = AddressMap()
         self._notifications: deque[Notification] = deque()
         self._notified = threading.Condition(self._lock)
-        self._askers: dict[str, BlockingClient] = {}
         self._closed = False
         self._engine = TransferEngine(
             owner=host,
@@ -141,7 +138,7 @@ class Endpoint:
             **paths,
         )
         self._loop = LoopThread(f"endpoint-{host}")
-        self._clients = Clients(f"endpoint-{host}", key)
+        self._asking = Asking(f"endpoint-{host}", key, self._loop)
         own: dict[type, Handler] = {OpenSegment: self._on_open, Notify: self._on_notify}
         self._server = Server(f"endpoint-{host}", {**own, **(handlers or {})}, key=key, door=True)
         try:
@@ -434,10 +431,8 @@ class Endpoint:
                 return
             self._closed = True
             self._notified.notify_all()
-            askers, self._askers = list(self._askers.values()), {}
         self._engine.close()
-        for asker in askers:
-            asker.close()
+        self._asking.close()
         self._loop.close(self._close_wire)
 
     def __enter__(self) -> Endpoint:
@@ -511,47 +506,11 @@ class Endpoint:
             if error is not None:
                 _log.warning("%s was not told %s: %s", peer.name, notification.name, error)
 
-        self._loop.call_soon(lambda: self._clients.get(_url(peer.name)).tell(message, on_end, timeout_s=ASK_S))
+        self._asking.tell(peer.name, message, on_end, ASK_S)
 
     def ask(self, name: str, message: Message, reply_type: type[M], timeout_s: float) -> M:
         """Any question to another endpoint, which has a handler for it. Raises as open, and what the handler raised."""
-        url = _url(name)
-        asker = self._asker(url)
-        try:
-            return asker.call(message, reply_type, timeout_s=timeout_s)
-        except PeerUnreachable:
-            self._drop(url, asker)
-            raise
-
-    def _asker(self, url: str) -> BlockingClient:
-        with self._lock:
-            asker = self._askers.get(url)
-        if asker is not None:
-            return asker
-        self._forget_gone()
-        client = self._loop.run(self._client(url))
-        with self._lock:
-            if self._closed:
-                raise PeerUnreachable(f"{self.name} was closed")
-            return self._askers.setdefault(url, BlockingClient(client, self._loop))
-
-    def _forget_gone(self) -> None:
-        """What comes back has another address, mostly. Done whenever there is a new one, so that there are never many."""
-        with self._lock:
-            gone = [(url, asker) for url, asker in self._askers.items() if not asker.is_connected()]
-        for url, asker in gone:
-            self._drop(url, asker)
-            self._loop.call_soon(partial(self._clients.forget, url))
-
-    async def _client(self, url: str) -> Client:
-        return self._clients.get(url)
-
-    def _drop(self, url: str, asker: BlockingClient) -> None:
-        with self._lock:
-            if self._askers.get(url) is not asker:
-                return
-            del self._askers[url]
-        asker.close()
+        return self._asking.ask(name, message, reply_type, timeout_s)
 
     def _on_open(self, message: OpenSegment, call: Call) -> SegmentOpened:
         memories = [RegisteredMemory(address=span.address, segment=entry.segment) for span, entry in self._registered]
@@ -567,7 +526,7 @@ class Endpoint:
 
     async def _close_wire(self) -> None:
         await self._server.close()
-        await self._clients.close()
+        await self._asking.close_wire()
 
 
 class _Watch:
@@ -597,13 +556,6 @@ class _Watch:
 
 def _first_error(moved: Sequence[Transfer]) -> TransferError | TimeoutError | None:
     return next((transfer.error for transfer in moved if transfer.error is not None), None)
-
-
-def _url(name: str) -> str:
-    try:
-        return parse_host_port(name).url
-    except ValueError as error:
-        raise ConfigError(f"an endpoint's name: {error}") from error
 
 
 def _resolved(host: str) -> str:
