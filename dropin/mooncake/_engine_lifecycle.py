@@ -12,6 +12,7 @@ from typing import Any, Final
 from mooncake._engine_arguments import a_name, a_number, numbers
 from mooncake._engine_codes import EngineCode, engine_code
 from mooncake._network import (
+    OPTIONAL,
     is_trusted,
     key_file,
     names_in,
@@ -19,7 +20,6 @@ from mooncake._network import (
     tls_config,
     transports_of,
     weights,
-    with_transports,
 )
 from mooncake_core.errors import ConfigError, MooncakeError, NotRegistered, OutOfRange
 from mooncake_core.roles.context import load_key, tls_files
@@ -225,11 +225,13 @@ def _register(endpoint: Endpoint, span: Span) -> None:
 
 def _endpoint(host: str, port: int, protocol: str, devices: str) -> Endpoint:
     """One that has the protocol's transports, but for those that this machine has not got."""
-    key, tls, weighted = load_key(key_file()), tls_files(tls_config()), weights(devices)
-
-    def listen(transports: tuple[str, ...]) -> Endpoint:
-        return Endpoint(
-            host, port=port, transports=transports, key=key, tls=tls, weights=weighted, insecure=is_trusted()
-        )
-
-    return with_transports(transports_of(protocol), listen, _log)
+    return Endpoint(
+        host,
+        port=port,
+        transports=transports_of(protocol),
+        optional=OPTIONAL,
+        key=load_key(key_file()),
+        tls=tls_files(tls_config()),
+        weights=weights(devices),
+        insecure=is_trusted(),
+    )

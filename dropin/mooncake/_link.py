@@ -11,6 +11,7 @@ from typing import Final, TypeVar, cast, get_args
 
 from mooncake._codes import Code, code_of
 from mooncake._network import (
+    OPTIONAL,
     busy_poll_s,
     is_trusted,
     key_file,
@@ -18,7 +19,6 @@ from mooncake._network import (
     tls_config,
     transports_of,
     weights,
-    with_transports,
 )
 from mooncake._offload import offload_tiers
 from mooncake._replicas import ReplicateConfig, node_name
@@ -66,7 +66,8 @@ class Link:
         self._lock = threading.Lock()
         self.hostname = str(HostPort(self._host, self._wanted_port or free_port("", 0)))
         self.tenant = settings.tenant_id
-        self.store = with_transports(transports_of(settings.protocol), self._connect, _log)
+        self.transports = transports_of(settings.protocol)
+        self.store = self._connect()
         try:
             self.ping()
             if settings.global_segment_size:
@@ -75,15 +76,15 @@ class Link:
             self.close()
             raise
 
-    def _connect(self, transports: tuple[str, ...]) -> BlockingStore:
-        self.transports = transports
+    def _connect(self) -> BlockingStore:
         return BlockingStore(
             StoreSettings(
                 master_address=self._master.url,
                 name=f"store-{os.getpid()}",
                 host_id=default_host_id(),
                 tenant=self.tenant,
-                transports=transports,
+                transports=self.transports,
+                optional=OPTIONAL,
                 key=load_key(self._key_file),
                 checksum=_checksum(),
                 busy_poll_s=self._busy_poll_s,

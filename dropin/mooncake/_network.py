@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final
 
 import msgspec
 
 from mooncake_core.address import HostPort, parse_host_port
 from mooncake_core.config.schema import TlsConfig
-from mooncake_core.errors import ConfigError, PluginUnavailable, PluginUnknown
+from mooncake_core.errors import ConfigError
 from mooncake_core.transfer.topology import read_inventory
 from mooncake_core.units import parse_duration
 
@@ -21,9 +20,9 @@ TLS_VARIABLES: Final = {
     "key": "MOONCAKE_TLS_KEY",
     "ca": "MOONCAKE_TLS_CA",
 }
-T = TypeVar("T")
-
 NETWORKS: Final = {"tcp": ("shm", "tcp"), "shm": ("shm", "tcp"), "rdma": ("shm", "rdma", "tcp")}
+OPTIONAL: Final = ("rdma",)
+"""What a machine without the hardware does without; the log says so."""
 
 
 def key_file() -> str | None:
@@ -103,17 +102,6 @@ def transports_of(protocol: str) -> tuple[str, ...]:
         return NETWORKS[protocol or "tcp"]
     except KeyError:
         raise ConfigError(f"protocol: expected one of {', '.join(NETWORKS)}, got {protocol!r}") from None
-
-
-def with_transports(names: tuple[str, ...], make: Callable[[tuple[str, ...]], T], log: logging.Logger) -> T:
-    """What `make` makes with the transports, but for rdma where this machine has none."""
-    try:
-        return make(names)
-    except (PluginUnknown, PluginUnavailable) as error:
-        if "rdma" not in names:
-            raise
-        log.warning("transfers go over shm and tcp: %s", error)
-    return make(tuple(name for name in names if name != "rdma"))
 
 
 def split_hostname(hostname: str) -> HostPort:

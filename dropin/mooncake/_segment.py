@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from mooncake._network import OPTIONAL
 from mooncake_core.config.schema import AuthConfig, ClusterConfig, StoreConfig, TierConfig, TlsConfig, TransferConfig
 from mooncake_core.errors import ConfigError, DeadlineExceeded
 from mooncake_core.roles.attached_node import AttachedNode
@@ -69,6 +70,7 @@ def attach(
         raise ConfigError(
             f"expected a segment of {format_size(LEAST_BYTES)} to {format_size(MOST_BYTES)}, got {capacity_bytes} bytes"
         )
+    optional = [transport for transport in OPTIONAL if transport in transports]
     config = ClusterConfig(
         cluster="attached",
         auth=None if key_file is None else AuthConfig(key_file=key_file),
@@ -84,7 +86,9 @@ def attach(
         ],
         prefill=[],
         decode=[],
-        transfer=TransferConfig(transports=list(transports), tls=tls, weights=weights, busy_poll=busy_poll_s),
+        transfer=TransferConfig(
+            transports=list(transports), optional=optional, tls=tls, weights=weights, busy_poll=busy_poll_s
+        ),
     )
     level = os.environ.get("MOONCAKE_LOG_LEVEL", "info")
     return AttachedNode(Boot(config=config, process=name, master_address=master, log_level=level))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -47,6 +47,8 @@ class StoreSettings:
     key: ClusterKey | None = None
     tls: TlsFiles | None = None
     """Where the cluster's data connections over tcp are encrypted."""
+    optional: Collection[str] = ()
+    """Those of them that this machine may do without."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Of networks and RDMA devices, beside 1 for the others."""
     checksum: Choice = "auto"
@@ -66,6 +68,7 @@ class BlockingStore:
             host_id=settings.host_id,
             incarnation=secrets.randbits(63),
             transports=settings.transports,
+            optional=settings.optional,
             secret=settings.key.secret if settings.key else None,
             tls=settings.tls,
             weights=settings.weights,
