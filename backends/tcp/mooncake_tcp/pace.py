@@ -46,9 +46,9 @@ class Pace:
         self._first = None
         if length == num_bytes:
             self._compare(rate / before if self._lead <= 0 else before / rate)
+        self._pause = PAUSE if self._num_compared >= FIRST_COMPARISONS else 0  # also where the lengths differ
 
     def _compare(self, of_whole: float) -> None:
         """Parts were so many times as fast as a whole."""
         self._num_compared += 1
         self._lead += (math.log(of_whole) - self._lead) / min(self._num_compared, MEMORY)
-        self._pause = PAUSE if self._num_compared >= FIRST_COMPARISONS else 0
