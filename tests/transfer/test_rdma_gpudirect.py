@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,10 +173,13 @@ def test_which_pieces_nics_reach(gpu: StandInDevice, network: Network) -> None:
     ends.close()
 
 
-def test_the_cpu_copies_none_of_it_that_was_unregistered_meanwhile(gpu: StandInDevice, network: Network) -> None:
+def test_the_cpu_copies_none_of_it_that_was_unregistered_meanwhile(
+    gpu: StandInDevice, network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
     ends = Ends(gpu, network)
-    transport = next(one for one in ends.here._engine._transports.values() if one.name == "rdma")
+    transport: Any = next(one for one in ends.here._engine._transports.values() if one.name == "rdma")
     ends.here.write(ends.peer, Span(ends.near, 50), ends.far)
+    before = [room._left for room in transport._initiator._rooms]
     monkey = pytest.MonkeyPatch()
     monkey.setattr(type(transport), "reaches_devices_of", lambda *_: True)
     ends.here.unregister_memory(ends.near)
@@ -183,6 +187,8 @@ def test_the_cpu_copies_none_of_it_that_was_unregistered_meanwhile(gpu: StandInD
         with pytest.raises(TransferError, match="memory of a GPU among the pieces was unregistered meanwhile"):
             ends.here.write(ends.peer, Span(ends.near, num_bytes), ends.far)
     monkey.undo()
+    assert [room._left for room in transport._initiator._rooms] == before
+    assert "set aside" not in caplog.text  # nothing is wrong with the NICs
     ends.close()
 
 

@@ -24,7 +24,6 @@ from mooncake_core.errors import (
 from mooncake_core.transfer import handshake
 from mooncake_core.transfer.contract import Kind, Operation
 from mooncake_core.transfer.copying import copy
-from mooncake_core.transfer.device_memory import device_among
 from mooncake_core.transfer.lanes import Lane
 from mooncake_core.transfer.sockets import family_of, name_of, notice_vanished_host
 from mooncake_rdma.conversation import WITHDRAWN, Connect, Connected, Refused, receive, send
@@ -374,8 +373,6 @@ class Connection:
             self._unposted.popleft()
         is_read = work.operation.kind is Kind.READ
         is_inline = self._is_inline(work, message)
-        if message.is_staged and device_among([segment.view for segment in message.segments]) is not None:
-            raise TransferError("memory of a GPU among the pieces was unregistered meanwhile")
         if slot is not None and not is_read:
             copy([segment.view for segment in message.segments], [slot.view[: message.num_bytes]], write=True)
         self._unsignalled += 1

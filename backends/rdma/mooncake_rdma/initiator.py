@@ -87,7 +87,8 @@ class Initiator:
         messages: Callable[[Work], Iterable[Message[Registered]]],
         complete: Callable[[Completion], None],
     ) -> None:
-        """`messages` cuts a work anew; `complete` is called without a lock."""
+        """`messages` cuts a work anew, and raises TransferError where it cannot be moved as it is; `complete` is called without a
+        lock."""
         self._devices = devices
         self._rooms = [Room[Connection](device.most_requests) for device in devices]
         self._ports = ports
@@ -139,9 +140,10 @@ class Initiator:
                 shares.setdefault(chosen, []).append(work)
         for work, error in refused:
             self._complete(Completion(work.operation.operation_id, error))
-        for connection, share in shares.items():
-            for work in share:
-                work.messages = deque(self._messages(work))
+        for connection, chosen_for in shares.items():
+            share = [work for work in chosen_for if self._cut(work)]
+            if not share:
+                continue
             if not connection.submit(share):
                 if connection.broken is self._made_room:
                     self.start(share)
@@ -174,6 +176,15 @@ class Initiator:
         with self._lock:
             os.close(self._wake_fd)
             self._wake_fd = -1
+
+    def _cut(self, work: Work) -> bool:
+        """Whether it can be moved: or else it alone ends, and nothing is to be said against its connection."""
+        try:
+            work.messages = deque(self._messages(work))
+        except TransferError as error:
+            self._complete(Completion(work.operation.operation_id, error))
+            return False
+        return True
 
     def _choose(self, work: Work, loads: dict[Connection, int]) -> Connection:
         """The connection that has least to do for its rate, of the rails that have not failed lately: those

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
 
-from mooncake_core.errors import DeadlineExceeded, OutOfRange, TransferError
+from mooncake_core.errors import DeadlineExceeded, OutOfRange, PathFailed, TransferError
 from mooncake_core.transfer.addresses import address_of
 from mooncake_core.transfer.completions import Completions
 from mooncake_core.transfer.contract import (
@@ -27,7 +28,7 @@ from mooncake_core.transfer.contract import (
     TransportSettings,
 )
 from mooncake_core.transfer.device import Device as Gpu
-from mooncake_core.transfer.device_memory import device_of
+from mooncake_core.transfer.device_memory import device_among, device_of, has_device_views
 from mooncake_core.transfer.exports import check_ranges, first_outside, merged
 from mooncake_core.transfer.topology import location_of, location_of_gpu, matrix, read_inventory
 from mooncake_rdma.connection import Nearness, Registered, Work
@@ -279,6 +280,10 @@ class RdmaTransport(Transport):
     def _messages(self, work: Work) -> list[Message[Registered]]:
         operation, path = work.operation, work.path
         pieces = [segment for piece in operation.pieces for segment in self._segments(piece)]
+        if has_device_views() and device_among([each.view for each in pieces if each.region is None]) is not None:
+            raise PathFailed(
+                "memory of a GPU among the pieces was unregistered meanwhile", path=self.name, errno=errno.EFAULT
+            )
         there = targets(operation.ranges, path.hull_starts, path.hull_ends)
         return messages(pieces, there, self._limits, in_order=operation.in_order)
 
