@@ -460,6 +460,54 @@ def test_pinned_memory_is_bounded_and_given_back(gpu: StandInDevice) -> None:
     assert gpu.pinned == {}
 
 
+def test_what_cannot_be_registered_at_all_is_unpinned(gpu: StandInDevice) -> None:
+    def register(view: memoryview) -> None:
+        raise RuntimeError("nonsense")
+
+    buffers = PinnedBuffers(register)
+    with pytest.raises(RuntimeError, match="nonsense"), buffers.lent(gpu):
+        pass
+    assert gpu.pinned == {}
+
+
+class Closable(Unaware):
+    """Registers nothing once it is closed: a device that was closed ends the process that asks it to."""
+
+    is_closed = threading.Event()
+    registered_late = threading.Event()
+
+    def register(self, memory: memoryview, descriptor: int | None = None) -> int:
+        if self.is_closed.is_set():
+            self.registered_late.set()
+        return super().register(memory, descriptor)
+
+    def close(self) -> None:
+        super().close()
+        self.is_closed.set()
+
+
+def test_buffers_that_are_made_while_the_engine_closes_are_not_registered_with_closed_transports(
+    gpu: StandInDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin, begun = gpu.pin, threading.Event()
+
+    def slowly(address: int, num_bytes: int) -> None:
+        begun.set()
+        Closable.is_closed.wait(0.5)
+        pin(address, num_bytes)
+
+    monkeypatch.setattr(gpu, "pin", slowly)
+    with Endpoint(transports=["tcp"]) as there, Endpoint(transports=[Closable, "tcp"]) as here:
+        peer = here.open(there.name)
+        address = there.register_memory(bytearray(100))
+        batch = here.allocate_batch(1)
+        here.submit(batch, [Request(Kind.WRITE, peer, Span(gpu.address, 100), address)])
+        assert begun.wait(10)
+        here.close()
+        assert not Closable.registered_late.is_set()
+        assert here.wait(batch, 10)
+
+
 def test_a_process_without_memory_of_gpus_never_asks_the_driver(gpu: StandInDevice) -> None:
     with Endpoint(transports=["tcp"]) as here, Endpoint(transports=["tcp"]) as there:
         memory = bytearray(20 * MIB)

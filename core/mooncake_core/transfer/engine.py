@@ -338,6 +338,7 @@ class TransferEngine:
             if self._closing:
                 return
             self._closing = True
+        self._pinned.make_no_more()  # transports that are closed cannot register anything
         for transport in self._transports.values():
             transport.close()
         os.eventfd_write(self._wake_fd, 1)
