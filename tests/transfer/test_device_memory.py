@@ -299,6 +299,27 @@ def test_what_waits_for_a_thread_fails_at_its_deadline(at_both: Ends) -> None:
     assert [here.status(batch)[0][1] for batch in batches[:MOST_THREADS]] == [None] * MOST_THREADS
 
 
+def test_where_no_thread_can_begin_the_transfer_fails(gpu: StandInDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = Ends(gpu, "initiator")
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "staging":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(PathFailed, match="memory of cuda:0 cannot be copied: can't start new thread"):
+            ends.move(Kind.WRITE, 0, 0, 100)
+    ends.move(Kind.WRITE, 0, 0, 100)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(threading.Thread, "start", refuse)
+        ends.move(Kind.WRITE, 0, 0, 20 * MIB)  # the one that there is does it all
+    assert ends.there.content[: 20 * MIB] == ends.here.content[: 20 * MIB]
+    ends.close()
+
+
 def test_a_copy_that_takes_too_long_is_late(gpu: StandInDevice) -> None:
     ends = Ends(gpu, "initiator")
     gpu.moving.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import threading
@@ -100,27 +101,41 @@ class Staging:
     def _start(self, transport: Transport, operation: Operation) -> None:
         device = device_among(operation.pieces)
         assert device is not None
+        error = self._closed
         with self._lock:
             if not self._closing:
-                self._add(_Staged(transport, operation, device))
-                return
-        self._complete(Completion(operation.operation_id, self._closed))
+                try:
+                    self._add(_Staged(transport, operation, device))
+                    return
+                except RuntimeError as reason:
+                    error = PathFailed(
+                        f"memory of {device.name} cannot be copied: {reason}", path=transport.name, errno=errno.EAGAIN
+                    )
+        self._complete(Completion(operation.operation_id, error))
 
     def _add(self, staged: _Staged) -> None:
-        """Locked."""
-        self._waiting.append(staged)
+        """Locked.
+
+        Raises:
+            RuntimeError: the process has no room for a thread, and there is none that would take it up.
+        """
         if not self._threads:
             self._begin(self._watch_deadlines, "staging-deadlines")
-        if self._num_idle < len(self._waiting) and len(self._threads) <= MOST_THREADS:
-            self._begin(self._work, "staging")
+        if self._num_idle <= len(self._waiting) and len(self._threads) <= MOST_THREADS:
+            try:
+                self._begin(self._work, "staging")
+            except RuntimeError:
+                if len(self._threads) == 1:  # that which watches deadlines
+                    raise
+        self._waiting.append(staged)
         self._has_work.notify()
         if staged.operation.deadline_s < self._earliest_s:
             self._has_earlier.notify()
 
     def _begin(self, work: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _work(self) -> None:
         while self._carry_next():
