@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 
-from mooncake_core.transfer.contract import Kind
+from mooncake_core.errors import TransferError
+from mooncake_core.transfer import Endpoint
+from mooncake_core.transfer.contract import Kind, Transport
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_rdma import initiator
 from mooncake_rdma.transport import RdmaTransport
+from mooncake_tcp import TcpTransport
+from tests.transfer import rdma_fabric
 from tests.transfer.rdma_fabric import Network, transport_on
 
 PART_BYTES = 64 << 10
@@ -106,3 +111,32 @@ def test_what_stands_still_goes_elsewhere_long_before_its_deadline(
     started = time.monotonic()
     assert set(pair.write()) == ({"tcp"} if len(stuck) == 2 else {"rdma"})
     assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("refused", ["register", "export"])
+def test_memory_that_cannot_be_registered_is_forgotten_by_nics_too(
+    monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    network = Network()
+    register = rdma_fabric.Device.register
+
+    def refuse(
+        self: rdma_fabric.Device, address: int, num_bytes: int, *, is_remote: bool = False, writable: bool = False
+    ) -> rdma_fabric.Region:
+        if is_remote:
+            raise TransferError("no memory can be pinned")
+        return register(self, address, num_bytes, is_remote=is_remote, writable=writable)
+
+    class Full(TcpTransport):
+        name: ClassVar[str] = "full"
+
+        def register(self, memory: memoryview, descriptor: int | None = None) -> int:
+            raise TransferError("no memory can be pinned")
+
+    others: list[type[Transport]] = [Full] if refused == "register" else []
+    with Endpoint(transports=[transport_on(network), *others]) as here:
+        if refused == "export":
+            monkeypatch.setattr(rdma_fabric.Device, "register", refuse)
+        with pytest.raises(TransferError, match="no memory can be pinned"):
+            here.register_memory(bytearray(100))
+        assert network.regions == {}

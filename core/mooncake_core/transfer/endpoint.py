@@ -164,8 +164,8 @@ class Endpoint:
             raise OutOfRange("expected memory of at least one byte")
         address = address_of(view)
         region = self._engine.register_memory(view, descriptor)
-        entry = _Registered(region, self._engine.export(region, writable=writable), memory)
         try:
+            entry = _Registered(region, self._engine.export(region, writable=writable), memory)
             self._registered.add(Span(address, view.nbytes), entry)
         except BaseException:
             self._engine.unregister_memory(region)

@@ -164,14 +164,15 @@ class TransferEngine:
         if view.readonly:
             raise OutOfRange("cannot register memory that is read-only")
         on_device = device_of(view) is not None
-        return Region(
-            view,
-            {
-                name: transport.register(view, descriptor)
-                for name, transport in self._transports.items()
-                if transport.capabilities.device_memory or not on_device
-            },
-        )
+        region = Region(view, {})
+        try:
+            for name, transport in self._transports.items():
+                if transport.capabilities.device_memory or not on_device:
+                    region.handles[name] = transport.register(view, descriptor)
+        except BaseException:  # NICs would take for this memory what comes to lie at its addresses
+            self.unregister_memory(region)
+            raise
+        return region
 
     def unregister_memory(self, region: Region) -> None:
         """Forgets a region; its exports are withdrawn."""
