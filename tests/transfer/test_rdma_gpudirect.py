@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mooncake_core.errors import TransferError
@@ -16,6 +17,7 @@ from mooncake_core.testing.sysfs import write_tree
 from mooncake_core.transfer import Endpoint, Kind, Span, device_memory
 from mooncake_core.transfer.addresses import address_of
 from mooncake_rdma.gpudirect import has_peer_memory
+from mooncake_rdma.paths import RdmaPath
 from tests.transfer.rdma_fabric import Network, transport_on
 from tests.transfer.stand_in_gpu import found_gpu
 
@@ -83,6 +85,26 @@ def test_nics_reach_it_without_a_copy(gpu: StandInDevice, network: Network, way:
     assert gpu.num_copies == 0
     ends.close()
     assert network.regions == {}
+
+
+@pytest.mark.parametrize("most_region_bytes", [1 << 40, 3 * MIB])
+def test_peers_that_know_nothing_of_shifts_find_it_or_are_refused(
+    gpu: StandInDevice, network: Network, most_region_bytes: int
+) -> None:
+    network.gpu_ways = {"dma-buf"}
+    network.most_region_bytes = most_region_bytes
+    ends = Ends(gpu, network)
+    (memory,) = (entry for _, entry in ends.there._registered)
+    path = memory.segment.paths["rdma"]
+    known = msgspec.msgpack.decode(path, type=RdmaPath)
+    fields = msgspec.msgpack.decode(path)[: RdmaPath.__struct_fields__.index("shifts")]
+    before = msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=RdmaPath)  # as the version before reads it
+    assert before.shifts == []
+    for hull, start in enumerate(known.hull_starts):
+        region = network.regions[known.keys[0][hull]]
+        assert region.allows(known.remote_address(start, hull), 1, write=True)
+        assert region.allows(before.remote_address(start, hull), 1, write=True) is (most_region_bytes > LENGTH)
+    ends.close()
 
 
 def test_regions_smaller_than_the_memory(gpu: StandInDevice, network: Network) -> None:

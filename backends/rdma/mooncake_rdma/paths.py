@@ -40,7 +40,7 @@ class RdmaPath(Struct, frozen=True, array_like=True):
     incarnation: int
     export: int
     address: int
-    """Of the region's first byte, at the peer."""
+    """Of the region's first byte, as the peer's NICs know it; where they know each hull otherwise, at the peer."""
     writable: bool
     starts: list[int]
     ends: list[int]
@@ -51,7 +51,8 @@ class RdmaPath(Struct, frozen=True, array_like=True):
     keys: list[list[int]]
     """For each port, the remote key of each hull."""
     shifts: list[int] = []
-    """For each hull, from the peer's addresses to those that its NICs know; none where these are the same."""
+    """For each hull, what is to be added to `address`; none where that is nothing. A peer that does not know this field asks for
+    addresses that no key holds for, and is refused."""
 
     def remote_address(self, offset: int, hull: int) -> int:
         """What the peer's NIC is to be asked for a byte of the region that lies in that hull."""

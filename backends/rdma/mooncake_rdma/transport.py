@@ -185,6 +185,8 @@ class RdmaTransport(Transport):
         pinned = self._pin(region.gpu, parts, is_remote=True, writable=writable) if region.chunks else None
         if pinned is None:
             return None
+        shifts = [each.shift for each in pinned[0]]
+        is_one = len(set(shifts)) == 1  # then peers that know nothing of shifts find it too
         number = next(self._export_numbers)
         with self._lock:
             self._exports[number] = [each for of_device in pinned for each in of_device]
@@ -195,7 +197,7 @@ class RdmaTransport(Transport):
                 port=self._target.port,
                 incarnation=self._settings.incarnation,
                 export=number,
-                address=region.address,
+                address=region.address + shifts[0] if is_one else region.address,
                 writable=writable,
                 starts=[part.offset for part in allowed],
                 ends=[part.offset + part.length for part in allowed],
@@ -203,7 +205,7 @@ class RdmaTransport(Transport):
                 hull_ends=[part.offset + part.length for part in covering],
                 ports=self._ports,
                 keys=[[each.remote_key for each in of_device] for of_device in pinned],
-                shifts=[each.shift for each in pinned[0]] if region.gpu is not None else [],
+                shifts=[] if is_one else shifts,
             )
         )
 
