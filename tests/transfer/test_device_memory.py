@@ -390,7 +390,9 @@ def test_a_gpu_out_of_order_keeps_nobody_from_closing(gpu: StandInDevice, monkey
     ends.close()
 
 
-def test_memory_that_cannot_be_pinned_fails_the_transfer(gpu: StandInDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_cannot_be_pinned_fails_the_transfer(
+    gpu: StandInDevice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     ends = Ends(gpu, "both")
 
     def refuse(address: int, num_bytes: int) -> None:
@@ -403,6 +405,7 @@ def test_memory_that_cannot_be_pinned_fails_the_transfer(gpu: StandInDevice, mon
         sink = bytearray(100)
         with pytest.raises(TransferError, match="failed to serve"):
             ends.initiator.write(ends.peer, sink, ends.there.address)
+        assert "memory of cuda:0 could not be moved for a peer: nothing can be pinned" in caplog.text
     ends.move(Kind.WRITE, 0, 0, 100)
     assert ends.there.content[:100] == ends.here.content[:100]
     ends.close()

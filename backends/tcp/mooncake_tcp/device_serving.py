@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from mooncake_core.errors import TransferError
@@ -34,7 +35,7 @@ def send_from_device(
         TransferError: the device's driver refuses; nothing was sent.
         OSError: the connection is to be ended, as the peer waits for bytes that do not come.
     """
-    with pinned.lent(device) as buffer:
+    with _lent(pinned, device) as buffer:
         head = [response]
         for pieces, part in _parts(memories, buffer):
             try:
@@ -57,7 +58,7 @@ def receive_to_device(
         TransferError: memory of the host could not be pinned; nothing was received.
     """
     arrived = True
-    with pinned.lent(device) as buffer:
+    with _lent(pinned, device) as buffer:
         for pieces, part in _parts(memories, buffer):
             receive_into(connection, part)
             try:
@@ -67,6 +68,18 @@ def receive_to_device(
                 _log.warning("memory of %s could not be written for a peer: %s", device.name, error)
                 arrived = False
     return arrived
+
+
+@contextmanager
+def _lent(pinned: PinnedBuffers, device: Device) -> Iterator[memoryview]:
+    """As `lent`; the log says why there is none: the peer is told only that it failed."""
+    with ExitStack() as lent:
+        try:
+            buffer = lent.enter_context(pinned.lent(device))
+        except TransferError as error:
+            _log.warning("memory of %s could not be moved for a peer: %s", device.name, error)
+            raise
+        yield buffer
 
 
 def _parts(memories: Sequence[memoryview], buffer: memoryview) -> Iterator[tuple[Sequence[memoryview], memoryview]]:
