@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import msgspec
 import pytest
@@ -16,10 +17,10 @@ from mooncake_core.testing.cluster import wait_for
 from mooncake_core.testing.relay import Relay
 from mooncake_core.testing.transport_contract import Ends
 from mooncake_core.transfer import handshake
-from mooncake_core.transfer.contract import Kind
-from mooncake_tcp import TcpTransport, clock
+from mooncake_core.transfer.contract import Completion, Kind
+from mooncake_tcp import TcpTransport, clock, serving
 from mooncake_tcp.clock import DRIFT, PeerClock
-from mooncake_tcp.frames import REQUEST, RESPONSE
+from mooncake_tcp.frames import REQUEST, RESPONSE, receive_all
 from mooncake_tcp.transport import TcpPath
 
 SOON_S = 0.2
@@ -107,6 +108,35 @@ def test_breaking_off_a_write_forgets_what_was_not_sent(ends: Ends) -> None:
             with pytest.raises(ConnectionResetError):
                 while connection.recv(1 << 20):
                     pass
+
+
+def test_a_sender_that_waits_for_room_is_told_when_the_target_closes(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receives, goes_on = threading.Event(), threading.Event()
+
+    def receive_late(sock: socket.socket, views: Sequence[memoryview]) -> None:
+        receives.set()
+        assert goes_on.wait(FAR_S)
+        receive_all(sock, views)
+
+    monkeypatch.setattr(serving, "receive_all", receive_late)
+    memory, handle = ends.register(8 << 20)
+    path = ends.target.export(handle, writable=True)
+    assert path is not None
+    operation = ends.operation(Kind.WRITE, path, [memoryview(bytes(memory.nbytes))], 0, timeout_s=FAR_S)
+    ended: list[Completion | None] = []
+    sender = threading.Thread(target=lambda: ended.extend(ends.initiator.move([operation])))
+    sender.start()
+    assert receives.wait(FAR_S)
+    time.sleep(0.2)  # until there is no room any more
+    closing = threading.Thread(target=ends.target.close)
+    closing.start()
+    time.sleep(0.1)  # until the connection is shut down, and gives no room any more
+    goes_on.set()
+    sender.join(FAR_S / 2)
+    assert [type(completion.error) for completion in ended if completion] == [PathFailed]
+    closing.join()
 
 
 @contextlib.contextmanager

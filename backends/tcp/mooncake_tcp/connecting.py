@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 from typing import Final
 
 from mooncake_core.errors import PathFailed
 from mooncake_core.transfer import handshake
 from mooncake_core.transfer.lanes import Lane, Lanes
-from mooncake_core.transfer.sockets import name_of
+from mooncake_core.transfer.sockets import end_by_reset, name_of
 from mooncake_tcp.clock import PeerClock
 from mooncake_tcp.frames import tune
 from mooncake_tcp.plain import Sockets
@@ -19,7 +18,6 @@ TRANSPORT: Final = "tcp"
 CONNECT_TIMEOUT_S: Final = 5.0
 LATE: Final = " was set aside: a transfer missed its deadline"
 SILENT: Final = " was set aside: nothing is heard from there"
-_DROP_UNSENT: Final = struct.pack("ii", 1, 0)
 """SO_LINGER: closing resets the connection and forgets what the kernel has not sent yet."""
 
 
@@ -62,7 +60,7 @@ def break_off(sock: socket.socket, *, drop_unsent: bool) -> None:
     """Wakes whoever is sending or receiving. With `drop_unsent` no byte of a write lands after the socket was closed."""
     with contextlib.suppress(OSError):  # it may be closed already
         if drop_unsent:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_UNSENT)
+            end_by_reset(sock)
         sock.shutdown(socket.SHUT_RDWR)
 
 

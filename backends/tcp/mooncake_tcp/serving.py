@@ -19,7 +19,7 @@ from mooncake_core.transfer.contract import Kind, Range
 from mooncake_core.transfer.exports import Exports
 from mooncake_core.transfer.pinned import PinnedBuffers
 from mooncake_core.transfer.slices import total_bytes
-from mooncake_core.transfer.sockets import receive_into
+from mooncake_core.transfer.sockets import end_by_reset, receive_into
 from mooncake_tcp.device_serving import receive_to_device, send_from_device
 from mooncake_tcp.frames import (
     BREAK_OFF,
@@ -75,6 +75,8 @@ class Serving:
         self._note_deadline = note_deadline
         self._deadline_s = math.inf
         """Of the access under way."""
+        self._is_receiving = False
+        """The payload of a write."""
 
     @property
     def deadline_s(self) -> float:
@@ -94,6 +96,9 @@ class Serving:
         except (OSError, ValueError) as error:
             _log.debug("a data connection ended: %s", error)
         finally:
+            # A sender that waits for room is not told of an ordinary end: whoever was shut down makes none any more.
+            if self._is_receiving:
+                end_by_reset(self._accepted)
             self._connection.close()
 
     def shut_down(self) -> None:
@@ -125,7 +130,9 @@ class Serving:
                 self._serve_one(kind, operation_id, key, ranges, deadline_s)
             except (TransferError, DeadlineExceeded) as error:
                 if kind == Kind.WRITE:
+                    self._is_receiving = True
                     discard(self._connection, sum(part.length for part in ranges), scratch)
+                    self._is_receiving = False
                 self._connection.sendall(_response(status_of(error), operation_id))
 
     def _serve_link(self, kind: int, name: bytes) -> None:
@@ -156,10 +163,12 @@ class Serving:
                 else:
                     send_from_device(self._sender, response, access.memories, device, self._pinned)
                 return
+            self._is_receiving = True
             if device is None:
                 receive_all(self._connection, access.memories)
             elif not receive_to_device(self._connection, access.memories, device, self._pinned):
                 status = Status.FAILED
+            self._is_receiving = False
         finally:
             self._deadline_s = math.inf
             self._exports.leave(access)

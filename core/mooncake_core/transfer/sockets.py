@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from typing import Final
 
 KEEPALIVE_IDLE_S: Final = 30
 KEEPALIVE_INTERVAL_S: Final = 5
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 UNANSWERED_S: Final = 60
 """The kernel gives a connection up whose bytes or probes are not answered for so long. Deadlines are shorter, mostly."""
 
@@ -28,6 +30,11 @@ def notice_vanished_host(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_S * 1000)
+
+
+def end_by_reset(sock: socket.socket) -> None:
+    """When it is closed, what was not sent yet is dropped, and the peer is told by a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
 
 
 def receive_into(sock: socket.socket, view: memoryview) -> None:
