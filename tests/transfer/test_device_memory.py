@@ -23,8 +23,8 @@ from mooncake_core.transfer.addresses import address_of, is_readable
 from mooncake_core.transfer.contract import Capabilities, Completion, Operation, Range
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.transfer.pinned import MOST_PINNED, PINNED_BYTES, PinnedBuffers
-from mooncake_core.transfer.staging import MOST_THREADS
-from mooncake_tcp import TcpTransport
+from mooncake_core.transfer.staging import MOST_PER_PEER
+from mooncake_tcp import TcpTransport, serving
 from tests.transfer.stand_in_gpu import found_gpu
 
 pytestmark = pytest.mark.timeout(60)
@@ -283,20 +283,42 @@ def test_what_waits_for_a_thread_fails_at_its_deadline(at_both: Ends) -> None:
     here, gpu = at_both.initiator, at_both.gpu
     batches = []
     gpu.moving.clear()
-    for number in range(MOST_THREADS + 3):
+    for number in range(MOST_PER_PEER + 3):
         batch = here.allocate_batch(1)
         span = at_both.here.span(MIB * number, MIB)
         request = Request(Kind.WRITE, at_both.peer, span, at_both.there.address + MIB * number)
-        here.submit(batch, [request], timeout_s=0.3 if number >= MOST_THREADS else 20)
+        here.submit(batch, [request], timeout_s=0.3 if number >= MOST_PER_PEER else 20)
         batches.append(batch)
     started_s = time.monotonic()
-    for batch in batches[MOST_THREADS:]:
+    for batch in batches[MOST_PER_PEER:]:
         assert here.wait(batch, 10)
         assert isinstance(here.status(batch)[0][1], DeadlineExceeded)
     assert time.monotonic() - started_s < 5
     gpu.moving.set()
     assert all(here.wait(batch, 10) for batch in batches)
-    assert [here.status(batch)[0][1] for batch in batches[:MOST_THREADS]] == [None] * MOST_THREADS
+    assert [here.status(batch)[0][1] for batch in batches[:MOST_PER_PEER]] == [None] * MOST_PER_PEER
+
+
+def test_a_peer_that_stands_still_keeps_nobody_from_others(gpu: StandInDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on = threading.Event()
+    receive = serving.receive_to_device
+    monkeypatch.setattr(serving, "receive_to_device", lambda *given: goes_on.wait(20) and receive(*given))
+    others = Ends(gpu, "initiator")
+    with Endpoint(transports=["tcp"]) as still:
+        address = still.register_memory(Span(gpu.address, HALF))
+        peer = others.initiator.open(still.name)
+        count = 3 * MOST_PER_PEER
+        batch = others.initiator.allocate_batch(count)
+        spans = [others.here.span(number, 1) for number in range(count)]
+        others.initiator.submit(
+            batch, [Request(Kind.WRITE, peer, span, address + at) for at, span in enumerate(spans)], timeout_s=20
+        )
+        assert others.move(Kind.WRITE, 0, 0, MIB) == "tcp"
+        assert not others.initiator.wait(batch, 0)
+        goes_on.set()
+        assert others.initiator.wait(batch, 20)
+        assert {error for _, error in others.initiator.status(batch)} == {None}
+    others.close()
 
 
 def test_where_no_thread_can_begin_the_transfer_fails(gpu: StandInDevice, monkeypatch: pytest.MonkeyPatch) -> None:

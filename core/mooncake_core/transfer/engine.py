@@ -112,6 +112,7 @@ class TransferEngine:
             owner,
             self._pinned,
             next_id=lambda: next(self._operation_ids),
+            peer_of=self._peer_of,
             post=self._post_staged,
             complete=self._complete,
         )
@@ -520,6 +521,11 @@ class TransferEngine:
             reason = PathFailed(f"transport {transport.name} could not post: {error!r}", path=transport.name)
             for operation in operations:
                 self._complete(Completion(operation.operation_id, reason))
+
+    def _peer_of(self, operation: Operation) -> int:
+        """The incarnation of the process that an operation under way goes to."""
+        with self._lock:
+            return self._slices[operation.operation_id].transfer.request.segment.incarnation
 
     def _post_staged(self, transport: Transport, operations: Sequence[Operation]) -> None:
         self._post(transport, operations)

@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Final, NamedTuple
@@ -22,8 +22,10 @@ from mooncake_core.transfer.lanes import Lane
 from mooncake_core.transfer.pinned import PinnedBuffers
 from mooncake_core.transfer.slices import cut, total_bytes
 
-MOST_THREADS: Final = 4
-"""While one copies, others send: so many operations are under way at once."""
+MOST_PER_PEER: Final = 4
+"""Operations under way at once: while one is copied, others are sent."""
+MOST_THREADS: Final = 16
+"""So that a few peers which stand still keep nobody from moving to and from others."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class _Staged(NamedTuple):
     transport: Transport
     operation: Operation
     device: Device
+    peer: int
 
 
 def is_staged(transport: Transport, pieces: Sequence[memoryview]) -> bool:
@@ -48,6 +51,7 @@ class Staging:
         buffers: PinnedBuffers,
         *,
         next_id: Callable[[], int],
+        peer_of: Callable[[Operation], int],
         post: Callable[[Transport, Sequence[Operation]], None],
         complete: Callable[[Completion], None],
     ) -> None:
@@ -55,6 +59,7 @@ class Staging:
         self._closed = PathFailed(f"the engine of {owner} was closed")
         self._buffers = buffers
         self._next_id = next_id
+        self._peer_of = peer_of
         self._post = post
         self._complete = complete
         self._lock = threading.Lock()
@@ -66,6 +71,8 @@ class Staging:
         """Deadline that the watch looks at next."""
         self._threads: list[threading.Thread] = []
         self._num_idle = 0
+        self._num_under_way: Counter[int] = Counter()
+        """By peer."""
         self._posted: dict[int, SimpleQueue[Completion]] = {}
         self._closing = False
 
@@ -102,10 +109,11 @@ class Staging:
         device = device_among(operation.pieces)
         assert device is not None
         error = self._closed
+        peer = self._peer_of(operation)
         with self._lock:
             if not self._closing:
                 try:
-                    self._add(_Staged(transport, operation, device))
+                    self._add(_Staged(transport, operation, device, peer))
                     return
                 except RuntimeError as reason:
                     error = PathFailed(
@@ -144,16 +152,35 @@ class Staging:
     def _carry_next(self) -> bool:
         """False where there is nothing more to come."""
         staged = self._next()
-        if staged is not None:
-            self._complete(self._carried_out(staged))
-        return staged is not None
+        if staged is None:
+            return False
+        ended = self._carried_out(staged)
+        with self._lock:
+            self._num_under_way[staged.peer] -= 1
+            if not self._num_under_way[staged.peer]:
+                del self._num_under_way[staged.peer]
+        self._complete(ended)
+        return True
 
     def _next(self) -> _Staged | None:
         with self._lock:
             self._num_idle += 1
-            self._has_work.wait_for(lambda: self._waiting or self._closing)
+            self._has_work.wait_for(lambda: self._first() is not None or self._closing)
             self._num_idle -= 1
-            return self._waiting.popleft() if self._waiting else None
+            place = self._first()
+            if place is None:
+                return None
+            staged = self._waiting[place]
+            del self._waiting[place]
+            self._num_under_way[staged.peer] += 1
+            return staged
+
+    def _first(self) -> int | None:
+        """The place of what may begin. Locked."""
+        for place, staged in enumerate(self._waiting):
+            if self._num_under_way[staged.peer] < MOST_PER_PEER:
+                return place
+        return None
 
     def _watch_deadlines(self) -> None:
         """Fails what has waited for a thread until its deadline."""
