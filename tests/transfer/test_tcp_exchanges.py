@@ -24,6 +24,8 @@ from mooncake_tcp import TcpTransport
 from mooncake_tcp.exchanges import MOST_PER_PEER
 from mooncake_tcp.transport import MUCH_BYTES, TcpPath
 
+MIB = 1 << 20
+
 
 @pytest.fixture
 def ends() -> Iterator[Ends]:
@@ -111,6 +113,8 @@ def test_much_goes_over_several_connections_unless_they_are_busy(ends: Ends) -> 
     sink = bytearray(MUCH_BYTES)
     much = ends.operation(Kind.READ, path, [memoryview(sink)], 0)
     assert move(ends, much) is None
+    short = [ends.operation(Kind.READ, path, [memoryview(sink)[:MIB]], 0) for _ in range(MUCH_BYTES // MIB)]
+    assert None not in ends.initiator.move(short)
     in_order = msgspec.structs.replace(much, in_order=True)
     assert is_done(move(ends, in_order), in_order.operation_id)
     assert sink == memory

@@ -24,31 +24,30 @@ class Pace:
         """Of parts: the logarithm of how much faster they are."""
         self._num_compared = 0
         self._pause = 0
+        """Payloads until the next comparison may begin."""
         self._first: tuple[int, float] | None = None
-        """Length and rate of the first payload of a comparison that has begun."""
+        """Length and rate of the last payload, if the next one may be compared with it."""
 
-    @property
-    def in_parts(self) -> bool:
-        """Whether the next payload is to be sent in parts."""
-        return (self._lead > 0) is (self._first is None)
+    def in_parts(self, num_bytes: int) -> bool:
+        """Whether the next payload, of so many bytes, is to be sent in parts."""
+        is_second = self._first is not None and self._first[0] == num_bytes
+        return (self._lead > 0) is not is_second
 
     def took(self, num_bytes: int, seconds: float) -> None:
         """Of the payload that was sent as `in_parts` said."""
         if num_bytes < FEWEST_BYTES or seconds <= 0:
             return
         rate = num_bytes / seconds
-        if self._first is None:
-            self._pause -= 1
-            if self._pause < 0:
-                self._first = num_bytes, rate
+        first, self._first = self._first, None
+        if first is not None and first[0] == num_bytes:
+            self._compare(rate / first[1] if self._lead <= 0 else first[1] / rate)
             return
-        length, before = self._first
-        self._first = None
-        if length == num_bytes:
-            self._compare(rate / before if self._lead <= 0 else before / rate)
-        self._pause = PAUSE if self._num_compared >= FIRST_COMPARISONS else 0  # also where the lengths differ
+        self._pause -= 1
+        if self._pause < 0:
+            self._first = num_bytes, rate
 
     def _compare(self, of_whole: float) -> None:
         """Parts were so many times as fast as a whole."""
         self._num_compared += 1
         self._lead += (math.log(of_whole) - self._lead) / min(self._num_compared, MEMORY)
+        self._pause = PAUSE if self._num_compared >= FIRST_COMPARISONS else 0

@@ -57,7 +57,7 @@ class Sender:
             _send_long(sock, buffers, lengths, in_parts=False)
         else:
             started_s = time.monotonic()
-            _send_long(sock, buffers, lengths, in_parts=self._pace.in_parts)
+            _send_long(sock, buffers, lengths, in_parts=self._pace.in_parts(num_bytes))
             self._pace.took(num_bytes, time.monotonic() - started_s)
 
 

@@ -34,6 +34,8 @@ MOST_PEERS: Final = 128
 """With connections that have threads of their own, two each."""
 MUCH_BYTES: Final = 16 << 20
 """Of less, several threads that have to wake up carry as much as the one that asks."""
+LONG_BYTES: Final = 2 << 20
+"""Operations of less, on average, are many short transfers together, which would be posted one by one."""
 
 
 class TcpPath(Struct, frozen=True, array_like=True):
@@ -172,7 +174,8 @@ class TcpTransport(ExportingTransport):
         num_bytes = sum([operation.length for operation, _ in pairs])
         if len(peer) > 1:
             return num_bytes > (SLICE_BYTES if len(pairs) == 1 else BUSY_BYTES)
-        return num_bytes >= MUCH_BYTES and self.num_ways > 1 and not pairs[0][0].in_order and not self._is_busy(peer)
+        is_much = num_bytes >= max(MUCH_BYTES, len(pairs) * LONG_BYTES)
+        return is_much and self.num_ways > 1 and not pairs[0][0].in_order and not self._is_busy(peer)
 
     def _is_busy(self, peer: Peer) -> bool:
         with self._lock:
