@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from mooncake_core.roles.supervisor import DRAIN_S
-from mooncake_core.testing.cluster import Cluster, alive, as_json, wait_for
+from mooncake_core.testing.cluster import STOPPED_S, Cluster, alive, as_json, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 MOCK = Path(__file__).parent.parent.parent / "configs" / "mock.yaml"
@@ -46,7 +46,7 @@ def test_parts_are_started_by_the_name_of_their_entry_and_have_logs_of_their_own
     finally:
         stopping = time.monotonic()
         assert mooncake(tmp_path, "stop").returncode == 0
-    assert time.monotonic() - stopping < 6
+    assert time.monotonic() - stopping < STOPPED_S
 
 
 def test_a_part_that_is_stopped_finishes_what_runs_within_its_drain_timeout(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_part_that_is_stopped_finishes_what_runs_within_its_drain_timeout(tmp_
             os.kill(decode["pid"], signal.SIGTERM)
             rest = [line for line in lines if line]
         took_s = time.monotonic() - stopping
-        wait_for(lambda: not alive(decode["pid"]), 2)
+        wait_for(lambda: not alive(decode["pid"]), STOPPED_S)
         assert rest[-1] == "data: [DONE]"
         assert took_s > DRAIN_S, "the answer was too short to show anything"
         assert "goes on elsewhere" not in Path(gateway["log"]).read_text()

@@ -13,7 +13,7 @@ import httpx
 import msgspec
 import pytest
 
-from mooncake_core.testing.cluster import Cluster, alive, resources, wait_for
+from mooncake_core.testing.cluster import STOPPED_S, Cluster, alive, resources, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.model, pytest.mark.timeout(240)]
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -201,6 +201,6 @@ def test_a_death_while_requests_run_hangs_nothing_and_the_next_request_works(clu
 
 def test_stopping_is_quick_and_leaves_nothing(cluster: Cluster) -> None:
     pids = [member.pid for member in cluster.status().members]
-    assert cluster.stop() < 15  # a second or two where other tests leave processors to it
+    assert cluster.stop() < STOPPED_S
     assert [pid for pid in pids if alive(pid)] == []
     assert list((cluster.folder / "mooncake").rglob("*.json")) == []

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mooncake_core.testing.cluster import Cluster, alive, wait_for
+from mooncake_core.testing.cluster import STOPPED_S, Cluster, alive, wait_for
 from mooncake_core.wire.messages.inspection import Decisions, InspectDecisions
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -61,10 +61,10 @@ class Streams:
                     self.lines[number].append(line)
 
 
-def test_streams_end_with_an_error_event_and_all_ends_within_five_seconds(cluster: Cluster) -> None:
+def test_streams_end_with_an_error_event_and_all_ends_soon(cluster: Cluster) -> None:
     streams = Streams(cluster, 4)
     pids = [process.pid for process in cluster._state().processes]
-    assert cluster.stop() < 5
+    assert cluster.stop() < STOPPED_S
     streams.join()
     for lines in streams.lines:
         error = json.loads(lines[-1].removeprefix("data: "))["error"]
@@ -104,7 +104,7 @@ def test_a_second_ctrl_c_ends_at_once(cluster: Cluster) -> None:
     second = time.monotonic()
     cluster.process.send_signal(signal.SIGINT)
     cluster.process.wait(10)
-    assert time.monotonic() - second < 1.0
+    assert time.monotonic() - second < 3.0
     streams.join()
     assert not [pid for pid in pids if alive(pid)]
 
@@ -115,7 +115,7 @@ def test_an_instance_told_to_stop_finishes_its_work_and_gets_no_more(cluster: Cl
     group = f"crowd-group-{int(name[-1]) // 3}" if name.startswith("crowd") else name
     pid = cluster.pid(group)
     os.kill(pid, signal.SIGTERM)
-    wait_for(lambda: any(member.state == "draining" and member.name == name for member in cluster.status().members), 5)
+    wait_for(lambda: any(member.state == "draining" and member.name == name for member in cluster.status().members))
     for number in range(12):
         cluster.complete([5 + number] * 40)
     decided = cluster.ask(InspectDecisions(limit=12), Decisions).decisions
@@ -130,7 +130,7 @@ def test_a_gateway_that_is_stopped_for_longer_than_its_lease_keeps_its_streams(t
         streams = Streams(cluster, 2, max_tokens=600)
         pid = cluster.pid("gateway")
         os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda: "gateway is gone: it was silent for 1s" in cluster.log, 5)
+        wait_for(lambda: "gateway is gone: it was silent for 1s" in cluster.log)
         time.sleep(1.0)
         assert cluster.status().num_requests == 2
         os.kill(pid, signal.SIGCONT)
@@ -139,7 +139,7 @@ def test_a_gateway_that_is_stopped_for_longer_than_its_lease_keeps_its_streams(t
         assert "goes on elsewhere" not in cluster.log
         streams = Streams(cluster, 2)
         cluster.kill("gateway")
-        wait_for(lambda: cluster.status().num_requests == 0, 10)
+        wait_for(lambda: cluster.status().num_requests == 0, 30)
         streams.join()
     finally:
         cluster.stop()

@@ -163,7 +163,7 @@ def test_deadlines_and_closing_interrupt_a_connect(ends: Ends) -> None:
         assert isinstance(ends.collect(2)[soon.operation_id], DeadlineExceeded)
         ends.initiator.post([ends.operation(Kind.WRITE, path, [memoryview(b"x")], 0, timeout_s=FAR_S)])
         ends.initiator.close()
-        assert time.monotonic() - started < 10 * SOON_S
+        assert time.monotonic() - started < FAR_S / 2
 
 
 def test_a_clock_that_was_misread_is_put_right_by_the_refusal(ends: Ends) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
@@ -121,6 +121,10 @@ class Cluster:
                     return state
             time.sleep(0.05)
         raise AssertionError(f"not ready within {ready_s:g}s:\n{self.log}")
+
+
+STOPPED_S: Final = 15.0
+"""A cluster stops within five seconds; longer where other tests take the processors."""
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
