@@ -228,7 +228,8 @@ class RdmaTransport(Transport):
         self._initiator.start(works)
 
     def reaches_devices_of(self, pieces: Sequence[memoryview]) -> bool:
-        return all(self._is_pinned(piece) for piece in pieces if device_of(piece) is not None)
+        on_devices = [piece for piece in pieces if device_of(piece) is not None]
+        return all(segment.region is not None for piece in on_devices for segment in self._segments(piece))
 
     def poll(self) -> list[Completion]:
         return self._completions.take()
@@ -307,18 +308,6 @@ class RdmaTransport(Transport):
             return Nearness()
         first = next(self._segments(operation.pieces[0]), None)
         return first.region.near if first is not None and isinstance(first.region, _Chunk) else Nearness()
-
-    def _is_pinned(self, piece: memoryview) -> bool:
-        """Whether all of it is registered, and known to the devices."""
-        address = address_of(piece)
-        end = address + piece.nbytes
-        starts, chunks = self._by_address
-        while address < end:
-            index = bisect_right(starts, address) - 1
-            if index < 0 or chunks[index].end <= address:
-                return False
-            address = chunks[index].end
-        return True
 
     def _segments(self, piece: memoryview) -> Iterator[Segment[Registered]]:
         """A piece, cut where one chunk goes over into the next."""

@@ -18,7 +18,6 @@ TRANSPORT: Final = "tcp"
 CONNECT_TIMEOUT_S: Final = 5.0
 LATE: Final = " was set aside: a transfer missed its deadline"
 SILENT: Final = " was set aside: nothing is heard from there"
-"""SO_LINGER: closing resets the connection and forgets what the kernel has not sent yet."""
 
 
 class Dialer:

@@ -70,7 +70,8 @@ class Serving:
         self._busy_poll_s = busy_poll_s
         self._names = names
         self._accepted = self._connection = connection
-        self._sender = Sender(connection)
+        self._sender: Sender
+        """Of the connection, once that speaks TLS or not."""
         self._exports = exports
         self._note_deadline = note_deadline
         self._deadline_s = math.inf

@@ -179,8 +179,12 @@ class TcpTransport(ExportingTransport):
 
     def _is_busy(self, peer: Peer) -> bool:
         with self._lock:
-            is_posted = any(connection.pending_bytes for connection in self._connections.get(peer, ()))
+            is_posted = self._has_pending(peer)
         return is_posted or self._exchanges.is_lent(peer)
+
+    def _has_pending(self, peer: Peer) -> bool:
+        """Whether its connections have something under way. Locked."""
+        return any(connection.pending_bytes for connection in self._connections.get(peer, ()))
 
     def _by_peer(self, operations: Sequence[Operation]) -> tuple[dict[Peer, list[Pair]], list[Operation]]:
         """What goes to each peer; and what is late already."""
@@ -239,7 +243,7 @@ class TcpTransport(ExportingTransport):
 
     def _make_room(self) -> None:
         """Ends the connections to a peer to which nothing is under way; where there is none, there are more for a while."""
-        peer = self._sieve.evict(lambda one: not any(connection.pending_bytes for connection in self._connections[one]))
+        peer = self._sieve.evict(lambda one: not self._has_pending(one))
         if peer is None:
             return
         pool = self._connections.pop(peer)

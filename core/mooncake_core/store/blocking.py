@@ -44,11 +44,11 @@ class StoreSettings:
     host_id: str
     tenant: str = DEFAULT_TENANT
     transports: Sequence[str] = ("shm", "tcp")
+    optional: Collection[str] = ()
+    """Those of them that this machine may do without."""
     key: ClusterKey | None = None
     tls: TlsFiles | None = None
     """Where the cluster's data connections over tcp are encrypted."""
-    optional: Collection[str] = ()
-    """Those of them that this machine may do without."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Of networks and RDMA devices, beside 1 for the others."""
     checksum: Choice = "auto"

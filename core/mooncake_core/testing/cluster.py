@@ -20,6 +20,8 @@ from mooncake_core.wire.sync import SyncClient
 
 READY_S = 90.0
 STOP_S = 5.0
+STOPPED_S: Final = 15.0
+"""A cluster stops within five seconds; longer where other tests take the processors."""
 
 
 class Cluster:
@@ -121,10 +123,6 @@ class Cluster:
                     return state
             time.sleep(0.05)
         raise AssertionError(f"not ready within {ready_s:g}s:\n{self.log}")
-
-
-STOPPED_S: Final = 15.0
-"""A cluster stops within five seconds; longer where other tests take the processors."""
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
