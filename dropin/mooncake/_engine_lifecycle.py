@@ -13,6 +13,7 @@ from mooncake._engine_arguments import a_name, a_number, numbers
 from mooncake._engine_codes import EngineCode, engine_code
 from mooncake._network import (
     OPTIONAL,
+    busy_poll_s,
     is_trusted,
     key_file,
     names_in,
@@ -234,4 +235,5 @@ def _endpoint(host: str, port: int, protocol: str, devices: str) -> Endpoint:
         tls=tls_files(tls_config()),
         weights=weights(devices),
         insecure=is_trusted(),
+        busy_poll_s=busy_poll_s(),
     )

@@ -81,6 +81,14 @@ shows what an engine loses in whose process the threads move blocks: how much lo
     "--threads", default=2, show_default=True, type=click.IntRange(1), help="That move blocks and wait for them."
 )
 @click.option("--connections", default=2, show_default=True, type=click.IntRange(1), help="To the peer.")
+@click.option(
+    "--busy-poll",
+    "busy_poll_s",
+    default="0",
+    show_default=True,
+    type=DURATION,
+    help="Look so long (as 100us) for what comes next before sleeping, at both ends; with --against at ours.",
+)
 @click.option("--seconds", default="300ms", show_default=True, type=DURATION, help="Of each measurement.")
 @click.option("--pairs", default=10, show_default=True, type=click.IntRange(10), help="Alternating measurements.")
 @click.option(
@@ -134,7 +142,8 @@ def command(
     if min(wanted["sizes"]) == 0:
         raise click.UsageError("--sizes: expected blocks of 1 byte or more, got 0")
     if is_target:
-        return modes.serve_target(wanted["transports"], host or "127.0.0.1", port or 0, memory_bytes, as_json=as_json)
+        offered = modes.Offer(wanted["transports"], host or "127.0.0.1", port or 0, memory_bytes, wanted["busy_poll_s"])
+        return modes.serve_target(offered, as_json=as_json)
     if against is not None:
         return modes.compare(
             _engine_settings(against, {**wanted, "scattered": scattered}, batch, memory_bytes),
@@ -154,7 +163,8 @@ def _engine_settings(
     from mooncake_core.bench.store_processes import find_interpreter
 
     given = {
-        name: wanted[name] for name in ("transports", "sizes", "kinds", "scattered", "threads", "seconds", "pairs")
+        name: wanted[name]
+        for name in ("transports", "sizes", "kinds", "scattered", "threads", "busy_poll_s", "seconds", "pairs")
     }
     if memory_bytes is not None:
         given["memory_bytes"] = memory_bytes
@@ -223,6 +233,7 @@ def _name(cell: Cell) -> str:
 
 
 def _print(report: TransferReport) -> None:
+    from mooncake_cli.commands import bench_transfer_modes as modes
     from mooncake_core.units import format_size
 
     columns = [
@@ -243,6 +254,7 @@ def _print(report: TransferReport) -> None:
     settings = report.settings
     console.data(
         f"latencies are of {settings.batch} blocks; {settings.threads} threads, {settings.connections} connections, "
+        f"{modes.looking(settings.busy_poll_s)}"
         f"regions of {format_size(report.memory_bytes)}, {settings.pairs} pairs of {settings.seconds:g}s, "
         f"{report.cores} cores"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mooncake_cli import console, exits, progress
 
@@ -12,7 +12,17 @@ if TYPE_CHECKING:
     from mooncake_core.bench.engine_compare import EngineCell, EngineReport, EngineSettings, EngineSide
 
 
-def serve_target(transports: list[str], host: str, port: int, memory_bytes: int | None, *, as_json: bool) -> int:
+class Offer(NamedTuple):
+    """What the far end is to offer, and how."""
+
+    transports: list[str]
+    host: str
+    port: int
+    memory_bytes: int | None
+    busy_poll_s: float
+
+
+def serve_target(offered: Offer, *, as_json: bool) -> int:
     """Offers memory until it is told to end."""
     from mooncake_core.address import HostPort
     from mooncake_core.bench.transfer import available_transports, last_level_cache_bytes
@@ -21,13 +31,13 @@ def serve_target(transports: list[str], host: str, port: int, memory_bytes: int 
     from mooncake_core.units import format_size
 
     skipped: dict[str, str] = {}
-    names = list(available_transports([name for name in transports if name != LOCAL], skipped))
+    names = list(available_transports([name for name in offered.transports if name != LOCAL], skipped))
     for reason in skipped.values():
         console.note(f"skipped: {reason}")
-    num_bytes = memory_bytes or last_level_cache_bytes()
+    num_bytes = offered.memory_bytes or last_level_cache_bytes()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with offer(names, num_bytes, host=host, port=port) as ready:
-        address = str(HostPort(host, ready.raw_port))
+    with offer(names, num_bytes, host=offered.host, port=offered.port, busy_poll_s=offered.busy_poll_s) as ready:
+        address = str(HostPort(offered.host, ready.raw_port))
         if as_json:
             console.json({"address": address, "transports": names, "memory_bytes": num_bytes})
         else:
@@ -72,12 +82,20 @@ def _print(report: EngineReport) -> None:
     settings = report.settings
     console.data(
         f"mooncake.engine; latencies are of {settings.batch} blocks, {_placed(settings)}; {settings.threads} threads, "
+        f"{looking(settings.busy_poll_s)}"
         f"regions of {format_size(settings.memory_bytes)}, {settings.pairs} pairs of {settings.seconds:g}s, "
         f"{report.cores} cores"
     )
     console.data(f"against {report.against_engine} of {settings.against}; a ratio above 1 is better")
     if report.unfinished:
         console.data(f"not measured: {report.unfinished} rows")
+
+
+def looking(busy_poll_s: float) -> str:
+    """What to say of looking before sleeping, among other things."""
+    from mooncake_core.units import format_duration
+
+    return f"busy poll {format_duration(busy_poll_s)}, " if busy_poll_s else ""
 
 
 def _placed(settings: EngineSettings) -> str:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ import pytest
 
 from mooncake_cli import exits, main
 from mooncake_cli.commands import bench_transfer
-from mooncake_core.bench import transfer
+from mooncake_core.bench import engine_compare, transfer
 from mooncake_core.bench.host_steps import Host, sum_up
 from mooncake_core.bench.movers import RAW_BUFFER_BYTES, CopyMover, Load, Measured, Mover, SocketMover, measure
+from mooncake_core.bench.store_processes import Process
 from mooncake_core.bench.transfer import (
     LaneBytes,
     TransferReport,
@@ -293,6 +294,7 @@ def test_an_initiator_measures_against_a_target_elsewhere(capsys: pytest.Capture
     with running_target("--memory", "1MiB", "--transport", "tcp,shm") as target:
         assert (target["transports"], target["memory_bytes"]) == (["tcp", "shm"], 1 << 20)
         options = ["--sizes", "4KiB", "--direction", "read", "--checksum", "off", "--seconds", "5ms", "--json"]
+        options += ["--busy-poll", "50us"]
         assert main.run(["bench", "transfer", "--initiator", target["address"], *options]) == exits.DONE
         said = capsys.readouterr()
         report = json.loads(said.out)
@@ -301,7 +303,7 @@ def test_an_initiator_measures_against_a_target_elsewhere(capsys: pytest.Capture
             ("shm", "memcpy"),
         ]
         assert all(cell["bytes_per_s"] > 0 and cell["block_s"] > 0 for cell in report["cells"])
-        assert report["memory_bytes"] == 1 << 20
+        assert (report["memory_bytes"], report["settings"]["busy_poll_s"]) == (1 << 20, pytest.approx(50e-6))
         assert "local: the target offers tcp, shm" in said.err
 
 
@@ -354,6 +356,24 @@ def test_two_engines_are_compared_in_turn(monkeypatch: pytest.MonkeyPatch, capsy
         assert cell["ours"]["bytes_per_s"] > 0
         assert cell["against"]["latency_s"]["p50"] > 0
         assert cell["ratio"]["count"] == 10
+
+
+def test_only_our_side_is_told_to_look_before_it_sleeps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours_first(monkeypatch)
+    told: dict[str, str | None] = {}
+
+    class Noted(Process):
+        def __init__(self, name: str, command: Sequence[str], environ: dict[str, str], folder: Path) -> None:
+            told[name] = environ.get("MOONCAKE_BUSY_POLL")
+            super().__init__(name, command, environ, folder)
+
+    monkeypatch.setattr(engine_compare, "Process", Noted)
+    options = ["--sizes", "4KiB", "--batch", "1", "--direction", "read", "--seconds", "5ms", "--busy-poll", "50us"]
+    assert main.run(["bench", "transfer", "--against", sys.executable, *options]) == exits.DONE
+    assert "busy poll 50us" in capsys.readouterr().out
+    assert told == {"ours-target": "50us", "ours-initiator": "50us", "against-target": None, "against-initiator": None}
 
 
 def test_an_interpreter_without_an_engine_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

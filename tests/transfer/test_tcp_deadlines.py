@@ -18,7 +18,7 @@ from mooncake_core.testing.relay import Relay
 from mooncake_core.testing.transport_contract import Ends
 from mooncake_core.transfer import handshake
 from mooncake_core.transfer.contract import Completion, Kind
-from mooncake_tcp import TcpTransport, clock, serving
+from mooncake_tcp import TcpTransport, clock, looking
 from mooncake_tcp.clock import DRIFT, PeerClock
 from mooncake_tcp.frames import REQUEST, RESPONSE, receive_all
 from mooncake_tcp.transport import TcpPath
@@ -115,12 +115,12 @@ def test_a_sender_that_waits_for_room_is_told_when_the_target_closes(
 ) -> None:
     receives, goes_on = threading.Event(), threading.Event()
 
-    def receive_late(sock: socket.socket, views: Sequence[memoryview]) -> None:
+    def receive_late(sock: socket.socket, views: Sequence[memoryview], start_bytes: int) -> None:
         receives.set()
         assert goes_on.wait(FAR_S)
-        receive_all(sock, views)
+        receive_all(sock, views, start_bytes)
 
-    monkeypatch.setattr(serving, "receive_all", receive_late)
+    monkeypatch.setattr(looking, "receive_all", receive_late)
     memory, handle = ends.register(8 << 20)
     path = ends.target.export(handle, writable=True)
     assert path is not None

@@ -16,6 +16,7 @@ from mooncake_core.transfer.contract import Kind, Operation, Range
 from mooncake_core.transfer.slices import joined
 from mooncake_tcp.clock import PeerClock
 from mooncake_tcp.frames import MAX_VECTORS, RANGE, REQUEST, SOCKET_BUFFER_BYTES, receive_all, receive_first, tune
+from mooncake_tcp.looking import Looking
 from mooncake_tcp.requests import request
 from mooncake_tcp.sending import CALL_BYTES, PART_BYTES, Sender
 
@@ -58,6 +59,27 @@ def test_a_header_and_pieces_of_all_lengths_come_through(count: int, largest: in
         sender.join()
     assert bytes(header) == b"header"
     assert [bytes(sink) for sink in sinks] == pieces
+
+
+@pytest.mark.parametrize("most_s", [0.0, 1e-6, 10.0])
+def test_who_looks_and_who_sleeps_receive_the_same(most_s: float) -> None:
+    draw = random.Random(7)
+    lengths = [0, 1, 0, 70_000, 3, 600_000, 0]
+    pieces = [draw.randbytes(length) for length in lengths]
+    sinks = [memoryview(bytearray(length)) for length in lengths]
+    near, far = connected(0)
+    looking = Looking(far, most_s)
+    with near, far:
+        sender = threading.Thread(target=lambda: (time.sleep(0.05), Sender(near).send(pieces), near.close()))
+        sender.start()
+        assert looking.look() is (most_s > 1)
+        sinks[1][:] = pieces[1]
+        receive_all(far, [memoryview(bytearray(1))])
+        looking.receive_all(sinks, 1)
+        assert [bytes(sink) for sink in sinks] == pieces
+        sender.join()
+        with pytest.raises(ConnectionResetError):
+            looking.receive_all(sinks)
 
 
 def test_a_peer_that_ends_in_the_middle_is_noticed() -> None:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from mooncake_core import busy_poll
 from mooncake_core.errors import AuthenticationFailed, DeadlineExceeded, TransferError, VersionMismatch
 from mooncake_core.transfer.contract import Completion, Kind, Operation
 from mooncake_core.transfer.lanes import Lane
@@ -24,10 +23,10 @@ from mooncake_tcp.frames import (
     RESPONSE,
     Status,
     error_of,
-    receive_all,
     receive_first,
 )
 from mooncake_tcp.links import Link, certain
+from mooncake_tcp.looking import Looking
 from mooncake_tcp.requests import request
 from mooncake_tcp.sending import Sender
 
@@ -70,7 +69,8 @@ class Exchange:
         self._changed = threading.Lock()
         self._socket: socket.socket | None = None
         self._sender: Sender
-        """Of the socket, once there is one."""
+        self._looking: Looking
+        """Both of the socket, once there is one."""
         self._poller = select.poll()
         self._broken: TransferError | None = None
         self._deadline_s = math.inf
@@ -148,6 +148,7 @@ class Exchange:
             if sock is None:
                 sock = self._socket = self._dialer.new_socket(self.address[0])
                 self._sender = Sender(sock)
+                self._looking = Looking(sock, self._busy_poll_s)
                 self._poller.register(sock, select.POLLIN)
         self._note_deadline(deadline_s)
         if is_new:
@@ -167,8 +168,7 @@ class Exchange:
         for operation, key in pairs:
             frames += request(operation, key, self._clock)
         self._sender.send(frames)
-        if self._busy_poll_s:
-            busy_poll.look(self._poller.poll, self._busy_poll_s)
+        self._looking.look()
         for operation, _ in pairs:
             more_bytes = self._receive_header(sock, operation)
             number, operation_id, length, clock_s = RESPONSE.unpack(self._header)
@@ -180,7 +180,7 @@ class Exchange:
                     raise _MixedUpError
             else:
                 if operation.kind is Kind.READ:
-                    self._receive_rest(sock, operation, length, more_bytes)
+                    self._receive_rest(operation, length, more_bytes)
                 ended.append(Completion(operation_id, None, self._lane))
         self._clock.hear(clock_s)
 
@@ -191,12 +191,12 @@ class Exchange:
         receive_into(sock, self._header)
         return 0
 
-    def _receive_rest(self, sock: socket.socket, operation: Operation, length: int, received_bytes: int) -> None:
+    def _receive_rest(self, operation: Operation, length: int, received_bytes: int) -> None:
         expected = operation.length
         if length != expected:
             raise ValueError(f"{length} bytes for a read of {expected}")
         if received_bytes < length:
-            receive_all(sock, operation.pieces, received_bytes)
+            self._looking.receive_all(operation.pieces, received_bytes)
 
     def _finish(self) -> None:
         with self._changed:

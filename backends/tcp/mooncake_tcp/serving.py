@@ -6,13 +6,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import select
 import socket
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from mooncake_core import busy_poll
 from mooncake_core.errors import DeadlineExceeded, TransferError
 from mooncake_core.transfer import handshake
 from mooncake_core.transfer.contract import Kind, Range
@@ -30,10 +28,10 @@ from mooncake_tcp.frames import (
     RESPONSE,
     Status,
     discard,
-    receive_all,
     status_of,
     tune,
 )
+from mooncake_tcp.looking import Looking
 from mooncake_tcp.plain import Sockets
 from mooncake_tcp.sending import Sender
 
@@ -65,13 +63,12 @@ class Serving:
         busy_poll_s: float = 0.0,
     ) -> None:
         self._pinned = pinned
-        self._poller = select.poll()
-        self._poller.register(connection, select.POLLIN)
         self._busy_poll_s = busy_poll_s
         self._names = names
         self._accepted = self._connection = connection
         self._sender: Sender
-        """Of the connection, once that speaks TLS or not."""
+        self._looking: Looking
+        """Both of the connection, once that speaks TLS or not."""
         self._exports = exports
         self._note_deadline = note_deadline
         self._deadline_s = math.inf
@@ -91,6 +88,7 @@ class Serving:
             self._accepted.settimeout(handshake.TIMEOUT_S)
             self._connection = sockets.incoming(self._accepted)
             self._sender = Sender(self._connection)
+            self._looking = Looking(self._connection, self._busy_poll_s)
             if handshake.welcome(self._connection, secret):
                 self._connection.settimeout(None)
                 self._serve()
@@ -117,8 +115,7 @@ class Serving:
         scratch = memoryview(bytearray(SCRATCH_BYTES))
         header = memoryview(bytearray(REQUEST.size))
         while True:
-            if self._busy_poll_s:
-                busy_poll.look(self._poller.poll, self._busy_poll_s)
+            self._looking.look()
             receive_into(self._connection, header)
             kind, more, operation_id, key, deadline_s, offset, length = REQUEST.unpack(header)
             if kind >= NAME:
@@ -166,7 +163,7 @@ class Serving:
                 return
             self._is_receiving = True
             if device is None:
-                receive_all(self._connection, access.memories)
+                self._looking.receive_all(access.memories)
             elif not receive_to_device(self._connection, access.memories, device, self._pinned):
                 status = Status.FAILED
             self._is_receiving = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import math
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -67,6 +68,9 @@ class TcpTransport(ExportingTransport):
         super().__init__(settings)
         self._settings = settings
         self.num_ways = settings.connections_per_peer
+        looking = 2 * self.num_ways if settings.busy_poll_s else 0
+        self._spreads = self.num_ways > 1 and looking < len(os.sched_getaffinity(0))
+        """Threads that look take a processor each, at both ends: with fewer they would get into each other's way."""
         self._sockets: Sockets = PlainSockets() if settings.tls is None else TlsSockets(settings.tls)
         try:
             hosts = dict.fromkeys([settings.listen_host, *settings.further_hosts])
@@ -175,7 +179,7 @@ class TcpTransport(ExportingTransport):
         if len(peer) > 1:
             return num_bytes > (SLICE_BYTES if len(pairs) == 1 else BUSY_BYTES)
         is_much = num_bytes >= max(MUCH_BYTES, len(pairs) * LONG_BYTES)
-        return is_much and self.num_ways > 1 and not pairs[0][0].in_order and not self._is_busy(peer)
+        return is_much and self._spreads and not pairs[0][0].in_order and not self._is_busy(peer)
 
     def _is_busy(self, peer: Peer) -> bool:
         with self._lock:

@@ -16,13 +16,14 @@ from msgspec import Struct, field, structs
 
 from mooncake_core.bench.compare import FEWEST_PAIRS
 from mooncake_core.bench.statistics import Estimate, Quantiles, median_ratio, quantiles
-from mooncake_core.bench.store_processes import START_S, Interpreter, Process, temporary_folder
+from mooncake_core.bench.store_processes import BUSY_POLL_VARIABLE, START_S, Interpreter, Process, temporary_folder
 from mooncake_core.bench.transfer import last_level_cache_bytes
 from mooncake_core.errors import UsageError
 from mooncake_core.store.node import available_memory_bytes
-from mooncake_core.units import format_size
+from mooncake_core.units import format_duration, format_size
 
 WORKER: Final = Path(__file__).parent / "engine_worker" / "worker.py"
+OURS: Final = "ours"
 NUM_PROCESSES: Final = 4
 TRANSPORTS: Final = ("tcp", "shm")
 UCX_TRANSPORTS: Final = {"tcp": "tcp", "shm": "tcp,shm"}
@@ -44,6 +45,8 @@ class EngineSettings(Struct, frozen=True, kw_only=True):
     threads: int = 1
     transports: list[str] = field(default_factory=lambda: ["tcp"])
     """Of TRANSPORTS."""
+    busy_poll_s: float = 0.0
+    """For so long this project's threads look before they sleep, at both ends; NIXL's always look."""
     seconds: float = 0.3
     pairs: int = FEWEST_PAIRS
     memory_bytes: int = 0
@@ -115,7 +118,7 @@ class EngineRun:
             with temporary_folder() as folder, ExitStack() as stack:
                 sides = [
                     _Side(stack, folder, name, Interpreter(python), transport, self._settings)
-                    for name, python in (("ours", sys.executable), ("against", self._settings.against))
+                    for name, python in ((OURS, sys.executable), ("against", self._settings.against))
                 ]
                 self._against_engine = sides[1].engine
                 for kind in self._settings.kinds:
@@ -180,6 +183,8 @@ class _Side:
         # A transport that is named is meant: an engine may know a shorter way to processes of its own host.
         chosen = {"MC_FORCE_TCP": "1" if transport == "tcp" else "0", "UCX_TLS": UCX_TRANSPORTS[transport]}
         environ = {**interpreter.environ, **chosen}
+        if settings.busy_poll_s and name == OURS:
+            environ[BUSY_POLL_VARIABLE] = format_duration(settings.busy_poll_s)
         boot = {"transport": transport, "memory_bytes": settings.memory_bytes, "threads": settings.threads}
 
         def start(role: str) -> Process:

@@ -67,6 +67,8 @@ class TransferSettings(Struct, frozen=True, kw_only=True):
     """That move blocks and wait; and that copy, in the baseline of one host."""
     connections: int = 2
     """Of the engine to its peer; and of the baseline of a network, each with a thread."""
+    busy_poll_s: float = 0.0
+    """For so long the engine's threads look before they sleep, at both ends; those of the baseline sleep."""
     seconds: float = 0.3
     """Of each measurement."""
     pairs: int = FEWEST_PAIRS
@@ -186,7 +188,7 @@ class TransferRun:
             remote = [name for name in available if name != LOCAL]
             target = self._far
             if target is None and remote:
-                target = stack.enter_context(target_process(remote, self._memory_bytes))
+                target = stack.enter_context(target_process(remote, self._memory_bytes, self._settings.busy_poll_s))
             for name, transport in available.items():
                 self._measure_transport(name, transport, memory, other, target)
         return self.report()
@@ -222,7 +224,7 @@ class TransferRun:
     def _measure_transport(
         self, name: str, transport: type[Transport], memory: SharedMemory, other: SharedMemory, target: Ready | None
     ) -> None:
-        engine = _engine([] if name == LOCAL else [name], self._settings.connections)
+        engine = _engine([] if name == LOCAL else [name], self._settings.connections, self._settings.busy_poll_s)
         try:
             engine.register_memory(memory.view, memory.descriptor)
             if name == LOCAL or target is None:
@@ -415,13 +417,14 @@ def _ratio(ours: Sequence[Measured], theirs: Sequence[Measured], seed: int) -> E
     return median_ratio([(one.bytes_per_s, other.bytes_per_s) for one, other in zip(ours, theirs, strict=True)], seed)
 
 
-def _engine(transports: Sequence[str], connections: int) -> TransferEngine:
+def _engine(transports: Sequence[str], connections: int, busy_poll_s: float = 0.0) -> TransferEngine:
     return TransferEngine(
         owner="bench-initiator",
         host_id=default_host_id(),
         incarnation=secrets.randbits(63),
         transports=transports,
         connections_per_peer=connections,
+        busy_poll_s=busy_poll_s,
     )
 
 
@@ -436,14 +439,15 @@ def region(name: str, num_bytes: int) -> Generator[SharedMemory]:
 
 
 @contextmanager
-def target_process(transports: list[str], num_bytes: int) -> Generator[Ready]:
+def target_process(transports: list[str], num_bytes: int, busy_poll_s: float = 0.0) -> Generator[Ready]:
     """The child process; it ends when its stdin does, so with this process at the latest."""
     command = [sys.executable, "-m", "mooncake_core.bench.transfer_target"]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None
     assert child.stdout is not None
+    boot = Boot(transports=transports, region_bytes=num_bytes, busy_poll_s=busy_poll_s)
     try:
-        child.stdin.write(msgspec.json.encode(Boot(transports=transports, region_bytes=num_bytes)) + b"\n")
+        child.stdin.write(msgspec.json.encode(boot) + b"\n")
         child.stdin.flush()
         line = child.stdout.readline()
         if not line:

@@ -42,6 +42,7 @@ class Boot(Struct, frozen=True, kw_only=True):
 
     transports: list[str]
     region_bytes: int
+    busy_poll_s: float = 0.0
 
 
 class Ready(Struct, frozen=True, kw_only=True):
@@ -53,7 +54,9 @@ class Ready(Struct, frozen=True, kw_only=True):
 
 
 @contextlib.contextmanager
-def offer(transports: Sequence[str], num_bytes: int, *, host: str = HOST, port: int = 0) -> Generator[Ready]:
+def offer(
+    transports: Sequence[str], num_bytes: int, *, host: str = HOST, port: int = 0, busy_poll_s: float = 0.0
+) -> Generator[Ready]:
     """Offers memory while the context lasts; whoever reaches the host can read and write it. `port` is the baseline's.
 
     Raises:
@@ -69,6 +72,7 @@ def offer(transports: Sequence[str], num_bytes: int, *, host: str = HOST, port: 
             incarnation=secrets.randbits(63),
             transports=transports,
             listen_host=host,
+            busy_poll_s=busy_poll_s,
         )
         stack.callback(engine.close)
         segment = engine.export(engine.register_memory(region.view, region.descriptor), writable=True)
@@ -103,7 +107,7 @@ def ask(address: HostPort) -> Ready:
 
 def serve(boot: Boot) -> None:
     """Offers memory until stdin ends."""
-    with offer(boot.transports, boot.region_bytes) as ready:
+    with offer(boot.transports, boot.region_bytes, busy_poll_s=boot.busy_poll_s) as ready:
         os.write(sys.stdout.fileno(), msgspec.json.encode(ready) + b"\n")
         while os.read(sys.stdin.fileno(), 1):
             pass
