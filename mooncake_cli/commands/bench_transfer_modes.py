@@ -27,7 +27,7 @@ def serve_target(offered: Offer, *, as_json: bool) -> int:
     from mooncake_core.address import HostPort
     from mooncake_core.bench.transfer import available_transports, last_level_cache_bytes
     from mooncake_core.bench.transfer_target import offer
-    from mooncake_core.transfer.engine import LOCAL
+    from mooncake_core.transfer.paths import LOCAL
     from mooncake_core.units import format_size
 
     skipped: dict[str, str] = {}

@@ -246,7 +246,7 @@ def test_all_connections_to_a_peer_carry_one_transfer() -> None:
     here.submit(batch, [TransferRequest(Kind.READ, (memoryview(sink),), segment, (Range(0, len(sink)),))])
     assert here.wait(batch, 10)
     assert sink == memory
-    transport = here._transports["tcp"]
+    transport = here._paths["tcp"]
     assert isinstance(transport, TcpTransport)
     assert [len(pool) for pool in transport._connections.values()] == [4]
     here.close()

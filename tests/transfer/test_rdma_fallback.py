@@ -87,7 +87,7 @@ def test_a_rail_that_carries_again_for_a_while_is_as_good_as_before(
     assert set(pair.write()) == {"rdma"}
     time.sleep(0.3)
     assert set(pair.write()) == {"rdma"}
-    rdma = pair.here._transports["rdma"]
+    rdma = pair.here._paths["rdma"]
     assert isinstance(rdma, RdmaTransport)
     tracks = [track for peer in rdma._initiator._peers.values() for track in peer.tracks.values()]
     assert [track.back_off_s for track in tracks if track.connection] == [0.0] * 2
@@ -97,7 +97,7 @@ def test_rails_are_tried_all_the_same_where_tcp_fails_too(pair: Pair) -> None:
     pair.network.failing |= {"nic0", "nic1"}
     assert set(pair.write()) == {"tcp"}
     pair.network.failing.clear()
-    pair.there._transports["tcp"].close()
+    pair.there._paths["tcp"].close()
     assert pair.write() == ["rdma"] * COUNT
 
 

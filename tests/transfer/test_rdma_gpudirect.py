@@ -184,7 +184,7 @@ def test_memory_that_was_not_registered_goes_through_pinned_memory(gpu: StandInD
 
 def test_which_pieces_nics_reach(gpu: StandInDevice, network: Network) -> None:
     ends = Ends(gpu, network)
-    transport = next(one for one in ends.here._engine._transports.values() if one.name == "rdma")
+    transport = next(one for one in ends.here._engine._paths if one.name == "rdma")
     piece = device_memory.device_view(gpu.address + 90 * MIB, 50)
     assert piece is not None
     assert not transport.reaches_devices_of([piece])
@@ -199,7 +199,7 @@ def test_the_cpu_copies_none_of_it_that_was_unregistered_meanwhile(
     gpu: StandInDevice, network: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
     ends = Ends(gpu, network)
-    transport: Any = next(one for one in ends.here._engine._transports.values() if one.name == "rdma")
+    transport: Any = next(one for one in ends.here._engine._paths if one.name == "rdma")
     ends.here.write(ends.peer, Span(ends.near, 50), ends.far)
     before = [room._left for room in transport._initiator._rooms]
     monkey = pytest.MonkeyPatch()

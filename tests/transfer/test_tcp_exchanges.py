@@ -238,7 +238,7 @@ def _engines() -> tuple[TransferEngine, TransferEngine, SegmentDescriptor, bytes
 
 
 def _wait_for_lent(engine: TransferEngine) -> None:
-    wait_for(lambda: bool(engine._transports["tcp"]._exchanges._lent))  # type: ignore[attr-defined]
+    wait_for(lambda: bool(engine._paths["tcp"]._exchanges._lent))  # type: ignore[attr-defined]
 
 
 class InterruptAfter:

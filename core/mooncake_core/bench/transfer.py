@@ -37,9 +37,10 @@ from mooncake_core.bench.transfer_target import HOST, Boot, Ready, ask
 from mooncake_core.errors import PluginUnavailable, PluginUnknown, TransferError, UsageError
 from mooncake_core.store.node import available_memory_bytes
 from mooncake_core.transfer.contract import Kind, Range, Transport
-from mooncake_core.transfer.engine import LOCAL, TransferEngine, TransferRequest, first_error
+from mooncake_core.transfer.engine import TransferEngine, TransferRequest, first_error
 from mooncake_core.transfer.host import default_host_id
 from mooncake_core.transfer.local import LocalTransport
+from mooncake_core.transfer.paths import LOCAL
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.units import format_size
 from mooncake_core.wire.messages.memory import SegmentDescriptor

@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import select
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from mmap import mmap
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
-import msgspec
-
-from mooncake_core import registry
-from mooncake_core.errors import OutOfRange, PathFailed, PluginUnavailable, TransferError
+from mooncake_core.errors import OutOfRange, PathFailed, TransferError
 from mooncake_core.transfer.batch import Batch, State, Transfer, TransferRequest
-from mooncake_core.transfer.contract import (
-    Completion,
-    Kind,
-    Operation,
-    Range,
-    TlsFiles,
-    Transport,
-    TransportSettings,
-)
-from mooncake_core.transfer.device_memory import device_of, has_device_views
-from mooncake_core.transfer.lanes import Lane, Lanes, Part
-from mooncake_core.transfer.local import LocalTransport
+from mooncake_core.transfer.contract import Kind, Operation, Range, TlsFiles, Transport, TransportSettings
+from mooncake_core.transfer.device_memory import has_device_views
+from mooncake_core.transfer.lanes import Lane, Lanes
+from mooncake_core.transfer.paths import Buffer, Paths, Region
 from mooncake_core.transfer.pinned import PinnedBuffers
-from mooncake_core.transfer.slices import cut, slice_bytes, total_bytes
-from mooncake_core.transfer.staging import Staging, is_staged
+from mooncake_core.transfer.slices import total_bytes
+from mooncake_core.transfer.staging import is_staged
 from mooncake_core.transfer.topology import Priority
+from mooncake_core.transfer.under_way import UnderWay
 from mooncake_core.transfer.weights import Weights
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 
@@ -43,35 +30,10 @@ PAUSE_S: Final = 0.1
 TOGETHER_BYTES: Final = 1 << 20
 TOGETHER_RANGES: Final = 256
 """So much one operation carries for several transfers at most: a withdrawal waits for an operation under way."""
-LOCAL: Final = LocalTransport.name
-Buffer = memoryview | bytearray | mmap
 Where = int | Sequence[Range]
 """Ranges of a segment, or the offset of a single one that is as long as the local pieces."""
 
 _log = logging.getLogger(__name__)
-
-
-class Region:
-    """Memory that was registered with every transport of an engine; that of a device with those that take such."""
-
-    __slots__ = ("handles", "memory")
-
-    def __init__(self, memory: memoryview, handles: dict[str, int]) -> None:
-        self.memory = memory
-        self.handles = handles
-
-
-@dataclass(slots=True)
-class _Slice:
-    """One operation under way, and where it may go if its path fails."""
-
-    operation: Operation
-    name: str
-    """Of the transport that has it."""
-    batch: Batch
-    transfer: Transfer
-    others: list[Transport]
-    """The last is the one that had it first: the path may have failed only because another transfer on it did."""
 
 
 class TransferEngine:
@@ -101,21 +63,10 @@ class TransferEngine:
         Raises:
             PluginUnknown, PluginUnavailable: of a transport.
         """
-        self._operation_ids = itertools.count(1)
-        self._slices: dict[int, _Slice] = {}
-        self._lock = threading.Lock()
+        self._owner = owner
+        self._timeout_s = timeout_s
         self._lanes = Lanes()
-        self._only_lanes: dict[str, Lane] = {}
-        """Of transports that have but one."""
         self._pinned = PinnedBuffers(register=self.register_memory)
-        self._staging = Staging(
-            owner,
-            self._pinned,
-            next_id=lambda: next(self._operation_ids),
-            peer_of=self._peer_of,
-            post=self._post_staged,
-            complete=self._complete,
-        )
         settings = TransportSettings(
             owner=owner,
             host_id=host_id,
@@ -131,27 +82,15 @@ class TransferEngine:
             lanes=self._lanes,
             busy_poll_s=busy_poll_s,
             pinned=self._pinned,
-            deliver=self._complete,
+            deliver=lambda completion: self._under_way.complete(completion),
         )
-        self._settings = settings
-        self._timeout_s = timeout_s
-        self._transports: dict[str, Transport] = {}
-        with contextlib.ExitStack() as made:
-            for choice in (LocalTransport, *transports):
-                try:
-                    kind: type[Transport] = registry.load("transport", choice) if isinstance(choice, str) else choice
-                    transport = kind(settings)
-                except PluginUnavailable as reason:
-                    if (choice if isinstance(choice, str) else choice.name) not in optional:
-                        raise
-                    _log.warning("%s does without: %s", owner, reason)
-                    continue
-                made.callback(transport.close)
-                self._transports[kind.name] = transport
+        self._paths = Paths(settings, transports, optional)
+        self._under_way = UnderWay(owner, self._paths, self._lanes, self._pinned)
+        try:
             self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            made.pop_all()
-        self._closing = False
-        self._closed = False
+        except OSError:
+            self._paths.close()
+            raise
         self._pump_thread = threading.Thread(target=self._pump, name="transfer-completions", daemon=True)
         self._pump_thread.start()
 
@@ -161,51 +100,19 @@ class TransferEngine:
         Peers of the same host map it where it has a descriptor (shared_memory.SharedMemory). Memory of a device is a view
         that `device_memory` made; transports that know nothing of such do not see it.
         """
-        view = memoryview(memory).cast("B")
-        if view.readonly:
-            raise OutOfRange("cannot register memory that is read-only")
-        on_device = device_of(view) is not None
-        region = Region(view, {})
-        try:
-            for name, transport in self._transports.items():
-                if transport.capabilities.device_memory or not on_device:
-                    region.handles[name] = transport.register(view, descriptor)
-        except BaseException:  # NICs would take for this memory what comes to lie at its addresses
-            self.unregister_memory(region)
-            raise
-        return region
+        return self._paths.register(memory, descriptor)
 
     def unregister_memory(self, region: Region) -> None:
         """Forgets a region; its exports are withdrawn."""
-        for name, handle in region.handles.items():
-            self._transports[name].unregister(handle)
+        self._paths.unregister(region)
 
     def export(self, region: Region, *, writable: bool, ranges: Sequence[Range] | None = None) -> SegmentDescriptor:
         """Lets peers read, and write where writable, a region or only some ranges of it."""
-        paths = {
-            name: path
-            for name, handle in region.handles.items()
-            if (path := self._transports[name].export(handle, writable=writable, ranges=ranges)) is not None
-        }
-        device = device_of(region.memory)
-        if device is not None and paths.keys() <= {LOCAL}:
-            ours = ", ".join(name for name in self._transports if name != LOCAL)
-            _log.warning(
-                "no peer reaches memory of %s: %s cannot carry it, tcp can", device.name, ours or "no transport"
-            )
-        return SegmentDescriptor(
-            owner=self._settings.owner,
-            host_id=self._settings.host_id,
-            incarnation=self._settings.incarnation,
-            length_bytes=region.memory.nbytes,
-            paths=paths,
-        )
+        return self._paths.export(region, writable=writable, ranges=ranges)
 
     def withdraw(self, descriptor: SegmentDescriptor) -> None:
         """Ends an export. When it returns, no peer touches the memory through this descriptor any more."""
-        for name, path in descriptor.paths.items():
-            if name in self._transports:
-                self._transports[name].withdraw(path)
+        self._paths.withdraw(descriptor)
 
     def allocate_batch(self, capacity: int) -> Batch:
         """A batch for up to `capacity` requests."""
@@ -215,7 +122,7 @@ class TransferEngine:
         """Starts transfers; returns at once. What fails shows in `status`."""
         if len(batch.transfers) + len(requests) > batch.capacity:
             raise OutOfRange(f"a batch of {batch.capacity} cannot take {len(requests)} requests more")
-        self._start(batch, self._transfers(requests, timeout_s))
+        self._under_way.start(batch, self._transfers(requests, timeout_s))
 
     def move(
         self,
@@ -235,7 +142,7 @@ class TransferEngine:
         left = self._move_here(segment, moved)
         if left:
             batch = self.allocate_batch(len(left))
-            self._start(batch, left)
+            self._under_way.start(batch, left)
             self.wait_uninterrupted(batch)
         return moved
 
@@ -245,20 +152,20 @@ class TransferEngine:
 
     def path_to(self, segment: SegmentDescriptor) -> str:
         """Name of the transport that is preferred for a segment; empty where none reaches it."""
-        return next((transport.name for transport in self._reaching(segment)), "")
+        return next((transport.name for transport in self._paths.reaching(segment)), "")
 
     def writes_in_order(self, segment: SegmentDescriptor) -> bool:
         """Whether a transfer to this segment can be asked to be `in_order`: its ranges are then written one after the other."""
-        return any(True for _ in self._reaching(segment, in_order=True))
+        return any(True for _ in self._paths.reaching(segment, in_order=True))
 
     def status(self, batch: Batch) -> list[tuple[State, TransferError | TimeoutError | None]]:
         """State and error of each request, in the order submitted."""
-        with self._lock:
+        with self._under_way.lock:
             return [(transfer.state, transfer.error) for transfer in batch.transfers]
 
     def wait(self, batch: Batch, timeout_s: float | None = None) -> bool:
         """Whether all requests have ended, after waiting for that at most timeout_s."""
-        with self._lock:
+        with self._under_way.lock:
             if batch.pending == 0:
                 return True
             ended = threading.Event()
@@ -322,7 +229,7 @@ class TransferEngine:
         done = asyncio.Event()
         batch = self.allocate_batch(len(transfers))
         batch.on_done = lambda: _call_soon(loop, done.set)
-        self._start(batch, self._transfers(_requests(kind, segment, transfers, in_order), timeout_s))
+        self._under_way.start(batch, self._transfers(_requests(kind, segment, transfers, in_order), timeout_s))
         # The pieces belong to the transports until the batch has ended: cancelling does not change that.
         cancelled = False
         while not done.is_set():
@@ -336,18 +243,13 @@ class TransferEngine:
 
     def close(self) -> None:
         """Fails what is under way, withdraws all exports, ends all threads. Idempotent."""
-        with self._lock:
-            if self._closing:
-                return
-            self._closing = True
+        if not self._under_way.begin_to_close():
+            return
         self._pinned.make_no_more()  # transports that are closed cannot register anything
-        for transport in self._transports.values():
-            transport.close()
+        self._paths.close()
         os.eventfd_write(self._wake_fd, 1)
         self._pump_thread.join()
-        self._closed = True
-        self._collect()
-        self._staging.close()
+        self._under_way.close()
         self._pinned.close()
         os.close(self._wake_fd)
 
@@ -364,18 +266,6 @@ class TransferEngine:
             transfers.append(Transfer(request, near, started_s, deadline_s))
         return transfers
 
-    def _start(self, batch: Batch, transfers: Sequence[Transfer]) -> None:
-        with self._lock:
-            batch.transfers.extend(transfers)
-            batch.pending += len(transfers)
-        posts: dict[str, list[Operation]] = {}
-        for transfer in transfers:
-            self._plan(batch, transfer, posts)
-        for name, operations in posts.items():
-            self._post(self._transports[name], operations)
-        if self._closed:  # nobody else collects any more
-            self._collect()
-
     def _move_here(self, segment: SegmentDescriptor, transfers: Sequence[Transfer]) -> list[Transfer]:
         """Moves what can be moved in this thread over the best path; the others, which are to be submitted.
 
@@ -383,8 +273,8 @@ class TransferEngine:
         refused it is not known whose fault that is, so they are submitted one by one.
         """
         in_order = bool(transfers) and transfers[0].request.in_order
-        best = next(self._reaching(segment, in_order), None)
-        if best is None or self._closing:
+        best = next(self._paths.reaching(segment, in_order), None)
+        if best is None or self._under_way.is_closing:
             return list(transfers)
         if has_device_views() and any(is_staged(best, transfer.request.pieces) for transfer in transfers):
             return list(transfers)  # copying and sending go on side by side in several threads
@@ -396,7 +286,7 @@ class TransferEngine:
             if completion is None:
                 left += group
                 continue
-            lane = completion.lane or self._only_lane(best.name)
+            lane = completion.lane or self._lanes.only(best.name)
             error = completion.error
             if error is None:
                 lane.num_operations += 1
@@ -415,13 +305,6 @@ class TransferEngine:
             group[0].state = State.FAILED
         return left
 
-    def _only_lane(self, name: str) -> Lane:
-        """That of a transport which says nothing of lanes."""
-        found = self._only_lanes.get(name)
-        if found is None:
-            found = self._only_lanes[name] = self._lanes.get(name)
-        return found
-
     def _operation(self, group: Sequence[Transfer], path: bytes) -> Operation:
         """One that carries several transfers."""
         first = group[0]
@@ -430,7 +313,7 @@ class TransferEngine:
             pieces += transfer.request.pieces
             ranges += transfer.request.ranges
         return Operation(
-            next(self._operation_ids),
+            self._under_way.next_id(),
             first.request.kind,
             pieces,
             path,
@@ -439,154 +322,19 @@ class TransferEngine:
             first.request.in_order,
         )
 
-    def _plan(self, batch: Batch, transfer: Transfer, posts: dict[str, list[Operation]]) -> None:
-        """Cuts a request into slices for the best path there is."""
-        request = transfer.request
-        candidates = [*self._reaching(request.segment, request.in_order)]
-        if self._closing:
-            self._end(batch, transfer, PathFailed(f"the engine of {self._settings.owner} was closed"))
-            return
-        if not candidates:
-            self._end(batch, transfer, PathFailed(self._no_path(request.segment)))
-            return
-        best, *others = candidates
-        slices = [(request.pieces, request.ranges)]
-        if not request.in_order:
-            slices = cut(request.pieces, request.ranges, slice_bytes(transfer.num_bytes, best.num_ways))
-        transfer.remaining = len(slices)
-        transfer.parts = []
-        for pieces, ranges in slices:
-            operation = Operation(
-                operation_id=next(self._operation_ids),
-                kind=request.kind,
-                pieces=pieces,
-                path=request.segment.paths[best.name],
-                ranges=ranges,
-                deadline_s=transfer.deadline_s,
-                in_order=request.in_order,
-                has_others=bool(others),
-            )
-            transfer.path = best.name
-            with self._lock:
-                self._slices[operation.operation_id] = _Slice(operation, best.name, batch, transfer, [*others, best])
-            posts.setdefault(best.name, []).append(operation)
-
-    def _reaching(self, segment: SegmentDescriptor, in_order: bool = False) -> Iterator[Transport]:
-        """Transports that reach the segment, the preferred first."""
-        same_process = segment.incarnation == self._settings.incarnation
-        same_host = segment.host_id == self._settings.host_id
-        for name, transport in self._transports.items():
-            can = transport.capabilities
-            if (
-                name in segment.paths
-                and (same_process or not can.same_process_only)
-                and (same_host or not can.same_host_only)
-                and (can.in_order or not in_order)
-            ):
-                yield transport
-
-    def _no_path(self, segment: SegmentDescriptor) -> str:
-        ours = ", ".join(name for name in self._transports if name != LOCAL)
-        theirs = ", ".join(name for name in segment.paths if name != LOCAL)
-        return f"no path to {segment.owner}: it offers {theirs or 'none'}, {self._settings.owner} has {ours or 'none'}"
-
     def _pump(self) -> None:
         """Collects completions of all transports until the engine closes."""
         poller = select.poll()
-        for transport in self._transports.values():
+        for transport in self._paths:
             poller.register(transport.fileno(), select.POLLIN)
         poller.register(self._wake_fd, select.POLLIN)
-        while not self._closing:
+        while not self._under_way.is_closing:
             poller.poll()
             try:
-                self._collect()
+                self._under_way.collect()
             except Exception:  # of one transport; the others' completions must still come
                 _log.exception("completions could not be collected")
                 time.sleep(PAUSE_S)
-
-    def _collect(self) -> None:
-        for transport in self._transports.values():
-            for completion in transport.poll():
-                self._complete(completion)
-
-    def _post(self, transport: Transport, operations: Sequence[Operation]) -> None:
-        if has_device_views():
-            operations = self._staging.take_over(transport, operations)
-            if not operations:
-                return
-        try:
-            transport.post(operations)
-        except Exception as error:
-            _log.exception("transport %s could not post", transport.name)
-            reason = PathFailed(f"transport {transport.name} could not post: {error!r}", path=transport.name)
-            for operation in operations:
-                self._complete(Completion(operation.operation_id, reason))
-
-    def _peer_of(self, operation: Operation) -> int:
-        """The incarnation of the process that an operation under way goes to."""
-        with self._lock:
-            return self._slices[operation.operation_id].transfer.request.segment.incarnation
-
-    def _post_staged(self, transport: Transport, operations: Sequence[Operation]) -> None:
-        self._post(transport, operations)
-        if self._closed:  # nobody else collects any more
-            self._collect()
-
-    def _complete(self, completion: Completion) -> None:
-        with self._lock:
-            piece = self._slices.pop(completion.operation_id, None)
-        if piece is None:
-            if self._staging.has_posted(completion):
-                return
-            _log.warning("operation %d was completed twice", completion.operation_id)
-            return
-        transfer = piece.transfer
-        lane = completion.lane or self._only_lane(piece.name)
-        part = None
-        if completion.error is None:
-            part = Part(lane, piece.operation.length, time.monotonic())
-            lane.count(part.num_bytes)
-        else:
-            lane.fail(completion.error)
-        if isinstance(completion.error, PathFailed) and self._may_retry(piece):
-            self._retry(piece)
-            return
-        with self._lock:
-            if part is not None and transfer.parts is not None:
-                transfer.parts.append(part)
-            transfer.error = transfer.error or completion.error
-            transfer.remaining -= 1
-            is_last = transfer.remaining == 0
-        if is_last:
-            self._end(piece.batch, transfer, transfer.error)
-
-    def _may_retry(self, piece: _Slice) -> bool:
-        return bool(piece.others) and not self._closing and time.monotonic() < piece.operation.deadline_s
-
-    def _retry(self, piece: _Slice) -> None:
-        """The path failed: the next one carries the slice."""
-        transport, *others = piece.others
-        path = piece.transfer.request.segment.paths[transport.name]
-        operation = msgspec.structs.replace(piece.operation, path=path, has_others=bool(others))
-        piece.transfer.path = transport.name
-        with self._lock:
-            self._slices[operation.operation_id] = _Slice(
-                operation, transport.name, piece.batch, piece.transfer, others
-            )
-        self._post(transport, [operation])
-
-    def _end(self, batch: Batch, transfer: Transfer, error: TransferError | TimeoutError | None) -> None:
-        with self._lock:
-            transfer.error = error
-            transfer.state = State.FAILED if error else State.DONE
-            batch.pending -= 1
-            if batch.pending:
-                return
-            waiting, batch.waiting = batch.waiting, []
-        for ended in waiting:
-            ended.set()
-        if batch.on_done:
-            batch.on_done()
 
 
 def _requests(

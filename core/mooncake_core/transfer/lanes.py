@@ -54,6 +54,7 @@ class Lanes:
         self._most = most
         self._lock = threading.Lock()
         self._lanes: dict[tuple[str, str, str], Lane] = {}
+        self._only: dict[str, Lane] = {}
 
     def get(self, transport: str, local: str = "", peer: str = "") -> Lane:
         """The one between these ends; where there are too many, the one that stands for others of its transport."""
@@ -62,6 +63,13 @@ class Lanes:
             if key not in self._lanes and len(self._lanes) >= self._most:
                 key = transport, OTHERS, OTHERS
             return self._lanes.setdefault(key, Lane(*key))
+
+    def only(self, transport: str) -> Lane:
+        """That of a transport which says nothing of lanes."""
+        found = self._only.get(transport)  # without a lock: mostly it is there
+        if found is None:
+            found = self._only[transport] = self.get(transport)
+        return found
 
     def all(self) -> list[Lane]:
         """Those that were used until now."""
