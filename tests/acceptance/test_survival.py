@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mooncake_core.testing.cluster import Cluster, wait_for
+from mooncake_core.testing.cluster import STOPPED_ALONE_S, Cluster, alive, wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1800)]
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -35,8 +35,11 @@ def running(folder: Path) -> Iterator[Cluster]:
 
 
 def bench(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mooncake_cli.main", "bench", "serve", *LOAD, *arguments, "--json"]
-    return subprocess.run(command, env=cluster.environ, capture_output=True, text=True, timeout=1500)
+    return subprocess.run(command(*arguments), env=cluster.environ, capture_output=True, text=True, timeout=1500)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mooncake_cli.main", "bench", "serve", *LOAD, *arguments, "--json"]
 
 
 @contextmanager
@@ -100,6 +103,21 @@ def test_every_stream_ends_while_the_master_dies(tmp_path: Path) -> None:
         assert len(killed) > 1
         time.sleep(1)
         wait_for(lambda: cluster.complete("In the beginning")["choices"][0]["finish_reason"] == "length", 60)
+
+
+def test_a_cluster_that_serves_stops_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    with running(tmp_path / "stopped") as cluster:
+        pids = [process.pid for process in cluster._state().processes]
+        with subprocess.Popen(
+            command("--requests", str(REQUESTS)), env=cluster.environ, stdout=subprocess.DEVNULL
+        ) as load:
+            time.sleep(KILL_EVERY_S)
+            assert cluster.status().num_requests > 0
+            stopped_s = cluster.stop()
+            load.kill()
+    print(f"\nstopped in {stopped_s:.1f} s beside {CONCURRENCY} requests")
+    assert stopped_s < STOPPED_ALONE_S
+    assert not [pid for pid in pids if alive(pid)]
 
 
 def names(cluster: Cluster) -> list[str]:

@@ -19,9 +19,10 @@ from mooncake_core.wire.messages.inspection import CacheReport, GetStatus, Inspe
 from mooncake_core.wire.sync import SyncClient
 
 READY_S = 90.0
-STOP_S = 5.0
+STOPPED_ALONE_S: Final = 5.0
+"""A cluster stops within that, whatever it is doing."""
 STOPPED_S: Final = 15.0
-"""A cluster stops within five seconds; longer where other tests take the processors."""
+"""Where other tests take the processors."""
 
 
 class Cluster:
