@@ -14,7 +14,7 @@ from mooncake_core.transfer import Endpoint
 from mooncake_core.transfer.contract import Kind, Transport
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.messages.memory import SegmentDescriptor
-from mooncake_rdma import initiator
+from mooncake_rdma import initiator, peers
 from mooncake_rdma.transport import RdmaTransport
 from mooncake_tcp import TcpTransport
 from tests.transfer import rdma_fabric
@@ -68,7 +68,7 @@ def test_rails_that_failed_lately_are_not_tried_by_each_transfer(pair: Pair) -> 
 
 
 def test_rails_carry_again_once_their_time_is_over(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(initiator, "FIRST_BACK_OFF_S", 0.2)
+    monkeypatch.setattr(peers, "FIRST_BACK_OFF_S", 0.2)
     pair.network.failing |= {"nic0", "nic1"}
     assert set(pair.write()) == {"tcp"}
     pair.network.failing.clear()
@@ -79,7 +79,7 @@ def test_rails_carry_again_once_their_time_is_over(pair: Pair, monkeypatch: pyte
 def test_a_rail_that_carries_again_for_a_while_is_as_good_as_before(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(initiator, "FIRST_BACK_OFF_S", 0.2)
+    monkeypatch.setattr(peers, "FIRST_BACK_OFF_S", 0.2)
     pair.network.failing |= {"nic0", "nic1"}
     pair.write()
     pair.network.failing.clear()
@@ -89,7 +89,7 @@ def test_a_rail_that_carries_again_for_a_while_is_as_good_as_before(
     assert set(pair.write()) == {"rdma"}
     rdma = pair.here._paths["rdma"]
     assert isinstance(rdma, RdmaTransport)
-    tracks = [track for peer in rdma._initiator._peers.values() for track in peer.tracks.values()]
+    tracks = [track for peer in rdma._initiator._peers._peers.values() for track in peer.tracks.values()]
     assert [track.back_off_s for track in tracks if track.connection] == [0.0] * 2
 
 

@@ -20,7 +20,7 @@ from mooncake_core.transfer.contract import Kind, Operation, Transport, Transpor
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_core.transfer.topology import Priority, location_of
 from mooncake_core.transfer.weights import Weights
-from mooncake_rdma import initiator, staging
+from mooncake_rdma import initiator, peers, staging
 from mooncake_rdma.connection import UNSIGNALLED
 from mooncake_rdma.messages import MESSAGE_BYTES, STAGED_BYTES
 from mooncake_rdma.paths import RdmaPath
@@ -217,7 +217,7 @@ def test_where_all_is_banned_there_is_no_path(network: Network) -> None:
 def test_a_rail_that_failed_is_left_alone_for_a_while_then_used_again(
     ends: Ends, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(initiator, "FIRST_BACK_OFF_S", 0.2)
+    monkeypatch.setattr(peers, "FIRST_BACK_OFF_S", 0.2)
     path = ends.export(writable=True)
     network.failing.add("nic1")
     assert set(ends.complete(_writes(ends, path)[0]).values()) == {None}
@@ -301,8 +301,8 @@ def test_initiators_hear_of_a_withdrawal_before_they_run_into_it(ends: Ends, net
     gone, kept = ends.export(writable=True), ends.export(writable=True)
     assert set(ends.complete(_writes(ends, kept)[0]).values()) == {None}
     ends.target.withdraw(gone)
-    peers = ends.initiator._initiator._peers.values()  # type: ignore[attr-defined]
-    wait_for(lambda: all(peer.withdrawn for peer in peers))
+    known = ends.initiator._initiator._peers._peers.values()  # type: ignore[attr-defined]
+    wait_for(lambda: all(peer.withdrawn for peer in known))
     before = dict(network.num_requests)
     assert isinstance(ends.transfer(Kind.WRITE, gone, [memoryview(b"x")], 0), StaleSegment)
     assert network.num_requests == before

@@ -12,64 +12,34 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from mooncake_core.errors import DeadlineExceeded, PathFailed, StaleSegment, TransferError
 from mooncake_core.transfer.contract import Completion
 from mooncake_core.transfer.lanes import Lane, Lanes
-from mooncake_core.transfer.shares import Shares
 from mooncake_core.transfer.sieve import Sieve
 from mooncake_core.transfer.weights import Weights
 from mooncake_rdma.connection import Connection, Registered, Work
 from mooncake_rdma.messages import Message
-from mooncake_rdma.paths import PortAddress, Rail, RdmaPath, rails, weight_of
+from mooncake_rdma.paths import PortAddress, Rail, RdmaPath
+from mooncake_rdma.peers import Peer, Peers
 from mooncake_rdma.requests import Ended
 from mooncake_rdma.room import Room
 
 if TYPE_CHECKING:
     from mooncake_rdma.verbs import Device
 
-FIRST_BACK_OFF_S: Final = 1.0
-LAST_BACK_OFF_S: Final = 60.0
 PAUSE_S: Final = 0.1
 WATCH_S: Final = 0.5
 STALL_S: Final = 5.0
 """Messages are short: on a rail that is well, some end all the time."""
 LONGEST_WAIT_S: Final = 86_400.0
 """epoll takes so much, and not much more."""
-MOST_WITHDRAWN: Final = 1 << 14
-
 MOST_CONNECTIONS: Final = 1024
 """NICs keep the state of so many queue pairs close at hand. More are opened only where all are in use."""
 
-PeerKey = tuple[str, int, int]
-"""Host, port and incarnation of a target."""
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Track:
-    """What is known of one rail to a peer."""
-
-    connection: Connection | None = None
-    set_aside_until_s: float = 0.0
-    back_off_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _Peer:
-    tracks: dict[Rail, _Track]
-    shares: Shares[Rail] = field(default_factory=Shares)
-    withdrawn: set[int] = field(default_factory=set)
-    """Exports of it that have ended, the last of them."""
-
-    def note_withdrawn(self, export: int) -> None:
-        self.withdrawn.add(export)
-        if len(self.withdrawn) > MOST_WITHDRAWN:
-            self.withdrawn = set(sorted(self.withdrawn)[MOST_WITHDRAWN // 2 :])
 
 
 class Initiator:
@@ -94,13 +64,12 @@ class Initiator:
         self._ports = ports
         self._secret = secret
         self._lanes = lanes
-        self._weights = weights
         self._messages = messages
         self._complete = complete
         self._closed = PathFailed(f"the transport of {owner} was closed", path="rdma", errno=errno.ESHUTDOWN)
         self._made_room = PathFailed("it was closed to make room for others", path="rdma", errno=errno.ECONNABORTED)
         self._lock = threading.RLock()
-        self._peers: dict[PeerKey, _Peer] = {}
+        self._peers = Peers(ports, weights)
         self._numbers = itertools.count(1)
         self._openers: set[threading.Thread] = set()
         self._retired: set[Connection] = set()
@@ -115,8 +84,6 @@ class Initiator:
         self._by_descriptor: dict[int, Device | Connection] = {}
         self._undrained: set[Device] = set()
         """Devices that may have more to say."""
-        self._given_up: dict[Device, PathFailed] = {}
-        """Devices that do not say any more what has completed, and why."""
         for device in devices:
             self._by_descriptor[device.fileno()] = device
             self._epoll.register(device.fileno(), select.EPOLLIN)
@@ -187,71 +154,16 @@ class Initiator:
         return True
 
     def _choose(self, work: Work, loads: dict[Connection, int]) -> Connection:
-        """The connection that has least to do for its rate, of the rails that have not failed lately: those
-        of the NICs near the memory, while there is one. What no other transport takes over tries the others too. Locked.
-
-        Raises:
-            TransferError: there is none; says why.
-        """
+        """The connection that is to carry it. Locked. Raises as `Peers.candidates`."""
         if self._closing:
             raise self._closed
-        path = work.path
-        key = path.host, path.port, path.incarnation
-        peer = self._peers.get(key)
-        if peer is None:
-            self._forget_idle_peers()
-            peer = self._peers[key] = _Peer({rail: _Track() for rail in self._rails(path)})
-        if path.export in peer.withdrawn:
-            raise StaleSegment(f"{path.host}:{path.port} has withdrawn the segment")
-        left = self._left(work, peer.tracks)
-        if not left:
-            raise self._no_rail(path)
-        now = time.monotonic()
-        good = [rail for rail in left if peer.tracks[rail].set_aside_until_s <= now]
-        if not good and work.operation.has_others:
-            raise PathFailed(
-                f"{path.host}:{path.port} over rdma: all ways failed lately, and are not due to be tried again",
-                path="rdma",
-                errno=errno.EHOSTUNREACH,
-            )
-        near = [rail for rail in good if rail.ours in work.near.preferred]
-        connections = {rail: self._connection(peer, rail, path) for rail in near or good or left}
-        nominal = {rail: self._rate(rail, path) * self._weight(rail, path) for rail in connections}
+        peer = self._peers.of(work.path)
+        candidates = self._peers.candidates(peer, work, time.monotonic())
+        connections = {rail: self._connection(peer, rail, work.path) for rail in candidates}
         pending = {rail: loads.get(one, one.pending_bytes) for rail, one in connections.items()}
-        return connections[peer.shares.next(nominal, work.operation.length + 1, pending)]
+        return connections[self._peers.next(peer, work, pending)]
 
-    def _rails(self, path: RdmaPath) -> list[Rail]:
-        return rails(self._ports, path.ports, self._weights)
-
-    def _left(self, work: Work, among: Iterable[Rail]) -> list[Rail]:
-        """Rails that have not failed with a work, of devices that can be heard, and that the topology names for its memory."""
-        allowed = work.near.allowed
-        return [
-            rail
-            for rail in among
-            if rail not in work.tried
-            and (not allowed or rail.ours in allowed)
-            and self._devices[rail.ours] not in self._given_up
-        ]
-
-    def _no_rail(self, path: RdmaPath) -> PathFailed:
-        peer = f"{path.host}:{path.port} over rdma"
-        for reason in self._given_up.values():
-            return PathFailed(f"{peer}: {reason.message}", path="rdma", errno=reason.detail["errno"])
-        ours, theirs = (", ".join(map(str, ports)) or "none" for ports in (self._ports, path.ports))
-        return PathFailed(
-            f"{peer}: no fabric in common that transfer.weights allows, ours are {ours}, theirs {theirs}",
-            path="rdma",
-            errno=errno.ENETUNREACH,
-        )
-
-    def _weight(self, rail: Rail, path: RdmaPath) -> float:
-        return weight_of(self._ports[rail.ours], path.ports[rail.theirs], rail.fabric, self._weights)
-
-    def _rate(self, rail: Rail, path: RdmaPath) -> float:
-        return max(1.0, min(self._ports[rail.ours].rate_gbps, path.ports[rail.theirs].rate_gbps))
-
-    def _connection(self, peer: _Peer, rail: Rail, path: RdmaPath) -> Connection:
+    def _connection(self, peer: Peer, rail: Rail, path: RdmaPath) -> Connection:
         track = peer.tracks[rail]
         if track.connection is None:
             self._make_room()
@@ -261,7 +173,7 @@ class Initiator:
                 path,
                 room=self._rooms[rail.ours],
                 secret=self._secret,
-                delivered=partial(self._delivered, peer, rail, self._rate(rail, path)),
+                delivered=partial(self._delivered, peer, rail, self._peers.rate(rail, path)),
                 lane=self._lanes.get("rdma", str(self._ports[rail.ours]), f"{path.host} {path.ports[rail.theirs]}"),
                 numbers=self._numbers,
                 withdrawn=peer.note_withdrawn,
@@ -280,12 +192,9 @@ class Initiator:
             self._sieve.add(track.connection)
         return track.connection
 
-    def _delivered(self, peer: _Peer, rail: Rail, rate: float, num_bytes: int, seconds: float) -> None:
+    def _delivered(self, peer: Peer, rail: Rail, rate: float, num_bytes: int, seconds: float) -> None:
         with self._lock:
-            peer.shares.delivered(rail, rate, num_bytes, seconds)
-            track = peer.tracks[rail]
-            if track.back_off_s and track.set_aside_until_s + track.back_off_s <= time.monotonic():
-                track.back_off_s = 0.0  # it has carried for a while: the next failure is a first one again
+            peer.delivered(rail, rate, num_bytes, seconds, time.monotonic())
 
     def _make_room(self) -> None:
         """For one more. Locked."""
@@ -294,7 +203,7 @@ class Initiator:
         idle = self._sieve.evict(lambda connection: not connection.pending_bytes)
         if idle is not None:
             idle.doom(self._made_room)
-            self._detach(idle, set_aside=False)
+            self._peers.detach(idle, time.monotonic(), set_aside=False)
             self._retired.add(idle)
             self._wake()
 
@@ -368,14 +277,8 @@ class Initiator:
         """Whether other transports take over what it carries, or other rails to its peer which are not set aside."""
         if connection.has_others:
             return True
-        now = time.monotonic()
         with self._lock:
-            for peer in self._peers.values():
-                track = peer.tracks.get(connection.rail)
-                if track is not None and track.connection is connection:
-                    others = [other for other in peer.tracks.values() if other is not track]
-                    return any(other.set_aside_until_s <= now for other in others)
-        return False
+            return self._peers.has_others(connection, time.monotonic())
 
     def _hear_device(self, device: Device, *, is_told: bool) -> None:
         """Some of what has completed: deadlines must be looked at between."""
@@ -409,7 +312,7 @@ class Initiator:
         reason = PathFailed(f"device {device.port} failed: {error}", path="rdma", errno=number)
         _log.error("%s; it is not used any more until the process is started anew", reason)
         with self._lock:
-            self._given_up[device] = reason
+            self._peers.give_up(self._devices.index(device), reason)
             self._undrained.discard(device)
             del self._by_descriptor[device.fileno()]
             self._epoll.unregister(device.fileno())
@@ -461,15 +364,12 @@ class Initiator:
             work.in_flight = 0
             if work.operation.deadline_s <= now:
                 self._complete(Completion(work.operation.operation_id, _late(work), connection.lane))
-            elif self._has_rails_left(work):
+            elif self._peers.has_left(work):
                 connection.lane.num_failures += 1
                 retried.append(work)
             else:
                 self._complete(Completion(work.operation.operation_id, reason, connection.lane))
         self.start(retried)
-
-    def _has_rails_left(self, work: Work) -> bool:
-        return bool(self._left(work, self._rails(work.path)))
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -492,7 +392,7 @@ class Initiator:
             if sock is not None and self._by_descriptor.get(sock.fileno()) is connection:
                 del self._by_descriptor[sock.fileno()]
                 self._epoll.unregister(sock)
-            self._detach(connection, set_aside=set_aside)
+            self._peers.detach(connection, time.monotonic(), set_aside=set_aside)
             self._retired.discard(connection)
             self._sieve.remove(connection)
             self._wake()  # it makes room, for which others may wait
@@ -500,35 +400,13 @@ class Initiator:
     def _retire(self, connection: Connection) -> None:
         """It is broken: others take its place, and the thread ends it."""
         with self._lock:
-            if self._detach(connection, set_aside=True):
+            if self._peers.detach(connection, time.monotonic(), set_aside=True):
                 self._retired.add(connection)
                 self._sieve.remove(connection)
             self._wake()
 
-    def _detach(self, connection: Connection, *, set_aside: bool) -> bool:
-        """Whether it was that of its rail until now. Locked."""
-        for peer in self._peers.values():
-            track = peer.tracks.get(connection.rail)
-            if track is None or track.connection is not connection:
-                continue
-            track.connection = None
-            if set_aside:
-                track.back_off_s = min(max(2 * track.back_off_s, FIRST_BACK_OFF_S), LAST_BACK_OFF_S)
-                track.set_aside_until_s = time.monotonic() + track.back_off_s
-                peer.shares.forget(connection.rail)
-                connection.lane.num_set_aside += 1
-            return True
-        return False
-
-    def _forget_idle_peers(self) -> None:
-        """Those that have no connection: nothing else would ever do it for a process that has ended."""
-        for key, peer in list(self._peers.items()):
-            if not any(track.connection for track in peer.tracks.values()):
-                del self._peers[key]
-
     def _connections(self) -> list[Connection]:
-        tracks = [track for peer in self._peers.values() for track in peer.tracks.values()]
-        return [*(track.connection for track in tracks if track.connection is not None), *self._retired]
+        return [*self._peers.connections(), *self._retired]
 
     def _all(self) -> list[Connection]:
         with self._lock:
