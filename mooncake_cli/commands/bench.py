@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import click
 
 from mooncake_cli.commands import (
@@ -16,8 +18,11 @@ from mooncake_cli.commands import (
 
 
 @click.group("bench", help="Measure a running cluster, or what this machine can do.")
-def command() -> None:
-    """The group."""
+@click.pass_context
+def command(context: click.Context) -> None:
+    """The group. SIGTERM is to them what Ctrl-C is: they end the processes that they have started, and say what was measured."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
 
 
 command.add_command(bench_calibrate.command)

@@ -35,7 +35,6 @@ def serve_target(offered: Offer, *, as_json: bool) -> int:
     for reason in skipped.values():
         console.note(f"skipped: {reason}")
     num_bytes = offered.memory_bytes or last_level_cache_bytes()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with offer(names, num_bytes, host=offered.host, port=offered.port, busy_poll_s=offered.busy_poll_s) as ready:
         address = str(HostPort(offered.host, ready.raw_port))
         if as_json:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from mooncake_cli import exits, main
@@ -356,6 +357,21 @@ def test_two_engines_are_compared_in_turn(monkeypatch: pytest.MonkeyPatch, capsy
         assert cell["ours"]["bytes_per_s"] > 0
         assert cell["against"]["latency_s"]["p50"] > 0
         assert cell["ratio"]["count"] == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_comparison_that_is_ended_leaves_no_process(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours_first(monkeypatch)
+    options = ["--against", sys.executable, "--memory", "1MiB", "--sizes", "4KiB", "--batch", "4", "--seconds", "2s"]
+    command = [sys.executable, "-m", "mooncake_cli.main", "bench", "transfer", *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        me = psutil.Process(process.pid)
+        wait_for(lambda: [child.status() for child in me.children()].count(psutil.STATUS_STOPPED) >= 2, 60)
+        workers = me.children()
+        process.send_signal(number)
+        process.wait(30)
+    assert len(workers) == 4
+    wait_for(lambda: not any(alive(worker.pid) for worker in workers))
 
 
 def test_only_our_side_is_told_to_look_before_it_sleeps(

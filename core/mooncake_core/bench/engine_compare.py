@@ -185,7 +185,12 @@ class _Side:
         environ = {**interpreter.environ, **chosen}
         if settings.busy_poll_s and name == OURS:
             environ[BUSY_POLL_VARIABLE] = format_duration(settings.busy_poll_s)
-        boot = {"transport": transport, "memory_bytes": settings.memory_bytes, "threads": settings.threads}
+        boot = {
+            "parent": os.getpid(),
+            "transport": transport,
+            "memory_bytes": settings.memory_bytes,
+            "threads": settings.threads,
+        }
 
         def start(role: str) -> Process:
             command = [interpreter.python, str(WORKER), json.dumps({**boot, "role": role})]

@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -23,6 +24,8 @@ from collections.abc import Callable
 from typing import Any
 
 SEED = 7
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
 NIXL_MODULES = ("nixl", "nixl_cu12", "nixl_cu13")
 """The first is a chooser between the others, and not everywhere."""
 
@@ -236,8 +239,15 @@ def _nixl() -> tuple[Any, str]:
     raise ImportError("no NIXL")
 
 
+def end_with(parent: int) -> None:
+    """While a worker is held it does not see that its stdin has ended."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0 or os.getppid() != parent:
+        raise SystemExit("the process that measures is gone")
+
+
 def main() -> None:
     boot = json.loads(sys.argv[1])
+    end_with(boot["parent"])
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # engines log to stdout
 
