@@ -87,7 +87,8 @@ shows what an engine loses in whose process the threads move blocks: how much lo
     default="0",
     show_default=True,
     type=DURATION,
-    help="Look so long (as 100us) for what comes next before sleeping, at both ends; with --against at ours.",
+    help="Look so long (as 100us) for what comes next before sleeping, here and at the target; not at one elsewhere, "
+    "nor at --against.",
 )
 @click.option("--seconds", default="300ms", show_default=True, type=DURATION, help="Of each measurement.")
 @click.option("--pairs", default=10, show_default=True, type=click.IntRange(10), help="Alternating measurements.")

@@ -25,6 +25,7 @@ def test_engines_that_look_before_they_sleep_move_the_same_bytes(monkeypatch: py
     there = np.zeros_like(here)
     for made, memory in ((near, here), (far, there)):
         assert made.register_memory(memory.ctypes.data, memory.nbytes) == 0
+    assert near._endpoint._engine._paths["tcp"]._settings.busy_poll_s == pytest.approx(100e-6)
     peer = f"127.0.0.1:{far.get_rpc_port()}"
     for start, length in ((0, 1), (4096, 4096), (MIB, MIB)):
         ends = here.ctypes.data + start, there.ctypes.data + start

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -355,3 +356,52 @@ def test_nothing_is_left() -> None:
     while count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert count() <= before
+
+
+def test_a_notification_waits_for_its_own_transfers_also_where_those_before_end_meanwhile(
+    ends: tuple[Endpoint, Endpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = ends
+    memory = there.allocate_memory(100)
+    peer = here.open(there.name)
+    request = Request(Kind.WRITE, peer, b"x", address_of(memory.view))
+    batch = here.allocate_batch(2)
+    here.submit(batch, [request])
+    submit = here._engine.submit
+
+    def late(*arguments: Any, **options: Any) -> None:
+        assert here.wait(batch, 10)
+        here.notify(peer, Notification("before", ""))
+        submit(*arguments, **options)
+
+    monkeypatch.setattr(here._engine, "submit", late)
+    here.submit(batch, [request], notify=Notification("after", ""))
+    assert here.wait(batch, 10)
+    told: list[Notification] = []
+    while len(told) < 2:
+        told += there.take_notifications(timeout_s=10)
+    assert [notification.name for notification in told] == ["before", "after"]
+
+
+def test_nobody_is_told_of_what_failed_however_soon_the_batch_is_given_back(
+    ends: tuple[Endpoint, Endpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = ends
+    memory = there.allocate_memory(100)
+    peer = here.open(there.name)
+    address = address_of(memory.view)
+    there.free_memory(memory)
+    batch = here.allocate_batch(1)
+    ended = here._batch_ended
+
+    def late(*arguments: Any) -> None:
+        while batch.pending:
+            time.sleep(0.001)
+        here.free(batch)
+        ended(*arguments)
+
+    monkeypatch.setattr(here, "_batch_ended", late)
+    here.submit(batch, [Request(Kind.WRITE, peer, b"x", address)], notify=Notification("never", ""))
+    assert here.wait(batch, 10)
+    here.notify(peer, Notification("after", ""))
+    assert there.take_notifications(timeout_s=10) == [Notification("after", "")]

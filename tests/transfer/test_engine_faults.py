@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import socket
 import threading
 
@@ -141,3 +142,50 @@ def test_an_engine_that_cannot_start_frees_what_it_made() -> None:
             listen_port=taken.getsockname()[1],
         )
     wait_for(lambda: (len(os.listdir("/proc/self/fd")), threading.active_count()) == before)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_ctrl_c_while_a_transfer_begins_is_heard_when_it_has_ended(first: bool) -> None:
+    hub = Hub()
+
+    class Interrupted(hub.transport()):  # type: ignore[misc]
+        def post(self, operations: list[Operation]) -> None:
+            if first:
+                signal.raise_signal(signal.SIGINT)
+            super().post(operations)
+            if not first:
+                signal.raise_signal(signal.SIGINT)
+
+    here, there = engine("here", 1, [Interrupted]), engine("there", 2, [hub.transport()])
+    memory = bytearray(10)
+    segment = there.export(there.register_memory(memory), writable=True)
+    with pytest.raises(KeyboardInterrupt):
+        here.move(Kind.WRITE, segment, [([memoryview(b"x")], 0)])
+    assert (memory[:1], here._under_way._slices) == (b"x", {})
+    batch = here.allocate_batch(1)
+    with pytest.raises(KeyboardInterrupt):
+        here.submit(batch, [TransferRequest(Kind.WRITE, (memoryview(b"y"),), segment, (Range(1, 1),))])
+    assert here.wait(batch, 10)
+    assert (memory[:2], batch.transfers[0].state) == (b"xy", State.DONE)
+    with pytest.raises(KeyboardInterrupt):  # as it was before
+        signal.raise_signal(signal.SIGINT)
+    here.close()
+    there.close()
+
+
+def test_waiting_in_vain_leaves_nothing_behind() -> None:
+    here, there = engine("here", 1, ["tcp"]), engine("there", 2, ["tcp"])
+    segment = there.export(there.register_memory(bytearray(10)), writable=True)
+    direct = msgspec.msgpack.decode(segment.paths["tcp"], type=TcpPath)
+    relay = Relay(direct.host, direct.port)
+    relay.to_target.hold()
+    path = msgspec.msgpack.encode(TcpPath("127.0.0.1", relay.port, direct.key))
+    slow = msgspec.structs.replace(segment, paths={"tcp": path})
+    batch = here.allocate_batch(1)
+    here.submit(batch, [TransferRequest(Kind.WRITE, (memoryview(b"x"),), slow, (Range(0, 1),))])
+    assert [here.wait(batch, 0.001) for _ in range(20)] == [False] * 20
+    assert batch.waiting == []
+    relay.to_target.open()
+    assert here.wait(batch, 10)
+    for end in (here, there, relay):
+        end.close()

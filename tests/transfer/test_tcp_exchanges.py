@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from types import FrameType
 
 import msgspec
@@ -17,7 +18,7 @@ from mooncake_core.errors import DeadlineExceeded, PathFailed
 from mooncake_core.testing.cluster import wait_for
 from mooncake_core.testing.relay import Relay
 from mooncake_core.testing.transport_contract import Ends
-from mooncake_core.transfer.contract import Completion, Kind, Operation, Range
+from mooncake_core.transfer.contract import Completion, Kind, Operation, Range, TransportSettings
 from mooncake_core.transfer.engine import TransferEngine
 from mooncake_core.wire.messages.memory import SegmentDescriptor
 from mooncake_tcp import TcpTransport
@@ -267,3 +268,39 @@ def _num_sockets() -> int:
         except FileNotFoundError:
             continue
     return found
+
+
+def test_an_exchange_that_was_lent_and_never_used_keeps_nobody_from_closing(ends: Ends) -> None:
+    _, handle = ends.register(100)
+    path = ends.target.export(handle, writable=True)
+    assert path is not None
+    assert is_done(move(ends, write(ends, path)), 1)
+    exchanges = ends.initiator._exchanges  # type: ignore[attr-defined]
+    (peer,) = exchanges._idle
+    assert exchanges._lend(peer, [(write(ends, path), b"")]) is not None  # an interrupt came then
+    closing = threading.Thread(target=ends.initiator.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("processors", "busy_poll_s", "is_given_away"), [(4, 0.0, True), (4, 1e-4, False), (5, 1e-4, True)]
+)
+def test_threads_that_look_share_much_only_where_each_has_a_processor(
+    processors: int, busy_poll_s: float, is_given_away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(processors)))
+
+    class LookingEnds(Ends):
+        def settings(self, name: str, incarnation: int, secret: bytes | None) -> TransportSettings:
+            base = super().settings(name, incarnation, secret)
+            return replace(base, busy_poll_s=busy_poll_s, connections_per_peer=2)
+
+    ends = LookingEnds(TcpTransport, moves=True)
+    _, handle = ends.register(MUCH_BYTES)
+    path = ends.target.export(handle, writable=True)
+    assert path is not None
+    completion = move(ends, ends.operation(Kind.READ, path, [memoryview(bytearray(MUCH_BYTES))], 0))
+    assert (completion is None) is is_given_away
+    ends.close()

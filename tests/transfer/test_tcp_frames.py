@@ -8,12 +8,14 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import cast
 
 import pytest
 
 from mooncake_core.transfer.contract import Kind, Operation, Range
 from mooncake_core.transfer.slices import joined
+from mooncake_tcp import looking
 from mooncake_tcp.clock import PeerClock
 from mooncake_tcp.frames import MAX_VECTORS, RANGE, REQUEST, SOCKET_BUFFER_BYTES, receive_all, receive_first, tune
 from mooncake_tcp.looking import Looking
@@ -68,18 +70,18 @@ def test_who_looks_and_who_sleeps_receive_the_same(most_s: float) -> None:
     pieces = [draw.randbytes(length) for length in lengths]
     sinks = [memoryview(bytearray(length)) for length in lengths]
     near, far = connected(0)
-    looking = Looking(far, most_s)
+    receiver = Looking(far, most_s)
     with near, far:
         sender = threading.Thread(target=lambda: (time.sleep(0.05), Sender(near).send(pieces), near.close()))
         sender.start()
-        assert looking.look() is (most_s > 1)
+        assert receiver.look() is (most_s > 1)
         sinks[1][:] = pieces[1]
         receive_all(far, [memoryview(bytearray(1))])
-        looking.receive_all(sinks, 1)
+        receiver.receive_all(sinks, 1)
         assert [bytes(sink) for sink in sinks] == pieces
         sender.join()
         with pytest.raises(ConnectionResetError):
-            looking.receive_all(sinks)
+            receiver.receive_all(sinks)
 
 
 def test_a_peer_that_ends_in_the_middle_is_noticed() -> None:
@@ -160,3 +162,40 @@ def test_a_request_names_them_as_the_target_reads_them() -> None:
     kind, further, number, key, _, offset, length = REQUEST.unpack(frame[: REQUEST.size])
     assert (kind, further, number, key, offset, length) == (Kind.READ, 2, 5, b"k" * 16, 0, 1)
     assert [*RANGE.iter_unpack(frame[REQUEST.size :])] == [(7, 3), (20, 3)]
+
+
+def test_who_looks_receives_more_pieces_than_go_with_one_call() -> None:
+    draw = random.Random(3)
+    pieces = [draw.randbytes(draw.choice([0, 1, 700])) for _ in range(3 * MAX_VECTORS + 7)]
+    pieces[:MAX_VECTORS] = [b""] * MAX_VECTORS
+    sinks = [memoryview(bytearray(len(piece))) for piece in pieces]
+    near, far = connected(0)
+    with near, far:
+        sender = threading.Thread(target=near.sendall, args=(b"".join(pieces),))
+        sender.start()
+        Looking(far, 10.0).receive_all(sinks)
+        sender.join()
+    assert [bytes(sink) for sink in sinks] == pieces
+
+
+def test_who_gets_the_interpreter_late_sleeps_for_the_next_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looking, "PAUSE", 2)
+    near, far = connected(0)
+    looks: list[float] = []
+    delays_s = [2 * looking.CROWDED_S, 0.0, 0.0]
+
+    def look(poll: Callable[[int], object], most_s: float) -> bool:
+        looks.append(most_s)
+        time.sleep(most_s + delays_s.pop(0))
+        return True
+
+    monkeypatch.setattr(looking.busy_poll, "look", look)
+    sink = memoryview(bytearray(8))
+    with near, far:
+        receiver = Looking(far, 1e-3)
+        for number in range(4):
+            near.sendall(bytes([number]) * 8)
+            time.sleep(0.01)
+            receiver.receive_all([sink])
+            assert sink == bytes([number]) * 8
+    assert len(looks) == 2

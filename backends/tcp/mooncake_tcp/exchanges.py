@@ -72,7 +72,8 @@ class Exchanges:
             self._idle.clear()
             for exchange in [*idle, *self._lent]:
                 exchange.end(reason)
-            self._returned.wait_for(lambda: not self._lent)
+            # What has begun nothing has been ended above, and will not; an interrupt may even have kept it from being returned.
+            self._returned.wait_for(lambda: all(exchange.deadline_s == math.inf for exchange in self._lent))
 
     def _lend(self, peer: Peer, pairs: Sequence[Pair]) -> Exchange | None:
         with self._lock:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import time
 from collections.abc import Sequence
+from typing import Final
 
 from mooncake_core import busy_poll
 from mooncake_tcp.frames import MAX_VECTORS, after, receive_all
+
+CROWDED_S: Final = 1e-3
+"""Longer than it takes to copy what fits into the sockets' buffers: somebody else had the interpreter."""
+PAUSE: Final = 64
+"""Payloads that are slept for then."""
 
 
 class Looking:
@@ -20,6 +27,8 @@ class Looking:
         self._most_s = most_s if type(sock) is socket.socket else 0.0
         self._poller = select.poll()
         self._poller.register(sock, select.POLLIN)
+        self._pause = 0
+        """Payloads that nobody looks for."""
 
     def look(self) -> bool:
         """Whether something is there, after looking for so long at most."""
@@ -28,13 +37,29 @@ class Looking:
     def receive_all(self, views: Sequence[memoryview], start_bytes: int = 0) -> None:
         """As `frames.receive_all`, but takes bytes as they come: who sleeps until all are there is woken again and again, for
         the room that the sender needs."""
-        done_bytes = start_bytes
-        left: Sequence[bytes | memoryview] = after(views, start_bytes) if self._most_s else ()
-        while left and self.look():
-            received = self._socket.recvmsg_into(left[:MAX_VECTORS])[0]
+        if not self._most_s or self._pause:
+            self._pause = max(0, self._pause - 1)
+            receive_all(self._socket, views, start_bytes)
+            return
+        left = after(views, start_bytes)
+        for first in range(0, len(left), MAX_VECTORS):
+            window = self._receive_looking(after(left[first : first + MAX_VECTORS], 0))
+            if window:
+                receive_all(self._socket, [memoryview(view) for view in (*window, *left[first + MAX_VECTORS :])])
+                return
+
+    def _receive_looking(self, window: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
+        """What is left to who sleeps: all of it where nothing comes, or where others want the interpreter, which is given to them
+        with each look."""
+        while window:
+            began_s = time.monotonic()
+            if not self.look():
+                return window
+            received = self._socket.recvmsg_into(window)[0]
             if received == 0:
                 raise ConnectionResetError(errno.ECONNRESET, "the peer closed the connection")
-            left = after(left, received)
-            done_bytes += received
-        if left or not self._most_s:
-            receive_all(self._socket, views, done_bytes)
+            window = after(window, received)
+            if time.monotonic() - began_s > self._most_s + CROWDED_S:
+                self._pause = PAUSE
+                return window
+        return window

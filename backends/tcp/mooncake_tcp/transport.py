@@ -68,9 +68,11 @@ class TcpTransport(ExportingTransport):
         super().__init__(settings)
         self._settings = settings
         self.num_ways = settings.connections_per_peer
-        looking = 2 * self.num_ways if settings.busy_poll_s else 0
-        self._spreads = self.num_ways > 1 and looking < len(os.sched_getaffinity(0))
-        """Threads that look take a processor each, at both ends: with fewer they would get into each other's way."""
+        looks = settings.busy_poll_s > 0 and settings.tls is None
+        num_busy = 2 * self.num_ways if looks else 0
+        self._spreads = self.num_ways > 1 and num_busy < len(os.sched_getaffinity(0))
+        """Threads that look take a processor each, beside those that send to them: with fewer they would get into each other's
+        way."""
         self._sockets: Sockets = PlainSockets() if settings.tls is None else TlsSockets(settings.tls)
         try:
             hosts = dict.fromkeys([settings.listen_host, *settings.further_hosts])

@@ -81,6 +81,7 @@ class Batch:
         self.capacity = capacity
         self.transfers: list[Transfer] = []
         self.pending = 0
-        self.on_done: Callable[[], None] | None = None
+        self.on_done: list[Callable[[bool], None]] = []
+        """Called, each once, when nothing is pending any more: whether all went well."""
         self.waiting: list[threading.Event] = []
         """Set, each of them, when nothing is pending any more."""

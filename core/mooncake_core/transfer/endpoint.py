@@ -472,10 +472,14 @@ class Endpoint:
         notify: Notification | None,
         timeout_s: float | None,
     ) -> None:
-        watch = batch.on_done if isinstance(batch.on_done, _Watch) else _Watch(batch, self._tell)
-        watch.add(peers, notify)
-        batch.on_done = watch
-        self._engine.submit(batch, planned, timeout_s)
+        self._engine.submit(batch, planned, timeout_s, on_done=partial(self._batch_ended, [*peers], notify))
+
+    def _batch_ended(self, peers: Sequence[Peer], notify: Notification | None, all_well: bool) -> None:
+        for peer in peers:
+            if not all_well:
+                peer.doubt()
+            elif notify is not None:
+                self._tell(peer, notify)
 
     def _surely(self, peer: Peer, once: Callable[[float], list[Transfer]], timeout_s: float | None) -> list[Transfer]:
         """Tries again where the peer has registered its memory anew meanwhile."""
@@ -527,31 +531,6 @@ class Endpoint:
     async def _close_wire(self) -> None:
         await self._server.close()
         await self._asking.close_wire()
-
-
-class _Watch:
-    """What is to be done when a batch has ended."""
-
-    def __init__(self, batch: Batch, tell: Callable[[Peer, Notification], None]) -> None:
-        self._batch = batch
-        self._tell = tell
-        self._peers: dict[int, Peer] = {}
-        self._waiting: list[tuple[Peer, Notification]] = []
-
-    def add(self, peers: Iterable[Peer], notify: Notification | None) -> None:
-        for peer in peers:
-            self._peers[id(peer)] = peer
-            if notify is not None:
-                self._waiting.append((peer, notify))
-
-    def __call__(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        if any(transfer.error for transfer in self._batch.transfers):
-            for peer in self._peers.values():
-                peer.doubt()
-            return
-        for peer, notification in waiting:
-            self._tell(peer, notification)
 
 
 def _first_error(moved: Sequence[Transfer]) -> TransferError | TimeoutError | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from mooncake_core.errors import OutOfRange, PathFailed, TransferError
+from mooncake_core.interrupts import Postponed
 from mooncake_core.transfer.batch import Batch, State, Transfer, TransferRequest
 from mooncake_core.transfer.contract import Kind, Operation, Range, TlsFiles, Transport, TransportSettings
 from mooncake_core.transfer.device_memory import has_device_views
@@ -118,11 +119,19 @@ class TransferEngine:
         """A batch for up to `capacity` requests."""
         return Batch(capacity)
 
-    def submit(self, batch: Batch, requests: Sequence[TransferRequest], timeout_s: float | None = None) -> None:
-        """Starts transfers; returns at once. What fails shows in `status`."""
+    def submit(
+        self,
+        batch: Batch,
+        requests: Sequence[TransferRequest],
+        timeout_s: float | None = None,
+        *,
+        on_done: Callable[[bool], None] | None = None,
+    ) -> None:
+        """Starts transfers; returns at once. What fails shows in `status`. `on_done` is called, in any thread, once all of the
+        batch has ended: whether all went well."""
         if len(batch.transfers) + len(requests) > batch.capacity:
             raise OutOfRange(f"a batch of {batch.capacity} cannot take {len(requests)} requests more")
-        self._under_way.start(batch, self._transfers(requests, timeout_s))
+        self._under_way.start(batch, self._transfers(requests, timeout_s), on_done)
 
     def move(
         self,
@@ -142,8 +151,9 @@ class TransferEngine:
         left = self._move_here(segment, moved)
         if left:
             batch = self.allocate_batch(len(left))
-            self._under_way.start(batch, left)
-            self.wait_uninterrupted(batch)
+            with Postponed():
+                self._under_way.start(batch, left)
+                self.wait_uninterrupted(batch)
         return moved
 
     def lanes(self) -> list[Lane]:
@@ -170,7 +180,11 @@ class TransferEngine:
                 return True
             ended = threading.Event()
             batch.waiting.append(ended)
-        return ended.wait(timeout_s)
+        if ended.wait(timeout_s):
+            return True
+        with self._under_way.lock, contextlib.suppress(ValueError):  # ended just now
+            batch.waiting.remove(ended)
+        return False
 
     def wait_uninterrupted(self, batch: Batch) -> None:
         """Waits for all requests: the pieces belong to the transports until then, an interrupt does not change that."""
@@ -228,8 +242,8 @@ class TransferEngine:
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
         batch = self.allocate_batch(len(transfers))
-        batch.on_done = lambda: _call_soon(loop, done.set)
-        self._under_way.start(batch, self._transfers(_requests(kind, segment, transfers, in_order), timeout_s))
+        moving = self._transfers(_requests(kind, segment, transfers, in_order), timeout_s)
+        self._under_way.start(batch, moving, lambda all_well: _call_soon(loop, done.set))
         # The pieces belong to the transports until the batch has ended: cancelling does not change that.
         cancelled = False
         while not done.is_set():

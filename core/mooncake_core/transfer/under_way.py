@@ -7,12 +7,13 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from mooncake_core.errors import PathFailed, TransferError
+from mooncake_core.interrupts import Postponed
 from mooncake_core.transfer.batch import Batch, State, Transfer
 from mooncake_core.transfer.contract import Completion, Operation, Transport
 from mooncake_core.transfer.device_memory import has_device_views
@@ -65,11 +66,19 @@ class UnderWay:
         """Of an operation."""
         return next(self._operation_ids)
 
-    def start(self, batch: Batch, transfers: Sequence[Transfer]) -> None:
-        """Adds transfers to a batch, and posts them; returns at once."""
+    def start(self, batch: Batch, transfers: Sequence[Transfer], on_done: Callable[[bool], None] | None = None) -> None:
+        """Adds transfers to a batch, and posts them; returns at once. `on_done` is called once all of the batch has ended:
+        whether all went well."""
+        if transfers:
+            with Postponed():
+                self._start(batch, transfers, on_done)
+
+    def _start(self, batch: Batch, transfers: Sequence[Transfer], on_done: Callable[[bool], None] | None) -> None:
         with self.lock:
             batch.transfers.extend(transfers)
             batch.pending += len(transfers)
+            if on_done is not None:
+                batch.on_done.append(on_done)
         posts: dict[str, list[Operation]] = {}
         for transfer in transfers:
             self._plan(batch, transfer, posts)
@@ -202,8 +211,11 @@ class UnderWay:
             batch.pending -= 1
             if batch.pending:
                 return
+            # All of it now: as soon as nothing is pending, the batch may be given back, or get further transfers.
+            all_well = not any(transfer.error for transfer in batch.transfers)
+            on_done, batch.on_done = batch.on_done, []
             waiting, batch.waiting = batch.waiting, []
+        for call in on_done:
+            call(all_well)
         for ended in waiting:
             ended.set()
-        if batch.on_done:
-            batch.on_done()
