@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -91,6 +92,29 @@ async def test_a_transport_that_cannot_post_is_a_failed_path(others: list[str | 
     assert (error is None) if others else isinstance(error, PathFailed)
     here.close()
     there.close()
+
+
+class HalfRaising(MemoryTransport):
+    """Says of the first operation that its path failed, and cannot post the others."""
+
+    def post(self, operations: Sequence[Operation]) -> None:
+        self.completions.add(Completion(operations[0].operation_id, PathFailed("the peer cannot be reached")))
+        raise OSError(24, "Too many open files")
+
+
+@pytest.mark.parametrize("others", [[], ["tcp"]])
+async def test_what_had_ended_before_a_transport_raised_does_not_end_again(
+    others: list[str | type[Transport]], caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = type("HalfRaising", (HalfRaising,), {"hub": Hub()})
+    here, there = engine("here", 1, [kind, *others]), engine("there", 2, [kind, *others])
+    memory = bytearray(2)
+    segment = there.export(there.register_memory(memory), writable=True)
+    error = first_error(await here.write(segment, [([memoryview(b"x")], at) for at in range(2)]))
+    assert (error is None and memory == b"xx") if others else isinstance(error, PathFailed)
+    here.close()
+    there.close()
+    assert "was completed twice" not in caplog.text
 
 
 def test_a_transport_that_cannot_poll_does_not_end_the_collecting() -> None:

@@ -22,6 +22,7 @@ from mooncake_core.testing.transport_contract import Ends, TransportContract
 from mooncake_core.transfer.contract import Kind, TransportSettings
 from mooncake_tcp import TcpTransport
 from mooncake_tcp.frames import tune
+from tests.transfer.scarce_threads import room_for
 
 TARGET = """
 import sys, time
@@ -200,6 +201,37 @@ def test_an_initiator_out_of_threads_fails_the_transfer(monkeypatch: pytest.Monk
     assert isinstance(ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0), PathFailed)
     monkeypatch.undo()
     assert ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is None
+    ends.close()
+
+
+def test_an_initiator_without_room_for_a_connection_fails_only_what_would_have_taken_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends = Ends(TcpTransport)
+    other = ends.make("other", 3)
+    unreached = other.export(other.register(memoryview(bytearray(1))), writable=True)
+    assert unreached is not None
+    refused = room_for(monkeypatch, 1, "tcp-to-")
+    paths = ends.export(writable=True), unreached
+    operations = [ends.operation(Kind.WRITE, path, [memoryview(b"x")], 0) for path in paths]
+    carried, failed = dict(sorted(ends.complete(operations).items())).values()
+    assert carried is None
+    assert isinstance(failed, PathFailed)
+    assert failed.detail["errno"] == errno.EAGAIN
+    assert f"tcp-to-{failed.detail['peer']}" in refused
+    monkeypatch.undo()
+    assert ends.transfer(Kind.WRITE, unreached, [memoryview(b"x")], 0) is None
+    ends.close()
+    other.close()
+
+
+def test_connections_that_there_is_no_room_for_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = Ends(TcpTransport)
+    path = ends.export(writable=True)
+    refused = room_for(monkeypatch, 1, "tcp-to-")
+    operations = [ends.operation(Kind.WRITE, path, [memoryview(b"x")], 0) for _ in range(8)]
+    assert set(ends.complete(operations).values()) == {None}
+    assert refused
     ends.close()
 
 

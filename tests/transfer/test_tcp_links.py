@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from mooncake_tcp.links import FIRST_BACK_OFF_S, Links
 from mooncake_tcp.plain import PlainSockets
 from mooncake_tcp.target import Target
 from mooncake_tcp.transport import TcpPath
+from tests.transfer.scarce_threads import room_for
 
 HOSTS = ("127.0.0.1", "127.0.0.2")
 PEER = (("10.0.0.1", 1), ("10.1.0.1", 1))
@@ -71,6 +73,24 @@ def test_what_failed_is_set_aside_longer_each_time() -> None:
 def test_links_take_turns() -> None:
     found = Links(Dialer(None, Lanes(), PlainSockets()), Weights())
     assert [found.next(PEER, PEER, 1) for _ in range(4)] == [*PEER, *PEER]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_initiator_without_room_for_connections_over_all_links_uses_those_it_has(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = threading.active_count()
+    ends = SeveralEnds(TcpTransport)
+    path = ends.export(writable=True)
+    refused = room_for(monkeypatch, count, "tcp-to-")
+    operations = [ends.operation(Kind.WRITE, path, [memoryview(b"x")], 0) for _ in range(8)]
+    errors = ends.complete(operations).values()
+    assert all((error is None) if count else isinstance(error, PathFailed) for error in errors)
+    assert refused
+    monkeypatch.undo()
+    assert ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is None
+    ends.close()
+    wait_for(lambda: threading.active_count() == before)
 
 
 def test_a_path_names_all_addresses_and_one_of_an_older_version_is_read() -> None:

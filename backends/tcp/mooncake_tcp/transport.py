@@ -20,7 +20,8 @@ from mooncake_core.transfer.contract import Capabilities, Completion, Operation,
 from mooncake_core.transfer.exporting import ExportingTransport
 from mooncake_core.transfer.sieve import Sieve
 from mooncake_core.transfer.slices import SLICE_BYTES
-from mooncake_tcp.connecting import TRANSPORT, Dialer
+from mooncake_core.transfer.sockets import name_of
+from mooncake_tcp.connecting import TRANSPORT, Dialer, connection_failed
 from mooncake_tcp.exchange import Pair
 from mooncake_tcp.exchanges import Exchanges
 from mooncake_tcp.initiator import Connection
@@ -207,11 +208,11 @@ class TcpTransport(ExportingTransport):
 
     def _post_to(self, peer: Peer, pairs: Sequence[Pair]) -> None:
         """Spreads operations over the peer's connections, by bytes under way."""
-        shares = self._share(peer, pairs)
-        if not shares:
-            error = PathFailed(f"the transport of {self._settings.owner} was closed")
+        try:
+            shares = self._share(peer, pairs)
+        except PathFailed as reason:
             for operation, _ in pairs:
-                self.completions.add(Completion(operation.operation_id, error))
+                self.completions.add(Completion(operation.operation_id, reason))
             return
         for connection, share in shares:
             if not connection.submit(share):
@@ -222,9 +223,14 @@ class TcpTransport(ExportingTransport):
             self._note_deadline(time.monotonic() + WATCH_S)
 
     def _share(self, peer: Peer, pairs: Sequence[Pair]) -> list[tuple[Connection, list[Pair]]]:
+        """Which connection is to carry what.
+
+        Raises:
+            PathFailed: there is none, and the process has no room for the thread of one; or the transport was closed.
+        """
         with self._lock:
             if self._closing:
-                return []
+                raise PathFailed(f"the transport of {self._settings.owner} was closed")
             pool = self._pool(peer)
             if len(peer) > 1:
                 pool = self._usable(peer, pool)
@@ -232,8 +238,8 @@ class TcpTransport(ExportingTransport):
             wanted = min(len(pairs), most)
             if pool and min(connection.pending_bytes for connection in pool) >= BUSY_BYTES:
                 wanted = min(len(pool) + 1, most)
-            while len(peer) == 1 and len(pool) < max(wanted, 1):
-                pool.append(self._connect(peer))
+            if len(peer) == 1:
+                self._widen(peer, pool, max(wanted, 1) - len(pool))
             return self._spread(peer, pool, pairs)
 
     def _pool(self, peer: Peer) -> list[Connection]:
@@ -286,12 +292,25 @@ class TcpTransport(ExportingTransport):
         per_link = -(-self._settings.connections_per_peer // len(good))
         addresses = [connection.link.address for connection in pool if connection.link]
         for address in good:
-            pool += [self._connect(peer, address) for _ in range(per_link - addresses.count(address))]
-        usable = [connection for connection in pool if connection.link and connection.link.address in good]
+            self._widen(peer, pool, per_link - addresses.count(address), address)
+        usable = [connection for connection in pool if connection.link and connection.link.address in good] or pool
         trusted = self._links.trusted(good)
         usable = [one for one in usable if one.is_open or (one.link and one.link.address in trusted)] or usable
         first = next(self._turns) % len(usable)
         return usable[first:] + usable[:first]
+
+    def _widen(self, peer: Peer, pool: list[Connection], count: int, address: Address | None = None) -> None:
+        """Adds so many connections to the pool of a peer; fewer where the process has no room for their threads, and there are
+        others that take what they would have. Locked. Raises as `_share`."""
+        most = len(pool) + count
+        try:
+            while len(pool) < most:
+                pool.append(self._connect(peer, address))
+        except RuntimeError as error:
+            if pool:
+                return
+            self._forget(peer)
+            raise connection_failed(name_of(*(address or peer[0])), f": {error}", errno.EAGAIN) from error
 
     def _connect(self, peer: Peer, address: Address | None = None) -> Connection:
         link = None if address is None else self._links.open(peer, address)
@@ -313,8 +332,12 @@ class TcpTransport(ExportingTransport):
                     pool.remove(connection)
                     self._ending.append(connection)
                 if not pool:
-                    del self._connections[peer]
-                    self._sieve.remove(peer)
+                    self._forget(peer)
+
+    def _forget(self, peer: Peer) -> None:
+        """It has no connections. Locked."""
+        del self._connections[peer]
+        self._sieve.remove(peer)
 
     def _note_deadline(self, deadline: float) -> None:
         # Looked at without the lock, once what it is for is under way: who sets a new earliest looks at all of it after that.

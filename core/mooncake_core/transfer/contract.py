@@ -189,7 +189,8 @@ class Transport(ABC):
         """Starts transfers. Errors are completions: a dead peer is PathFailed with peer and errno, a withdrawn or
         unknown key StaleSegment, a range outside of the export OutOfRange, a wrong secret AuthenticationFailed wrapped
         in PathFailed. Every posted operation gets exactly one completion, by its deadline at the latest; after `close`
-        that is PathFailed too."""
+        that is PathFailed too. Should it raise all the same, the engine fails all that has no completion yet: nothing may
+        touch the pieces of those any more."""
 
     def move(self, operations: Sequence[Operation]) -> Sequence[Completion | None]:
         """Carries operations out in the calling thread, for one that would only wait: no other thread has to wake up.

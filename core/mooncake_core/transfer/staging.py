@@ -86,6 +86,10 @@ class Staging:
                 left.append(operation)
         return left
 
+    def awaits(self, operation: Operation) -> bool:
+        """Whether it was posted here and has not ended."""
+        return operation.operation_id in self._posted
+
     def has_posted(self, completion: Completion) -> bool:
         """Whether a completion is of an operation that was posted here; it is taken then."""
         posted = self._posted.pop(completion.operation_id, None)

@@ -177,7 +177,14 @@ class UnderWay:
             _log.exception("transport %s could not post", transport.name)
             reason = PathFailed(f"transport {transport.name} could not post: {error!r}", path=transport.name)
             for operation in operations:
-                self.complete(Completion(operation.operation_id, reason))
+                if self._is_left(operation):
+                    self.complete(Completion(operation.operation_id, reason))
+
+    def _is_left(self, operation: Operation) -> bool:
+        """Whether it has not ended, nor goes another way by now."""
+        with self.lock:
+            piece = self._slices.get(operation.operation_id)
+        return self._staging.awaits(operation) if piece is None else piece.operation is operation
 
     def _peer_of(self, operation: Operation) -> int:
         """The incarnation of the process that an operation under way goes to."""
