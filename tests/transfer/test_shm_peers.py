@@ -24,12 +24,14 @@ from mooncake_core.testing.transport_contract import Ends
 from mooncake_core.transfer.contract import Kind
 from mooncake_core.transfer.shared_memory import SharedMemory
 from mooncake_shm import ShmTransport, peers, target, transport
-from mooncake_shm.introduction import Have, Want, receive_news, send
+from mooncake_shm.introduction import Gone, Have, Want, receive_news, send
 from mooncake_shm.transport import ShmPath
 
 SOON_S = 0.3
 FAR_S = 20.0
 NUM_REGIONS = 2
+MORE_THAN_FITS = 1000
+"""Notices, into what a socket holds."""
 TARGET = f"""
 import sys
 from mooncake_core.transfer.contract import TransportSettings
@@ -231,8 +233,7 @@ def test_a_peer_gets_a_control_page_it_can_neither_write_nor_cut(ends: Ends) -> 
     again = os.open(f"/proc/self/fd/{page}", os.O_RDWR)
     with pytest.raises(PermissionError):
         os.ftruncate(again, 0)
-    for descriptor in (again, page, region):
-        os.close(descriptor)
+    _close_all([again, page, region])
 
 
 def test_an_unregistered_region_is_unmapped_by_its_peers(ends: Ends) -> None:
@@ -249,8 +250,42 @@ def test_an_unregistered_region_is_unmapped_by_its_peers(ends: Ends) -> None:
     assert ends.transfer(Kind.READ, ends.export(writable=False), [memoryview(bytearray(1))], 0) is None
 
 
+def test_an_answer_that_finds_no_room_is_given_once_there_is_some(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")] * 3
+    monkeypatch.setattr(target, "send", _failing(send, failures))
+    assert ends.transfer(Kind.WRITE, ends.export(writable=True), [memoryview(b"x")], 0) is None
+    assert not failures
+
+
+def test_who_stood_still_hears_of_every_region_that_was_unregistered_and_then_is_answered(ends: Ends) -> None:
+    named = _named(ends.export(writable=True))
+    want = Want(named.region, named.slot, named.generation, write=False)
+    regions = [ends.target.register(memoryview(bytearray(1))) for _ in range(MORE_THAN_FITS)]
+    heard: list[int] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(FAR_S)
+        sock.connect("\0" + named.socket)
+        send(sock, want)
+        _close_all(receive_news(sock)[1])
+        for region in regions:
+            ends.target.unregister(region)
+        send(sock, want)
+        news, descriptors = receive_news(sock)
+        while isinstance(news, Gone):
+            heard.append(news.region)
+            news, descriptors = receive_news(sock)
+    _close_all(descriptors)
+    assert heard == regions
+    assert news == Have(found=True, length=1 << 20)
+
+
 def _named(path: bytes) -> ShmPath:
     return msgspec.msgpack.decode(path, type=ShmPath)
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _failing(real: Callable[..., Any], failures: list[Any]) -> Callable[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import secrets
@@ -10,6 +9,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -39,44 +39,56 @@ class Target:
         self._listener.listen(BACKLOG)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()
-        self._connections: set[socket.socket] = set()
+        self._connections: dict[socket.socket, deque[Want | Gone]] = {}
+        """With what is left to be said on each: the answer to a wish, and notices. Changed by the thread alone."""
+        self._closing = False
         self._thread = threading.Thread(target=self._work, name="shm-target", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Ends the listener and all connections: peers notice."""
-        os.eventfd_write(self._wake_fd, 1)
+        with self._lock:
+            self._closing = True
+            os.eventfd_write(self._wake_fd, 1)
         self._thread.join()
         os.close(self._wake_fd)
 
     def tell(self, message: Gone) -> None:
-        """To all peers. Who is stopped and has not read what was told before misses it."""
+        """To all peers; to who is stopped and has not read what was told before, once he goes on."""
         with self._lock:
-            for connection in self._connections:
-                with contextlib.suppress(OSError):
-                    send(connection, message)
+            if self._closing:
+                return
+            for unsaid in self._connections.values():
+                unsaid.append(message)
+            os.eventfd_write(self._wake_fd, 1)
 
     def _work(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake_fd, selectors.EVENT_READ)
             selector.register(self._listener, selectors.EVENT_READ)
-            while True:
-                ready = [key.fileobj for key, _ in selector.select()]
+            while not self._closing:
+                ready = {key.fileobj for key, _ in selector.select()}
                 if self._wake_fd in ready:
-                    break
-                for item in ready:
-                    if item is self._listener:
-                        self._accept(selector)
-                    elif isinstance(item, socket.socket) and not self._serve(item):
-                        selector.unregister(item)
-                        self._close(item)
+                    os.eventfd_read(self._wake_fd)
+                if self._listener in ready:
+                    self._accept(selector)
+                for connection, unsaid in list(self._connections.items()):
+                    if connection in ready or unsaid:
+                        self._attend(selector, connection, unsaid)
         for connection in list(self._connections):
             self._close(connection)
         self._listener.close()
 
+    def _attend(self, selector: selectors.BaseSelector, connection: socket.socket, unsaid: deque[Want | Gone]) -> None:
+        if self._serve(connection, unsaid):
+            selector.modify(connection, selectors.EVENT_WRITE if unsaid else selectors.EVENT_READ)
+        else:
+            selector.unregister(connection)
+            self._close(connection)
+
     def _close(self, connection: socket.socket) -> None:
         with self._lock:
-            self._connections.discard(connection)
+            del self._connections[connection]
             connection.close()
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
@@ -94,24 +106,35 @@ class Target:
             return
         connection.setblocking(False)
         with self._lock:
-            self._connections.add(connection)
+            self._connections[connection] = deque()
         selector.register(connection, selectors.EVENT_READ)
 
-    def _serve(self, connection: socket.socket) -> bool:
-        """Answers one message; whether the connection lives on."""
+    def _serve(self, connection: socket.socket, unsaid: deque[Want | Gone]) -> bool:
+        """Says what is to be said, or else hears a wish and answers it; whether the connection lives on. What finds no room
+        stays: a wish that is never answered would be the last one."""
         try:
-            want = receive_want(connection)
-            if want is None:
-                return False
-            have, descriptors = self._answer(want)
-            try:
-                send(connection, have, descriptors)
-            finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
+            if not unsaid:
+                want = receive_want(connection)
+                if want is None:
+                    return False
+                unsaid.append(want)
+            while unsaid:
+                self._say(connection, unsaid[0])
+                unsaid.popleft()
         except BlockingIOError:
             return True
         except (OSError, msgspec.MsgspecError) as error:
             _log.debug("a shm connection ended: %s", error)
             return False
         return True
+
+    def _say(self, connection: socket.socket, what: Want | Gone) -> None:
+        if isinstance(what, Gone):
+            send(connection, what)
+            return
+        have, descriptors = self._answer(what)
+        try:
+            send(connection, have, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
