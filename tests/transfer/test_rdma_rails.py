@@ -25,6 +25,7 @@ from mooncake_rdma.connection import UNSIGNALLED
 from mooncake_rdma.messages import MESSAGE_BYTES, STAGED_BYTES
 from mooncake_rdma.paths import RdmaPath
 from tests.transfer.rdma_fabric import Network, transport_on
+from tests.transfer.scarce_threads import room_for
 
 PART_BYTES = 4096
 
@@ -357,6 +358,15 @@ def test_closing_leaves_no_memory_region_and_no_queue_pair(ends: Ends, network: 
     assert network.pairs
     ends.close()
     assert (network.regions, network.pairs) == ({}, set())
+
+
+def test_a_transport_that_cannot_start_frees_what_it_made(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    refused = room_for(monkeypatch, 0, "rdma-completions")
+    with pytest.raises(RuntimeError):
+        Ends(transport_on(network))
+    assert refused
+    wait_for(lambda: (len(os.listdir("/proc/self/fd")), threading.active_count()) == before)
 
 
 def _many_targets(ends: Ends, count: int) -> tuple[list[Transport], list[bytes]]:

@@ -125,6 +125,15 @@ def test_the_locks_of_a_dead_initiator_are_gone() -> None:
     page.close()
 
 
+def test_a_control_page_that_cannot_be_mapped_is_not_kept_open() -> None:
+    short = SharedMemory("short", 4096)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ValueError):
+        PeerPage(short.descriptor)
+    assert len(os.listdir("/proc/self/fd")) <= before
+    short.close()
+
+
 def test_threads_that_copy_at_once_share_a_slot() -> None:
     page = ControlPage()
     opened = page.open_slot()

@@ -176,6 +176,7 @@ def test_one_that_answers_plainly_does_not_speak_it(authority: Authority) -> Non
 
 def test_files_that_are_not_what_they_should_be_are_named(authority: Authority, folder: Path) -> None:
     good, other = authority.member("good"), authority.member("other")
+    before = len(os.listdir("/proc/self/fd"))
     for files, message in (
         (
             TlsFiles(good.certificate, "no/such.key", good.ca),
@@ -186,6 +187,7 @@ def test_files_that_are_not_what_they_should_be_are_named(authority: Authority, 
     ):
         with pytest.raises(ConfigError, match=message):
             TlsEnds(authority, initiator=files)
+    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 def test_closing_frees_descriptors_and_threads(authority: Authority, folder: Path) -> None:

@@ -78,8 +78,8 @@ class Initiator:
         self._closing = False
         self._earliest_s = math.inf
         self._watch_at_s = 0.0
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._by_descriptor: dict[int, Device | Connection] = {}
         self._undrained: set[Device] = set()
@@ -88,7 +88,12 @@ class Initiator:
             self._by_descriptor[device.fileno()] = device
             self._epoll.register(device.fileno(), select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name="rdma-completions", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._epoll.close()
+            os.close(self._wake_fd)
+            raise
 
     def start(self, works: Sequence[Work]) -> None:
         """Each ends with one completion."""

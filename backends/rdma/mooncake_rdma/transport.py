@@ -106,25 +106,27 @@ class RdmaTransport(Transport):
         self._matrix = matrix(self._inventory, settings.topology)
         with ExitStack() as made:
             self._devices = self.open_devices()
-            self._gpu_direct = GpuDirect(self._devices)
             for device in self._devices:
                 made.callback(device.close)
+            self._gpu_direct = GpuDirect(self._devices)
             self._ports = [address_of_port(device.port) for device in self._devices]
             self._most_region_bytes = min(device.most_region_bytes for device in self._devices)
             self._limits = Limits(min(device.most_segments for device in self._devices))
             self._target = Target(settings, self._devices)
+            made.callback(self._target.close)
+            self._completions = Completions(settings.deliver)
+            made.callback(self._completions.close)
+            self._initiator = Initiator(
+                self._devices,
+                self._ports,
+                owner=settings.owner,
+                secret=settings.secret,
+                lanes=settings.lanes,
+                weights=settings.weights,
+                messages=self._messages,
+                complete=self._completions.add,
+            )
             made.pop_all()
-        self._completions = Completions(settings.deliver)
-        self._initiator = Initiator(
-            self._devices,
-            self._ports,
-            owner=settings.owner,
-            secret=settings.secret,
-            lanes=settings.lanes,
-            weights=settings.weights,
-            messages=self._messages,
-            complete=self._completions.add,
-        )
 
     def open_devices(self) -> list[Device]:
         """Those to use.

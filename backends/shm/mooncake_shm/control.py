@@ -80,7 +80,11 @@ class PeerPage:
     def __init__(self, fd: int) -> None:
         # A descriptor received from the peer shares its locks with the peer: only one opened here has locks of its own.
         self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        self._map = mmap.mmap(self._fd, PAGE_BYTES, access=mmap.ACCESS_READ)
+        try:
+            self._map = mmap.mmap(self._fd, PAGE_BYTES, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):
+            os.close(self._fd)
+            raise
         self._generations = memoryview(self._map).cast("Q")
         self._holders: dict[int, int] = {}
         self._locks: dict[int, tuple[bytes, bytes]] = {}

@@ -66,15 +66,16 @@ class TcpTransport(ExportingTransport):
     capabilities: ClassVar[Capabilities] = Capabilities(in_order=True, device_memory=True)
 
     def __init__(self, settings: TransportSettings) -> None:
+        # Before anything is opened: files may not be what they should be.
+        self._sockets: Sockets = PlainSockets() if settings.tls is None else TlsSockets(settings.tls)
         super().__init__(settings)
         self._settings = settings
         self.num_ways = settings.connections_per_peer
-        looks = settings.busy_poll_s > 0 and settings.tls is None
+        looks = settings.busy_poll_s > 0 and not self._sockets.speaks_tls
         num_busy = 2 * self.num_ways if looks else 0
         self._spreads = self.num_ways > 1 and num_busy < len(os.sched_getaffinity(0))
         """Threads that look take a processor each, beside those that send to them: with fewer they would get into each other's
         way."""
-        self._sockets: Sockets = PlainSockets() if settings.tls is None else TlsSockets(settings.tls)
         try:
             hosts = dict.fromkeys([settings.listen_host, *settings.further_hosts])
             self._target = Target(

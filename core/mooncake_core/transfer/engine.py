@@ -277,6 +277,9 @@ class TransferEngine:
             far = ranges[0].length if len(ranges) == 1 else sum([part.length for part in ranges])
             if near != far:
                 raise OutOfRange(f"the local pieces have {near} bytes, the remote ranges {far}")
+            first = ranges[0].offset if len(ranges) == 1 else min([part.offset for part in ranges], default=0)
+            if first < 0:
+                raise OutOfRange(f"expected ranges of a segment, got one that begins at {first}")
             transfers.append(Transfer(request, near, started_s, deadline_s))
         return transfers
 
