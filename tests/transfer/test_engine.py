@@ -259,3 +259,12 @@ def test_two_ends_of_different_lengths_are_refused() -> None:
     with pytest.raises(OutOfRange, match="1 bytes, the remote ranges 2"):
         one.submit(one.allocate_batch(1), [TransferRequest(Kind.WRITE, (memoryview(b"x"),), segment, (Range(0, 2),))])
     one.close()
+
+
+@pytest.mark.parametrize("ranges", [(Range(-1, 1),), (Range(0, 1), Range(-5, 0))])
+def test_ranges_before_a_segment_are_refused(ranges: tuple[Range, ...]) -> None:
+    one = engine("one", 1)
+    segment = one.export(one.register_memory(bytearray(10)), writable=True)
+    with pytest.raises(OutOfRange, match="got one that begins at -"):
+        one.submit(one.allocate_batch(1), [TransferRequest(Kind.WRITE, (memoryview(b"x"),), segment, ranges)])
+    one.close()

@@ -204,6 +204,15 @@ def test_a_target_out_of_descriptors_is_a_failed_path_and_not_taken_for_dead(
     assert ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0) is None
 
 
+def test_a_target_that_ends_a_connection_for_an_error_of_its_own_is_not_taken_for_dead(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = ends.export(writable=True)
+    monkeypatch.setattr(target, "send", _failing(send, [OSError(errno.ETOOMANYREFS, "Too many references")]))
+    assert isinstance(ends.transfer(Kind.WRITE, path, [memoryview(b"x")], 0), PathFailed)
+    assert ends.transfer(Kind.WRITE, path, [memoryview(b"y")], 0) is None
+
+
 def test_a_target_that_cannot_accept_does_later(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ends.export(writable=True)
     failures = [OSError(errno.EMFILE, "Too many open files")] * 2

@@ -26,7 +26,6 @@ TIMEOUT_S: Final = 5.0
 """A peer that has not answered for so long is a failed path: another one may have time left."""
 CONNECT_PAUSE_S: Final = 0.01
 KNOWN_DEAD: Final = 1024
-ENDED: Final = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE}
 
 _log = logging.getLogger(__name__)
 
@@ -146,7 +145,9 @@ class Peers:
                 self._hear(known, *news)
             self._ask(known)
         except PathFailed as error:
-            if error.detail["errno"] in ENDED:
+            if (
+                error.detail["errno"] == errno.ECONNREFUSED
+            ):  # a connection may also end for an error of a peer that lives
                 self._bury(known.peer.name)
             self._drop(known, error)
         except Exception as error:  # whatever it is, nobody may be left waiting, and other peers are innocent
