@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 
 import click
 
@@ -20,9 +21,11 @@ from mooncake_cli.commands import (
 @click.group("bench", help="Measure a running cluster, or what this machine can do.")
 @click.pass_context
 def command(context: click.Context) -> None:
-    """The group. SIGTERM is to them what Ctrl-C is: they end the processes that they have started, and say what was measured."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
+    """The group. SIGTERM and SIGHUP are to them what Ctrl-C is: they end the processes that they have started, and say what was
+    measured."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        before = signal.signal(number, signal.default_int_handler)
+        context.call_on_close(partial(signal.signal, number, before))
 
 
 command.add_command(bench_calibrate.command)

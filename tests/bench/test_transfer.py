@@ -25,7 +25,7 @@ from mooncake_cli.commands import bench_transfer
 from mooncake_core.bench import engine_compare, transfer
 from mooncake_core.bench.host_steps import Host, sum_up
 from mooncake_core.bench.movers import RAW_BUFFER_BYTES, CopyMover, Load, Measured, Mover, SocketMover, measure
-from mooncake_core.bench.store_processes import Process
+from mooncake_core.bench.store_processes import END_S, Process
 from mooncake_core.bench.transfer import (
     LaneBytes,
     TransferReport,
@@ -359,7 +359,7 @@ def test_two_engines_are_compared_in_turn(monkeypatch: pytest.MonkeyPatch, capsy
         assert cell["ratio"]["count"] == 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_comparison_that_is_ended_leaves_no_process(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     ours_first(monkeypatch)
     options = ["--against", sys.executable, "--memory", "1MiB", "--sizes", "4KiB", "--batch", "4", "--seconds", "2s"]
@@ -368,8 +368,10 @@ def test_a_comparison_that_is_ended_leaves_no_process(number: signal.Signals, mo
         me = psutil.Process(process.pid)
         wait_for(lambda: [child.status() for child in me.children()].count(psutil.STATUS_STOPPED) >= 2, 60)
         workers = me.children()
+        began_s = time.monotonic()
         process.send_signal(number)
         process.wait(30)
+    assert time.monotonic() - began_s < END_S  # nobody had to be killed
     assert len(workers) == 4
     wait_for(lambda: not any(alive(worker.pid) for worker in workers))
 

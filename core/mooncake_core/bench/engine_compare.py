@@ -205,10 +205,9 @@ class _Side:
         """One phase."""
         self._target.go_on()
         self._initiator.go_on()
-        try:
-            return self._run(kind, block_bytes)
-        finally:
-            self._hold()
+        answer = self._run(kind, block_bytes)
+        self._hold()  # not where it failed or was interrupted: both must see that they are to end
+        return answer
 
     def _hold(self) -> None:
         self._target.hold()
