@@ -359,6 +359,10 @@ def test_two_engines_are_compared_in_turn(monkeypatch: pytest.MonkeyPatch, capsy
         assert cell["ratio"]["count"] == 10
 
 
+def _num_stopped(process: psutil.Process) -> int:
+    return [child.status() for child in process.children()].count(psutil.STATUS_STOPPED)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_comparison_that_is_ended_leaves_no_process(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     ours_first(monkeypatch)
@@ -366,7 +370,8 @@ def test_a_comparison_that_is_ended_leaves_no_process(number: signal.Signals, mo
     command = [sys.executable, "-m", "mooncake_cli.main", "bench", "transfer", *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         me = psutil.Process(process.pid)
-        wait_for(lambda: [child.status() for child in me.children()].count(psutil.STATUS_STOPPED) >= 2, 60)
+        wait_for(lambda: len(me.children()) == 4 and _num_stopped(me) == 2, 60)
+        time.sleep(0.5)  # until it measures
         workers = me.children()
         began_s = time.monotonic()
         process.send_signal(number)
