@@ -26,3 +26,12 @@ def test_a_held_process_stands_still_goes_on_and_can_be_closed(tmp_path: Path) -
         began = time.monotonic()
     assert time.monotonic() - began < END_S  # it ended by itself
     assert process_state(pid) == ""
+
+
+def test_one_whose_answer_nobody_reads_ends_as_soon(tmp_path: Path) -> None:
+    talk = "import sys; print('x' * (1 << 20), flush=True); sys.stdin.read()"
+    began = time.monotonic()
+    with Process("talker", [sys.executable, "-c", talk], {}, tmp_path) as process:
+        pid = process._child.pid
+        wait_for(lambda: process_state(pid) == "S")
+    assert time.monotonic() - began < END_S

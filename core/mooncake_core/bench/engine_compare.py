@@ -121,10 +121,11 @@ class EngineRun:
                     for name, python in ((OURS, sys.executable), ("against", self._settings.against))
                 ]
                 self._against_engine = sides[1].engine
-                for kind in self._settings.kinds:
-                    for block_bytes in self._settings.sizes:
-                        self._cells.append(self._measure(sides, transport, kind, block_bytes))
-                        self._on_progress(len(self._cells))
+                try:
+                    self._measure_all(sides, transport)
+                finally:
+                    for side in sides:
+                        side.go_on()  # who ends may have something to say to who was held
         return self.report()
 
     def report(self) -> EngineReport:
@@ -136,6 +137,12 @@ class EngineRun:
             cells=list(self._cells),
             unfinished=num_cells(self._settings) - len(self._cells),
         )
+
+    def _measure_all(self, sides: Sequence[_Side], transport: str) -> None:
+        for kind in self._settings.kinds:
+            for block_bytes in self._settings.sizes:
+                self._cells.append(self._measure(sides, transport, kind, block_bytes))
+                self._on_progress(len(self._cells))
 
     def _measure(self, sides: Sequence[_Side], transport: str, kind: str, block_bytes: int) -> EngineCell:
         """Both, alternating, in an order that turns round from pair to pair; the other one is held meanwhile."""
@@ -203,11 +210,16 @@ class _Side:
 
     def run(self, kind: str, block_bytes: int) -> dict[str, Any]:
         """One phase."""
+        self.go_on()
+        try:
+            return self._run(kind, block_bytes)
+        finally:
+            self._hold()
+
+    def go_on(self) -> None:
+        """Lets both run."""
         self._target.go_on()
         self._initiator.go_on()
-        answer = self._run(kind, block_bytes)
-        self._hold()  # not where it failed or was interrupted: both must see that they are to end
-        return answer
 
     def _hold(self) -> None:
         self._target.hold()

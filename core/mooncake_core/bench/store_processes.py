@@ -155,12 +155,12 @@ class Process:
         """Ends it: with its stdin, or for good END_S later."""
         self.go_on()
         self._stdin.close()
+        self._stdout.close()  # or it would wait for somebody who reads its last answer
         try:
             self._child.wait(END_S)
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
-        self._stdout.close()
 
     @property
     def _stdin(self) -> IO[bytes]:
