@@ -128,11 +128,12 @@ class Running:
         return self.gateway_url
 
     def client(self) -> SyncClient:
-        """To its master."""
+        """To its master. Calls raise ConfigError where the master there is of another cluster."""
         from mooncake_core.roles.context import load_key
         from mooncake_core.wire.sync import SyncClient
 
-        return SyncClient(self.master_address, name="mooncake-cli", key=load_key(self.key_file))
+        key = load_key(self.key_file)
+        return SyncClient(self.master_address, name="mooncake-cli", key=key, cluster=self.name)
 
 
 def find_running(config_path: Path | None, overrides: tuple[str, ...], cluster: str | None) -> Running:

@@ -70,6 +70,16 @@ def test_a_second_start_of_the_same_cluster_is_refused(cluster: Cluster) -> None
     assert f"already runs here as process {cluster.process.pid}" in result.stderr
 
 
+def test_processes_and_commands_of_one_cluster_do_not_take_the_master_of_another(cluster: Cluster) -> None:
+    port = cluster.state.master_address.rpartition(":")[2]
+    other = ["-c", str(MOCK), "--set", "cluster=other", "--set", f"master.port={port}"]
+    for command in (["start", "--role", "decode", "--name", "decode-1"], ["status"], ["inspect", "nodes"]):
+        result = cluster.command(*command, *other)
+        assert result.returncode == 2
+        assert f"{cluster.state.master_address} is the master of cluster mock, not of other" in result.stderr
+    assert len(cluster.status().members) == 16
+
+
 def test_ctrl_c_ends_everything_soon(cluster: Cluster) -> None:
     children = psutil.Process(cluster.process.pid).children(recursive=True)
     assert len(children) == 13

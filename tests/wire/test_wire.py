@@ -307,6 +307,29 @@ async def test_versions_n_and_n_plus_1_work_together_and_others_are_refused() ->
     await server.close()
 
 
+async def test_the_master_of_another_cluster_is_not_taken_for_the_own_one() -> None:
+    server = Server("master", {Exists: exists}, cluster="local")
+    address = await server.start(ANY)
+    clients = Clients("node", clusters={address.url: "other"})
+    with pytest.raises(ConfigError, match=f"{address.url} is the master of cluster local, not of other: give other a"):
+        await clients.get(address.url).call(Exists(keys=[]), ExistsReply, timeout_s=5)
+    for cluster in ("local", ""):  # whoever says nothing, as programs through the drop-in, is answered
+        client = Client(address.url, name="client", cluster=cluster)
+        await client.call(Exists(keys=[]), ExistsReply, timeout_s=5)
+        await client.close()
+    await clients.close()
+    await server.close()
+
+
+async def test_a_server_that_names_no_cluster_may_be_of_any() -> None:
+    server = Server("older", {Exists: exists})
+    address = await server.start(ANY)
+    client = Client(address.url, name="client", cluster="local")
+    await client.call(Exists(keys=[]), ExistsReply, timeout_s=5)
+    await client.close()
+    await server.close()
+
+
 async def test_the_same_key_at_both_ends_works() -> None:
     async with Pair({Exists: exists}, key=ClusterKey.generate()) as client:
         reply = await client.call(Exists(keys=["y"]), ExistsReply, timeout_s=5)

@@ -310,7 +310,7 @@ class AuthConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 class ClusterConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cluster: Name = "local"
-    """Name of the cluster; its run directory is called so."""
+    """Name of the cluster; its run directory is called so. Its processes join no master of another one."""
     model: str = "demo"
     """Hugging Face folder of the model; `demo` is the one that ships with the package."""
     served_name: str = ""

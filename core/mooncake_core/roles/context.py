@@ -62,7 +62,7 @@ class RoleContext:
         self.key = load_key(boot.config.auth.key_file if boot.config.auth else None)
         self.master_address = boot.master_address
         self.spans = Spans(spec.name, num_members=num_members)
-        self.clients = Clients(name=spec.name, key=self.key)
+        self.clients = Clients(name=spec.name, key=self.key, clusters={boot.master_address: boot.cluster})
 
     @property
     def host_id(self) -> str:

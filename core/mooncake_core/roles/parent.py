@@ -27,6 +27,8 @@ class Boot(Struct, frozen=True, kw_only=True):
     """Which process of the configuration it is; it may be that of several members."""
     master_address: str
     log_level: str
+    cluster: str = ""
+    """Whose master that is; empty where whoever starts the child does not know."""
 
 
 class Announcement(Struct, frozen=True, kw_only=True):

@@ -253,6 +253,7 @@ class Supervisor:
             process=child.name,
             master_address=self._master_address(),
             log_level=os.environ.get("MOONCAKE_LOG_LEVEL", "info"),
+            cluster=self._config.cluster,
         )
 
     def _pinned_config(self) -> ClusterConfig:

@@ -7,7 +7,8 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 import zmq
@@ -15,6 +16,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from mooncake_core.errors import (
     AuthenticationFailed,
+    ConfigError,
     DeadlineExceeded,
     MooncakeError,
     PeerUnreachable,
@@ -101,9 +103,12 @@ class Client:
         key: ClusterKey | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         versions: tuple[int, int] = (OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION),
+        cluster: str = "",
     ) -> None:
+        """`cluster`: whose master this is to be; empty: any server will do."""
         self.address = address
         self._key = key
+        self._cluster = cluster
         self.hello = Hello(name=name, oldest=versions[0], newest=versions[1])
         self._owns_context = context is None
         self._context = context or zmq.Context()
@@ -124,6 +129,7 @@ class Client:
 
         Raises:
             MooncakeError: the peer's own error, as it was raised there.
+            ConfigError: it is the master of another cluster.
             PeerUnreachable: nobody is there, or the connection broke while waiting.
             DeadlineExceeded: no reply within timeout_s.
             ProtocolError: the reply is of another type.
@@ -315,6 +321,7 @@ class Client:
             if envelope.kind is Kind.WELCOME:
                 theirs = decode_hello(envelope.head)
                 agree(self.hello, theirs)
+                self._check_cluster(theirs)
                 self._door = theirs.door
                 self._was_welcome = True
                 self._lost_at = None
@@ -345,6 +352,14 @@ class Client:
             self._break(PeerUnreachable(lost) if self._greeted() else self._handshake_error())
         elif event == zmq.EVENT_CONNECT_RETRIED and not self._greeted():
             self._break(PeerUnreachable(f"nobody listens at {self.address}"))
+
+    def _check_cluster(self, theirs: Hello) -> None:
+        """Raises ConfigError where a master is not of the cluster that is meant."""
+        if self._cluster and theirs.cluster and theirs.cluster != self._cluster:
+            raise ConfigError(
+                f"{self.address} is the master of cluster {theirs.cluster}, not of {self._cluster}: give "
+                f"{self._cluster} a master.port of its own, or correct master.host and master.port in the YAML"
+            )
 
     def _greeted(self) -> bool:
         return self._welcome is not None and self._welcome.done() and self._welcome.exception() is None
@@ -380,9 +395,13 @@ class Client:
 class Clients:
     """One Client per address, all in one zmq context."""
 
-    def __init__(self, name: str, key: ClusterKey | None = None) -> None:
+    def __init__(
+        self, name: str, key: ClusterKey | None = None, *, clusters: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """`clusters`: address of a master → name of the cluster whose master it is to be."""
         self._name = name
         self._key = key
+        self._clusters = clusters
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._clients: dict[str, Client] = {}
 
@@ -391,7 +410,8 @@ class Clients:
         client = self._clients.get(address)
         if client is None:
             self._forget_gone()
-            client = Client(address, name=self._name, key=self._key, context=self._context)
+            cluster = self._clusters.get(address, "")
+            client = Client(address, name=self._name, key=self._key, context=self._context, cluster=cluster)
             self._clients[address] = client
         return client
 

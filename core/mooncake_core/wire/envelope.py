@@ -47,6 +47,8 @@ class Hello(Struct, frozen=True, kw_only=True):
     newest: int
     door: int = 0
     """Of a server: the port of its door (door.py), 0 where it has none."""
+    cluster: str = ""
+    """Of a master: the name of its cluster. Other servers, and older masters, do not say."""
 
 
 class Head(Struct, frozen=True, kw_only=True):

@@ -81,11 +81,12 @@ class Server:
         key: ClusterKey | None = None,
         versions: tuple[int, int] = (OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION),
         door: bool = False,
+        cluster: str = "",
     ) -> None:
-        """`door`: clients that block may come by door.py, unless there is a key."""
+        """`door`: clients that block may come by door.py, unless there is a key. `cluster`: of which this is the master."""
         self._handlers: dict[type, Handler] = {Ping: _pong, **handlers}
         self._key = key
-        self._hello = Hello(name=name, oldest=versions[0], newest=versions[1])
+        self._hello = Hello(name=name, oldest=versions[0], newest=versions[1], cluster=cluster)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._channel: Channel | None = None
         self._zap: Channel | None = None

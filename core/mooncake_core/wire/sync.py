@@ -15,9 +15,10 @@ M = TypeVar("M")
 class SyncClient:
     """Blocking calls to one server; a loop of its own runs while it waits. Used by one thread at a time."""
 
-    def __init__(self, address: str, *, name: str, key: ClusterKey | None = None) -> None:
+    def __init__(self, address: str, *, name: str, key: ClusterKey | None = None, cluster: str = "") -> None:
+        """`cluster`: as for Client."""
         self._runner = asyncio.Runner()
-        self._client = self._runner.run(_make(address, name, key))
+        self._client = self._runner.run(_make(address, name, key, cluster))
 
     def call(self, message: Message, reply_type: type[M], *, timeout_s: float) -> M:
         """As Client.call."""
@@ -29,5 +30,5 @@ class SyncClient:
         self._runner.close()
 
 
-async def _make(address: str, name: str, key: ClusterKey | None) -> Client:
-    return Client(address, name=name, key=key)
+async def _make(address: str, name: str, key: ClusterKey | None, cluster: str) -> Client:
+    return Client(address, name=name, key=key, cluster=cluster)

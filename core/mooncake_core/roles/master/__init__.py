@@ -56,7 +56,7 @@ async def run(context: RoleContext) -> None:
     inspection = Inspection(context.config.cluster, term, members=members, pool=pool, conductor=conductor, cache=cache)
     parts = (members, pool, conductor, inspection, timelines)
     handlers = {kind: handler for part in parts for kind, handler in part.handlers().items()}
-    server = Server(context.name, handlers, key=context.key, door=True)
+    server = Server(context.name, handlers, key=context.key, door=True, cluster=context.config.cluster)
     admin: AdminPort | None = None
     try:
         address = await server.start(HostPort(section.host, section.port))
