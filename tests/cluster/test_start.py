@@ -64,6 +64,21 @@ def test_a_port_in_use_is_named(tmp_path: Path, section: str) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_taken_admin_port_is_the_only_error(tmp_path: Path) -> None:
+    with socket.socket() as taken, socket.socket() as free:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        free.bind(("127.0.0.1", 0))
+        port, control = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        result = start(tmp_path, "--set", f"master.admin_port={port}", "--set", f"master.port={control}")
+    assert result.returncode == 1
+    (error,) = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert f"the admin port cannot listen on 127.0.0.1:{port}" in error
+    (blamed,) = [line for line in result.stderr.splitlines() if "could not start" in line]
+    assert blamed.startswith("master ")
+
+
 def test_a_second_start_of_the_same_cluster_is_refused(cluster: Cluster) -> None:
     result = start(cluster.folder)
     assert result.returncode == 2

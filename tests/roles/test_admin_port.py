@@ -25,7 +25,7 @@ from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.http import keys
 from mooncake_core.roles.master.http.access import Access
 from mooncake_core.roles.master.http.keys import SLICE, KeyRoutes
-from mooncake_core.roles.master.http.port import AdminPort
+from mooncake_core.roles.master.http.port import AdminPort, open_listener
 from mooncake_core.roles.master.http.state import MasterState
 from mooncake_core.roles.master.members import Members
 from mooncake_core.telemetry.loop_pauses import LoopPauses
@@ -65,7 +65,8 @@ async def admin(made: World, config: ClusterConfig | None = None) -> AsyncIterat
         cache=CacheReporter(made.driver, conductor),
         pauses=pauses,
     )
-    port = AdminPort(config or ClusterConfig(), 0, state)
+    config = config or ClusterConfig()
+    port = AdminPort(config, open_listener(config, 0), state)
     try:
         async with httpx.AsyncClient(base_url=port.url) as client:
             yield client
@@ -244,11 +245,10 @@ def test_without_an_admin_key_a_closed_cluster_is_looked_at_from_its_own_host_on
     assert Access(config).host == host
 
 
-async def test_a_port_in_use_is_named_with_its_setting() -> None:
-    async with world() as made:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            with pytest.raises(WireError, match=r"the admin port cannot listen .*master\.admin_port"):
-                AdminPort(ClusterConfig(), taken.getsockname()[1], cast(Any, made))
+def test_a_port_in_use_is_named_with_its_setting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(WireError, match=r"the admin port cannot listen .*master\.admin_port"):
+            open_listener(ClusterConfig(), taken.getsockname()[1])
 
 
 class ManyKeys:

@@ -28,6 +28,8 @@ DRAIN_S: Final = 1.5
 """How long answers under way may go on where all stop together, so that there is nowhere for them to move."""
 HURRY_S: Final = 0.5
 """How long each group may take to end once it is told to hurry."""
+MASTER_S: Final = 10.0
+"""How long another process's failure to start waits to hear whether the master of this start can."""
 AFTER_DRAIN_S: Final = 2.5
 """How long children may take in all, once they were given time to drain, before they are killed: where all stop together
 it takes under five seconds."""
@@ -188,6 +190,9 @@ class Supervisor:
             if self._stop.is_set():
                 return
             if not child.was_ready and code > 0:
+                await self._hear_master(child)
+                if self._stop.is_set():
+                    return
                 others = "; ending the others" if len(self._children) > 1 else ""
                 self._log(child.name, f"could not start (exit code {code}){others}")
                 self._exit_code = code
@@ -207,6 +212,13 @@ class Supervisor:
         master = self._child_of("master")
         if master and master is not child and not self._config.master.port:
             await _first_of(master.ready.wait(), self._stop.wait())
+
+    async def _hear_master(self, child: Child) -> None:
+        """Until it is known whether the master can start: where it cannot, that is what ends the start, whoever ends first.
+        Another program at its port, say, also turns the members away."""
+        master = self._child_of("master")
+        if master and master is not child and not master.was_ready:
+            await _first_of(master.ready.wait(), self._stop.wait(), timeout_s=MASTER_S)
 
     async def _announce_ready(self) -> None:
         await asyncio.gather(*(child.ready.wait() for child in self._children))

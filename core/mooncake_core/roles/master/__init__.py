@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -57,10 +58,13 @@ async def run(context: RoleContext) -> None:
     parts = (members, pool, conductor, inspection, timelines)
     handlers = {kind: handler for part in parts for kind, handler in part.handlers().items()}
     server = Server(context.name, handlers, key=context.key, door=True, cluster=context.config.cluster)
+    listener: socket.socket | None = None
     admin: AdminPort | None = None
     try:
+        if section.admin_port is not None:  # first: members that find a master lose it if it cannot have this port
+            listener = _admin_listener(context.config, section.admin_port)
         address = await server.start(HostPort(section.host, section.port))
-        if section.admin_port is not None:
+        if listener is not None:
             state = MasterState(
                 term=term,
                 address=str(address),
@@ -70,12 +74,14 @@ async def run(context: RoleContext) -> None:
                 cache=cache,
                 pauses=context.pauses,
             )
-            admin = _open_admin_port(context.config, section.admin_port, state)
+            admin = _open_admin_port(context.config, listener, state)
         context.announce(address.url, admin_url=admin.url if admin else "")
         await context.stop.wait()
     finally:
         if admin is not None:
             await admin.close()
+        elif listener is not None:
+            listener.close()
         await server.close()
         await members.close()
         await pool.close()
@@ -83,10 +89,16 @@ async def run(context: RoleContext) -> None:
         await context.clients.close()
 
 
-def _open_admin_port(config: ClusterConfig, port: int, state: MasterState) -> AdminPort:
-    from mooncake_core.roles.master.http.port import AdminPort  # with an HTTP server, which takes a while to import
+def _admin_listener(config: ClusterConfig, port: int) -> socket.socket:
+    from mooncake_core.roles.master.http.port import open_listener  # with an HTTP server, which takes a while to import
 
-    return AdminPort(config, port, state)
+    return open_listener(config, port)
+
+
+def _open_admin_port(config: ClusterConfig, listener: socket.socket, state: MasterState) -> AdminPort:
+    from mooncake_core.roles.master.http.port import AdminPort
+
+    return AdminPort(config, listener, state)
 
 
 def _conductor(config: ClusterConfig) -> Conductor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from mooncake_core.address import HostPort
 from mooncake_core.config.schema import ClusterConfig
 from mooncake_core.roles.http_server import HttpServer, listen, local_url
@@ -10,13 +12,16 @@ from mooncake_core.roles.master.http.app import AdminApp
 from mooncake_core.roles.master.http.state import MasterState
 
 
+def open_listener(config: ClusterConfig, port: int) -> socket.socket:
+    """What an AdminPort is to answer at. Raises WireError where the port cannot be had."""
+    return listen(HostPort(Access(config).host, port), what="the admin port", setting="master.admin_port")
+
+
 class AdminPort:
     """Serves while it is open."""
 
-    def __init__(self, config: ClusterConfig, port: int, state: MasterState) -> None:
-        """Raises WireError where the port cannot be had."""
+    def __init__(self, config: ClusterConfig, listener: socket.socket, state: MasterState) -> None:
         access = Access(config)
-        listener = listen(HostPort(access.host, port), what="the admin port", setting="master.admin_port")
         self.url = local_url(access.host, listener)
         self._server = HttpServer(AdminApp(state, access).app(), listener)
 
