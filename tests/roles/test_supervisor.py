@@ -25,13 +25,14 @@ async def failed_start(folder: Path, parts: dict[str, Part], monkeypatch: pytest
     class Player(Child):
         async def run_once(self, boot: Boot) -> int:
             seconds, says, code = parts.get(self.role, ENDLESS)
+            if says:
+                self._log(self.name, says)
             await asyncio.sleep(seconds)
-            self._log(self.name, says)
             return code
 
     monkeypatch.setattr(supervisor, "Child", Player)
-    monkeypatch.setattr(supervisor, "HURRY_S", 0.01)
-    monkeypatch.setattr(supervisor, "AFTER_DRAIN_S", 0.01)
+    for patience in ("DRAIN_S", "HURRY_S", "AFTER_DRAIN_S"):
+        monkeypatch.setattr(supervisor, patience, 0.01)
     monkeypatch.setattr(supervisor, "MASTER_S", 1.0)
     lines: list[str] = []
     config = ClusterConfig(master=MasterConfig(port=7801))
@@ -54,8 +55,8 @@ async def test_where_the_master_cannot_start_that_ends_the_start_whoever_fails_f
     code, lines = await failed_start(tmp_path, parts, monkeypatch)
     assert code == 1
     assert lines == [
-        "prefill | error: turned away",
         "master | error: a port is taken",
+        "prefill | error: turned away",
         "master | could not start (exit code 1); ending the others",
     ]
 
@@ -66,3 +67,16 @@ async def test_a_master_that_says_nothing_is_not_waited_for_for_ever(
     code, lines = await failed_start(tmp_path, {"prefill": (0.0, "error: no memory", 2)}, monkeypatch)
     assert code == 2
     assert lines[-1] == "prefill | could not start (exit code 2); ending the others"
+
+
+async def test_the_process_named_is_the_one_whose_error_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = "error: no such certificate"
+    parts = {"prefill": (0.3, same, 2), "decode": (0.0, same, 2)}
+    code, lines = await failed_start(tmp_path, parts, monkeypatch)
+    assert code == 2
+    assert lines == [
+        f"prefill | {same}",
+        "prefill | could not start (exit code 2); ending the others",
+    ]

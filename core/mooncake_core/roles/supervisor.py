@@ -142,7 +142,10 @@ class Supervisor:
         self._hurry = asyncio.Event()
         self._kill = asyncio.Event()
         self._exit_code = 0
-        self._start_errors: set[str] = set()
+        self._start_errors: dict[str, str] = {}
+        """Error → the process that said it."""
+        self._said_by: dict[str, str] = {}
+        """Process whose error is not shown → the one that said the same before."""
 
     async def run(self) -> int:
         """Starts everything, serves until SIGINT or SIGTERM, ends everything; returns the exit code."""
@@ -171,8 +174,9 @@ class Supervisor:
         """Logs a child's line. A start that fails in several processes for one reason says it once."""
         if not self._child(name).was_ready and line.startswith("error: "):
             if line in self._start_errors:
+                self._said_by[name] = self._start_errors[line]
                 return
-            self._start_errors.add(line)
+            self._start_errors[line] = name
         self._log(name, line)
 
     def _child(self, name: str) -> Child:
@@ -194,7 +198,8 @@ class Supervisor:
                 if self._stop.is_set():
                     return
                 others = "; ending the others" if len(self._children) > 1 else ""
-                self._log(child.name, f"could not start (exit code {code}){others}")
+                blamed = self._said_by.get(child.name, child.name)  # that of which the reason is shown
+                self._log(blamed, f"could not start (exit code {code}){others}")
                 self._exit_code = code
                 self._stop.set()
                 self._hurry.set()  # nobody is served yet, so nothing needs to drain
