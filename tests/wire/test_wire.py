@@ -360,6 +360,20 @@ async def test_a_wrong_key_is_an_error_at_once_and_not_a_time_out(case: str) -> 
     await server.close()
 
 
+async def test_a_server_that_ends_before_its_welcome_is_gone_and_does_not_say_anything_of_keys() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    client = Client(f"tcp://127.0.0.1:{port}", name="client")
+    asking = asyncio.create_task(client.call(Exists(keys=[]), ExistsReply, timeout_s=5))
+    while not router.poll(0):  # its hello: the handshake went well
+        await asyncio.sleep(0.002)
+    context.destroy(linger=0)
+    with pytest.raises(PeerUnreachable, match="broke before the first message"):
+        await asking
+    await client.close()
+
+
 def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "cluster.key"
     key = ClusterKey.generate()

@@ -349,7 +349,7 @@ class Client:
             self._break(self._handshake_error())
         elif event == zmq.EVENT_DISCONNECTED:
             lost = f"the connection to {self.address} broke"
-            self._break(PeerUnreachable(lost) if self._greeted() else self._handshake_error())
+            self._break(PeerUnreachable(lost if self._greeted() else f"{lost} before the first message"))
         elif event == zmq.EVENT_CONNECT_RETRIED and not self._greeted():
             self._break(PeerUnreachable(f"nobody listens at {self.address}"))
 
