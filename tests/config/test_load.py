@@ -117,6 +117,39 @@ pool: {eviction: lruu}
     ]
 
 
+def test_what_a_section_must_have_is_asked_for_beside_all_else(tmp_path: Path) -> None:
+    text = "transfer: {tls: {certificate: a}, connections: 0}\nmaster: {port: 99999}\ngateway: {port: 7801}\n"
+    assert problems(tmp_path, text) == [
+        "c.yaml:1:17: transfer.tls.key: expected text, got nothing",
+        "c.yaml:1:17: transfer.tls.ca: expected text, got nothing",
+        "c.yaml:1:48: transfer.connections: expected 1 or more, got 0",
+        "c.yaml:2:16: master.port: expected 65535 or less, got 99999",
+    ]
+    assert problems(tmp_path, "transfer: {tls: {}, topology: {'cpu:0': {secondary: [a]}}}") == [
+        "c.yaml:1:17: transfer.tls.certificate: expected text, got nothing",
+        "c.yaml:1:17: transfer.tls.key: expected text, got nothing",
+        "c.yaml:1:17: transfer.tls.ca: expected text, got nothing",
+        "c.yaml:1:41: transfer.topology.cpu:0.preferred: expected a list, got nothing",
+    ]
+
+
+def test_what_a_section_must_have_and_is_given_wrongly_is_said_once(tmp_path: Path) -> None:
+    assert problems(tmp_path, "transfer: {tls: {certificate: a, key: [b], ca: c}}") == [
+        "c.yaml:1:39: transfer.tls.key: expected text, got a list"
+    ]
+    assert problems(tmp_path, "transfer: {topology: {'cpu:0': {preferred: mlx5_0}}}") == [
+        'c.yaml:1:44: transfer.topology.cpu:0.preferred: expected a list, got "mlx5_0"'
+    ]
+
+
+def test_a_flag_that_gives_a_part_of_what_a_section_must_have_is_named(tmp_path: Path) -> None:
+    given = "--set transfer.tls.certificate=x"
+    assert problems(tmp_path, "", "transfer.tls.certificate=x") == [
+        f"{given}: transfer.tls.key: expected text, got nothing",
+        f"{given}: transfer.tls.ca: expected text, got nothing",
+    ]
+
+
 def test_networks_are_networks_and_want_a_key(tmp_path: Path) -> None:
     text = "transfer: {networks: [10.1.0.0/16, eth1, 127.0.0.0/8]}\n"
     assert problems(tmp_path, text) == [

@@ -47,8 +47,10 @@ class Builder:
         if not isinstance(content, dict):
             return self._wrong(value, path, "a mapping")
         hints = get_type_hints(kind, include_extras=True)
+        required = [field.name for field in msgspec.structs.fields(kind) if field.required]
+        absent = {name: Value(None, value.place) for name in required if name not in content}
         fields: dict[str, Any] = {}
-        for key, inner in content.items():
+        for key, inner in (content | absent).items():
             inner_path = f"{path}.{key}" if path else key
             if key not in hints:
                 self._unknown(inner, inner_path, key, list(hints))
@@ -56,7 +58,7 @@ class Builder:
             built = self.build(inner, hints[key], inner_path)
             if built is not INVALID:
                 fields[key] = built
-        return kind(**fields)
+        return kind(**fields) if fields.keys() >= set(required) else INVALID
 
     def _list(self, value: Value, kind: Any, path: str) -> Any:
         if not isinstance(value.content, list):
