@@ -65,15 +65,13 @@ class _Stream:
 
         from mooncake_core.errors import DeadlineExceeded, PeerUnreachable
 
-        started = time.perf_counter()
         try:
             with httpx.Client(base_url=self._url, timeout=self._options["timeout"]) as http:
-                yield from self._events(http, started)
+                yield from self._events(http)
         except httpx.TimeoutException as error:
             raise DeadlineExceeded(f"{self._url} did not answer within {self._options['timeout']:g}s") from error
         except httpx.HTTPError as error:
             raise PeerUnreachable(f"{self._url} cannot be reached: {error}") from error
-        self.total_s = time.perf_counter() - started
 
     def summary(self) -> str:
         """One line on how it went."""
@@ -88,12 +86,14 @@ class _Stream:
             f"{tokens} tokens generated"
         )
 
-    def _events(self, http: Any, started: float) -> Iterator[str]:
+    def _events(self, http: Any) -> Iterator[str]:
         import json
 
         chat = self._options["chat"]
         route = "/v1/chat/completions" if chat else "/v1/completions"
-        with http.stream("POST", route, json=self._body(http)) as answer:
+        body = self._body(http)
+        started = time.perf_counter()  # making the client, and asking which model is served, are no part of the answer
+        with http.stream("POST", route, json=body) as answer:
             if answer.status_code != 200:
                 answer.read()
                 _fail(answer.status_code, answer.text)
@@ -107,6 +107,7 @@ class _Stream:
                 self.ttft_s = self.ttft_s or time.perf_counter() - started
                 for choice in event["choices"]:
                     yield (choice["delta"].get("content") or "") if chat else choice["text"]
+        self.total_s = time.perf_counter() - started
 
     def _body(self, http: Any) -> dict[str, Any]:
         model = self._options["model"] or _first_model(http)
