@@ -32,6 +32,16 @@ class DurationType(Quantity):
         return parse_duration(value)
 
 
+class PatienceType(DurationType):
+    """A duration that something can take: not 0."""
+
+    def parse(self, value: Any) -> float:
+        duration_s = super().parse(value)
+        if not duration_s:
+            raise ValueError(f"expected a duration of more than 0, like 30s, got {value!r}")
+        return duration_s
+
+
 class SizeType(Quantity):
     """Bytes in "64KiB" or "1MiB"."""
 
@@ -90,5 +100,6 @@ class RangeType(click.ParamType):  # type: ignore[type-arg]
 
 
 DURATION = DurationType()
+PATIENCE = PatienceType()
 URL = UrlType()
 SIZE = SizeType()

@@ -11,7 +11,7 @@ import click
 
 from mooncake_cli import console
 from mooncake_cli.options import cluster_options, find_running, json_option
-from mooncake_cli.quantities import URL
+from mooncake_cli.quantities import PATIENCE, URL
 
 
 @click.command("complete", help="Complete a prompt; the text goes to stdout as it comes.")
@@ -21,7 +21,9 @@ from mooncake_cli.quantities import URL
 @click.option("--seed", type=int, help="The same seed gives the same text.")
 @click.option("--model", help="Default: the first one that is served.")
 @click.option("--chat", is_flag=True, help="Send the prompt as a chat message.")
-@click.option("--timeout", default=120.0, show_default=True, help="Seconds.")
+@click.option(
+    "--timeout", default="120s", show_default=True, type=PATIENCE, help="Give up when nothing has come for so long."
+)
 @click.option("--url", type=URL, help="Any OpenAI-compatible server. Default: the cluster that runs here.")
 @cluster_options
 @json_option
