@@ -204,6 +204,23 @@ def test_a_broken_check_costs_its_own_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert "ValueError: odd" in found["broken"].found
 
 
+def test_a_library_that_a_check_lacks_is_wrong_only_where_a_plugin_of_that_name_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(kind: str, name: str) -> object:
+        raise PluginUnavailable(
+            "check lmdb is not available: No module named 'lmdb'; pip install 'mooncake-toolkit[nvme]'"
+        )
+
+    monkeypatch.setattr(registry, "load", load)
+    wants = config(tiers=[TierConfig(path="/ssd")])
+    for subject, state in ((None, State.SKIP), (config(), State.SKIP), (wants, State.FAIL)):
+        ((_, found),) = examine(Subject(subject), ["lmdb"])
+        assert found == Finding(
+            state, "check lmdb is not available: No module named 'lmdb'", "pip install 'mooncake-toolkit[nvme]'"
+        )
+
+
 def test_the_command_fails_when_something_will_not_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(

@@ -59,5 +59,5 @@ def fail(found: str, fix: str) -> Finding:
     return Finding(State.FAIL, found, fix)
 
 
-def skip(why: str) -> Finding:
-    return Finding(State.SKIP, why)
+def skip(why: str, fix: str = "") -> Finding:
+    return Finding(State.SKIP, why, fix)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from mooncake_core import registry
-from mooncake_core.doctor.contract import Finding, Subject, fail, ok
-from mooncake_core.errors import MooncakeError, UsageError
+from mooncake_core.doctor.contract import Check, Finding, Subject, fail, ok, skip
+from mooncake_core.doctor.places import plugins_here
+from mooncake_core.errors import MooncakeError, PluginUnavailable, UsageError
 
 
 def names() -> list[str]:
@@ -31,10 +32,21 @@ def examine(subject: Subject, only: Collection[str] = ()) -> Iterator[tuple[str,
 
 def _findings(name: str, subject: Subject) -> list[Finding]:
     try:
-        return list(registry.load("check", name)(subject)) or [ok("nothing to say")]
+        check: Check = registry.load("check", name)
+    except PluginUnavailable as error:
+        return [_unavailable(name, subject, error)]
+    try:
+        return list(check(subject)) or [ok("nothing to say")]
     except MooncakeError as error:
         return [fail(str(error), "see the message")]
     except Exception as error:  # a stranger's check must not end the others
         return [
             fail(f"the check itself failed: {type(error).__name__}: {error}", "report it to whoever made the plugin")
         ]
+
+
+def _unavailable(name: str, subject: Subject, error: PluginUnavailable) -> Finding:
+    """A check lacks the library that what it looks at lacks: nothing is wrong where nobody wants that, which has its name."""
+    missing, _, fix = str(error).partition("; ")
+    is_wanted = subject.config is not None and any(name == wanted for _, wanted in plugins_here(subject.config))
+    return fail(missing, fix or "see the message") if is_wanted else skip(missing, fix)

@@ -63,3 +63,17 @@ def tiers_here(config: ClusterConfig, kind: str) -> Iterator[tuple[str, int, Tie
         for number, tier in enumerate(node.tiers):
             if tier.kind == kind:
                 yield f"{setting}.tiers[{number}]", count, tier
+
+
+def plugins_here(config: ClusterConfig) -> Iterator[tuple[str, str]]:
+    """Kind and name of each plugin that the configuration names for this machine."""
+    yield "policy", config.scheduler.policy
+    yield "admission", config.scheduler.admission
+    yield "eviction", config.pool.eviction
+    for name in config.transfer.transports:
+        if name not in config.transfer.optional:
+            yield "transport", name
+    for _, instance in instances_here(config):
+        yield "engine", instance.engine.kind
+    for _, _, node in nodes_here(config):
+        yield from (("tier", tier.kind) for tier in node.tiers)

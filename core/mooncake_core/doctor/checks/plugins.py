@@ -6,9 +6,8 @@ from collections.abc import Iterator, Set
 from typing import Final
 
 from mooncake_core import registry
-from mooncake_core.config.schema import ClusterConfig
 from mooncake_core.doctor.contract import Finding, Subject, fail, ok, skip
-from mooncake_core.doctor.places import instances_here, nodes_here
+from mooncake_core.doctor.places import plugins_here
 from mooncake_core.errors import MooncakeError
 
 TAKES_SECONDS: Final = "torch"
@@ -16,7 +15,7 @@ TAKES_SECONDS: Final = "torch"
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    wanted = set(_wanted(subject.config)) if subject.config else set()
+    wanted = set(plugins_here(subject.config)) if subject.config else set()
     for kind in registry.GROUPS:
         if kind != "check":  # the doctor loads those itself
             yield from _of_kind(kind, {name for of, name in wanted if of == kind})
@@ -39,17 +38,3 @@ def _of_kind(kind: str, wanted: Set[str]) -> Iterator[Finding]:
                 yield skip(str(error))
     if loaded:
         yield ok(f"{kind}: {', '.join(loaded)}")
-
-
-def _wanted(config: ClusterConfig) -> Iterator[tuple[str, str]]:
-    """Kind and name of each plugin that the configuration names for this machine."""
-    yield "policy", config.scheduler.policy
-    yield "admission", config.scheduler.admission
-    yield "eviction", config.pool.eviction
-    for name in config.transfer.transports:
-        if name not in config.transfer.optional:
-            yield "transport", name
-    for _, instance in instances_here(config):
-        yield "engine", instance.engine.kind
-    for _, _, node in nodes_here(config):
-        yield from (("tier", tier.kind) for tier in node.tiers)
