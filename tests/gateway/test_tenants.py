@@ -98,7 +98,7 @@ def test_keys_come_from_a_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("text", "mode", "message"),
     [
-        ("a: k", 0o640, r"can be read by others \(mode 640\): chmod 600"),
+        ("a: k", 0o640, r"can be read by others \(mode 640\); chmod 600"),
         ("", 0o600, "expected tenants and their keys, got none"),
         ("a: ${UNSET_KEY}", 0o600, "keys.yaml:1:4: a: expected the environment variable UNSET_KEY to be set"),
         ("a: {b: c}", 0o600, "keys.yaml:1:4: a: expected text, got a mapping"),

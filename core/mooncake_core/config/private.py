@@ -20,5 +20,5 @@ def read_private(path: Path, what: str, hint: str) -> bytes:
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror}; {hint}") from error
     if mode & 0o077:
-        raise ConfigError(f"{path} can be read by others (mode {mode:03o}): chmod 600 {path}")
+        raise ConfigError(f"{path} can be read by others (mode {mode:03o}); chmod 600 {path}")
     return data

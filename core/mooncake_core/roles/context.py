@@ -144,7 +144,7 @@ def load_key(key_file: str | None) -> ClusterKey | None:
         return None
     path = key_file or os.environ.get("MOONCAKE_KEY_FILE", "")
     if not path:
-        raise ConfigError("auth: expected auth.key_file or $MOONCAKE_KEY_FILE; `mooncake auth init` writes a key")
+        raise ConfigError("expected auth.key_file or $MOONCAKE_KEY_FILE; `mooncake auth init` writes a key")
     return ClusterKey.load(Path(path).expanduser())
 
 

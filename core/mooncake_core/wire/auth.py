@@ -71,5 +71,5 @@ class ClusterKey(Struct, frozen=True, kw_only=True):
             key = msgspec.json.decode(data, type=cls)
             key.secret  # noqa: B018  a malformed secret must show here
         except (msgspec.MsgspecError, ValueError) as error:
-            raise ConfigError(f"{path} is no cluster key: {error}") from error
+            raise ConfigError(f"{path} is no cluster key: {error}; copy it from another host of the cluster") from error
         return key
