@@ -42,6 +42,15 @@ class PatienceType(DurationType):
         return duration_s
 
 
+class BusyPollType(DurationType):
+    """How long to look for what comes next before sleeping."""
+
+    def parse(self, value: Any) -> float:
+        from mooncake_core import busy_poll
+
+        return busy_poll.checked(super().parse(value))
+
+
 class SizeType(Quantity):
     """Bytes in "64KiB" or "1MiB"."""
 
@@ -101,5 +110,6 @@ class RangeType(click.ParamType):  # type: ignore[type-arg]
 
 DURATION = DurationType()
 PATIENCE = PatienceType()
+BUSY_POLL = BusyPollType()
 URL = UrlType()
 SIZE = SizeType()

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from mooncake_core import busy_poll
 from mooncake_core.address import HostPort, parse_host_port
 from mooncake_core.config.schema import TlsConfig
 from mooncake_core.errors import ConfigError
@@ -82,10 +83,10 @@ def busy_poll_s() -> float:
     """How long to look for an answer before sleeping until it comes.
 
     Raises:
-        ConfigError: $MOONCAKE_BUSY_POLL is no duration.
+        ConfigError: $MOONCAKE_BUSY_POLL is no duration, or too long a one.
     """
     try:
-        return parse_duration(os.environ.get("MOONCAKE_BUSY_POLL") or 0.0)
+        return busy_poll.checked(parse_duration(os.environ.get("MOONCAKE_BUSY_POLL") or 0.0))
     except ValueError as error:
         raise ConfigError(f"MOONCAKE_BUSY_POLL: {error}") from None
 

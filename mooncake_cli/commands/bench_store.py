@@ -10,7 +10,7 @@ import click
 
 from mooncake_cli import console, exits, progress
 from mooncake_cli.options import Running, cluster_options, find_running, json_option
-from mooncake_cli.quantities import DURATION, SIZE, ListType
+from mooncake_cli.quantities import BUSY_POLL, SIZE, ListType
 
 if TYPE_CHECKING:
     from mooncake_core.bench.statistics import Estimate, Quantiles
@@ -85,7 +85,7 @@ class CaseType(click.ParamType):  # type: ignore[type-arg]  # generic in new ver
     "busy_polls",
     default="0",
     show_default=True,
-    type=ListType(DURATION),
+    type=ListType(BUSY_POLL),
     help="Look so long (as 100us) before sleeping; of each protocol, in turn. Not for --against.",
 )
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="That put; as many get.")

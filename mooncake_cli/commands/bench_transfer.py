@@ -9,7 +9,7 @@ import click
 
 from mooncake_cli import console, exits, progress
 from mooncake_cli.options import json_option
-from mooncake_cli.quantities import DURATION, SIZE, ListType
+from mooncake_cli.quantities import BUSY_POLL, DURATION, SIZE, ListType
 
 if TYPE_CHECKING:
     from mooncake_core.address import HostPort
@@ -86,7 +86,7 @@ shows what an engine loses in whose process the threads move blocks: how much lo
     "busy_poll_s",
     default="0",
     show_default=True,
-    type=DURATION,
+    type=BUSY_POLL,
     help="Look so long (as 100us) for what comes next before sleeping, here and at the target; not at one elsewhere, "
     "nor at --against.",
 )

@@ -266,6 +266,7 @@ def test_a_busy_machine_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None
     ("arguments", "message"),
     [
         (["--cases", "4KiBx"], "expected a size like 1MiB"),
+        (["--busy-poll", "0,100"], "expected a duration of at most 10ms, as 100us, got 100s"),
         (["--at-least", "1"], "--at-least belongs to --against"),
         (["--operations", "put,delete"], "'delete' is not one of"),
         (["--against", "/no/such/python"], "expected a Python, or a folder of a virtual environment"),

@@ -154,6 +154,7 @@ def test_regions_hold_what_is_under_way_and_fit_in_the_machine() -> None:
         (["--sizes", "0"], "expected blocks of 1 byte or more"),
         (["--sizes", "big"], "expected a size like 4GiB, 512MB or 65536, got 'big'"),
         (["--sizes", ","], "expected values separated by commas"),
+        (["--busy-poll", "11ms"], "expected a duration of at most 10ms, as 100us, got 11ms"),
         (["--direction", "up"], "'up' is not one of 'read', 'write'"),
         (["--pairs", "9"], "9 is not in the range x>=10"),
         (["--transport", "no-such"], "no transport called 'no-such' is installed"),

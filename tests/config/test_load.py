@@ -150,6 +150,13 @@ def test_a_flag_that_gives_a_part_of_what_a_section_must_have_is_named(tmp_path:
     ]
 
 
+def test_nobody_looks_for_seconds_who_means_microseconds(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, "transfer: {busy_poll: 100}")
+    expected = "expected a duration of at most 10ms, as 100us, got 100s"
+    assert problem == f"c.yaml:1:23: transfer.busy_poll: {expected}"
+    assert load(tmp_path, "transfer: {busy_poll: 10ms}").config.transfer.busy_poll == 0.01
+
+
 def test_networks_are_networks_and_want_a_key(tmp_path: Path) -> None:
     text = "transfer: {networks: [10.1.0.0/16, eth1, 127.0.0.0/8]}\n"
     assert problems(tmp_path, text) == [

@@ -40,3 +40,6 @@ def test_a_time_to_look_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MOONCAKE_BUSY_POLL", "soon")
     assert TransferEngine().initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == -101
     assert "MOONCAKE_BUSY_POLL: expected a duration like 30s, 100ms or 5m, got 'soon'" in caplog.text
+    monkeypatch.setenv("MOONCAKE_BUSY_POLL", "100")
+    assert TransferEngine().initialize("127.0.0.1", "P2PHANDSHAKE", "tcp", "") == -101
+    assert "MOONCAKE_BUSY_POLL: expected a duration of at most 10ms, as 100us, got 100s" in caplog.text

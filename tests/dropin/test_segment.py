@@ -82,6 +82,9 @@ def test_an_environment_that_cannot_be_is_refused(master: str, monkeypatch: pyte
     monkeypatch.setenv("MOONCAKE_BUSY_POLL", "soon")
     assert MooncakeDistributedStore().setup("127.0.0.1", "P2PHANDSHAKE", 0, MIB, "tcp", "", master) != 0
     assert "MOONCAKE_BUSY_POLL: expected a duration like 30s, 100ms or 5m, got 'soon'" in caplog.text
+    monkeypatch.setenv("MOONCAKE_BUSY_POLL", "100")
+    assert MooncakeDistributedStore().setup("127.0.0.1", "P2PHANDSHAKE", 0, MIB, "tcp", "", master) != 0
+    assert "MOONCAKE_BUSY_POLL: expected a duration of at most 10ms, as 100us, got 100s" in caplog.text
 
 
 def test_so_does_one_that_nobody_holds_any_more(master: str) -> None:

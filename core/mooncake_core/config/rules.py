@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Final
 
-from mooncake_core import registry
+from mooncake_core import busy_poll, registry
 from mooncake_core.address import is_loopback, is_wildcard
 from mooncake_core.config.processes import ProcessSpec, ports_of, processes
 from mooncake_core.config.schema import (
@@ -47,6 +47,7 @@ def findings(config: ClusterConfig) -> Iterator[Finding]:
     yield from _capacities(config)
     yield from _shared_processes(config)
     yield from _tenants(config.gateway, config.scheduler)
+    yield from _busy_poll(config.transfer.busy_poll)
     scheduler = config.scheduler
     if scheduler.plan_roles and (scheduler.ttft_slo is None or scheduler.tbt_slo is None):
         message = "expected both objectives, by which loads are known: scheduler.ttft_slo and scheduler.tbt_slo"
@@ -140,6 +141,13 @@ def _weights(config: ClusterConfig) -> Iterator[Finding]:
                     f"expected a network like 10.1.0.0/16, or the name of an RDMA device like mlx5_0, got {name!r}"
                 )
                 yield Finding(f"transfer.weights.{name}", message)
+
+
+def _busy_poll(most_s: float) -> Iterator[Finding]:
+    try:
+        busy_poll.checked(most_s)
+    except ValueError as error:
+        yield Finding("transfer.busy_poll", str(error))
 
 
 def _shared_processes(config: ClusterConfig) -> Iterator[Finding]:

@@ -290,8 +290,8 @@ class TransferConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     timeout: Duration = 30.0
     """A transfer that has not ended after so long fails."""
     busy_poll: Duration = 0.0
-    """How long (as 100us) a thread looks for what comes next before it sleeps: it saves the time it takes to wake up, for the
-    processor's. For hosts with cores to spare, and short answers. 0: never."""
+    """How long (as 100us, at most 10ms) a thread looks for what comes next before it sleeps: it saves the time it takes to wake
+    up, for the processor's. For hosts with cores to spare, and short answers. 0: never."""
     topology: dict[str, LocationConfig] = field(default_factory=dict)
     """Location of memory (as cpu:0, cuda:3) to its NICs; what is not named is read from sysfs (`mooncake inspect topology`)."""
     networks: list[str] = field(default_factory=list)
