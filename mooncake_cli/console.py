@@ -25,8 +25,10 @@ def json(value: dict[str, Any]) -> None:
 
 def json_file(path: Path, value: object) -> None:
     """The same, into a file whose folder is made."""
+    from mooncake_core import whole_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_rendered(_plain(value)) + "\n")
+    whole_file.write(path, f"{_rendered(_plain(value))}\n".encode())
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -48,6 +48,7 @@ def command(
 ) -> int:
     import msgspec
 
+    from mooncake_core import whole_file
     from mooncake_core.bench.calibrate import CalibrationLimits, calibrate, num_points
     from mooncake_core.errors import UsageError
     from mooncake_core.inference.loading import load_engine
@@ -70,7 +71,7 @@ def command(
         engine.close()
     text = _yaml(found)
     if out is not None:
-        out.write_text(text)
+        whole_file.write(out, text.encode())
     if as_json:
         console.json(msgspec.to_builtins(found))
     else:

@@ -95,6 +95,7 @@ def schema(as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @json_option
 def init(path: Path | None, force: bool, as_json: bool) -> None:
+    from mooncake_core import whole_file
     from mooncake_core.config.documents import commented_yaml
     from mooncake_core.config.schema import ClusterConfig
     from mooncake_core.errors import UsageError
@@ -103,7 +104,7 @@ def init(path: Path | None, force: bool, as_json: bool) -> None:
     if path is not None:
         if path.exists() and not force:
             raise UsageError(f"{path} exists already: choose another file, or --force")
-        path.write_text(text)
+        whole_file.write(path, text.encode())
     if as_json:
         console.json({"file": str(path)} if path else {"yaml": text})
     elif path is None:

@@ -71,7 +71,7 @@ def command(
 ) -> int:
     import msgspec
 
-    from mooncake_core import registry
+    from mooncake_core import registry, whole_file
     from mooncake_core.bench.plan import Planner, PlanSpace
     from mooncake_core.bench.planned_cluster import cluster_yaml
 
@@ -90,7 +90,7 @@ def command(
     if out is not None:
         console.json_file(out / "plan.json", plan)
         if text:
-            (out / "cluster.yaml").write_text(text)
+            whole_file.write(out / "cluster.yaml", text.encode())
     elif text and not as_json:
         console.data(f"\n{text}", end="")
     if plan.best is None:

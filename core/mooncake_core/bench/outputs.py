@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from mooncake_core import whole_file
 from mooncake_core.bench.completions import Sample
 from mooncake_core.bench.workload import prompt_hash
 from mooncake_core.errors import UsageError
@@ -42,7 +43,7 @@ def outputs_of(samples: Iterable[Sample], prompts: Sequence[str]) -> list[Output
 
 def save(path: Path, outputs: Iterable[Output]) -> None:
     """Writes a file of outputs."""
-    path.write_bytes(b"".join(msgspec.json.encode(output) + b"\n" for output in outputs))
+    whole_file.write(path, b"".join(msgspec.json.encode(output) + b"\n" for output in outputs))
 
 
 def load(path: Path) -> list[Output]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from mooncake_core import whole_file
 from mooncake_core.errors import PluginUnavailable
 
 SIZE_INCHES: Final = (7.0, 4.5)
@@ -92,4 +94,6 @@ def _figure(title: str) -> tuple[Any, Any]:
 def _save(path: Path, figure: Any, axes: Any, *, legend: bool) -> None:
     if legend:
         axes.legend(fontsize="small")
-    figure.savefig(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    whole_file.write(path, drawn.getvalue())

@@ -5,13 +5,13 @@ Whoever has the file belongs to the cluster. Servers admit only the client key t
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from mooncake_core import whole_file
 from mooncake_core.config.private import read_private
 from mooncake_core.errors import ConfigError, UsageError
 
@@ -52,12 +52,11 @@ class ClusterKey(Struct, frozen=True, kw_only=True):
             UsageError: the file exists; it may be the key of a running cluster.
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data = msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            whole_file.write(path, data, mode=0o600, anew=True)
         except FileExistsError as error:
             raise UsageError(f"{path} exists already: it may be in use; remove it, or choose another file") from error
-        with os.fdopen(fd, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
 
     @classmethod
     def load(cls, path: Path) -> ClusterKey:
