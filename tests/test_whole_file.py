@@ -68,3 +68,16 @@ def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
         whole_file.write(path, b"x")
     assert caught.value.filename == str(path)
     assert path.is_symlink()
+
+
+def test_what_was_there_stays_where_there_is_no_room_for_the_new(tmp_path: Path) -> None:
+    path, link = tmp_path / "kept", tmp_path / "link"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    with no_room(), pytest.raises(OSError, match="File too large") as caught:
+        whole_file.write(link, b"new")
+    assert (path.read_bytes(), caught.value.filename) == (b"old", str(link))
+    assert sorted(tmp_path.iterdir()) == [path, link]
+    whole_file.write(link, b"new")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777, link.is_symlink()) == (b"new", 0o640, True)
