@@ -103,8 +103,16 @@ def _announce(state: StartState) -> None:
     where = f"; the API is at {state.gateway_url}" if state.gateway_url else ""
     count = len(state.processes)
     console.note(f"cluster {state.cluster} is ready: {count} process{'es' if count > 1 else ''}{where}")
-    if state.gateway_url:
-        console.note(f'try: mooncake complete --cluster {state.cluster} "In the beginning"')
+    console.note(f"try: {_next_command(state)}")
+
+
+def _next_command(state: StartState) -> str:
+    """What works with what was started; the rest of a cluster may run elsewhere, or not yet."""
+    roles = {process.role for process in state.processes}
+    if roles >= {"gateway", "prefill", "decode"}:
+        return f'mooncake complete --cluster {state.cluster} "In the beginning"'
+    is_pool = roles >= {"master", "store"} and not roles & {"prefill", "decode"}
+    return f"mooncake {'inspect nodes' if is_pool else 'status'} --cluster {state.cluster}"
 
 
 class _Prefix:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -21,8 +22,16 @@ CONFIGS = Path(__file__).parent.parent.parent / "configs"
 MOCK = CONFIGS / "mock.yaml"
 
 
-def start(folder: Path, *arguments: str, config: Path = MOCK) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mooncake_cli.main", "start", "--role", "all", "-c", str(config), *arguments]
+POOL = """
+cluster: pool
+store: [{name: node, capacity: 16MiB, count: 2}]
+prefill: []
+decode: []
+"""
+
+
+def start(folder: Path, *arguments: str, config: Path = MOCK, role: str = "all") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mooncake_cli.main", "start", "--role", role, "-c", str(config), *arguments]
     environ = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
 
@@ -151,16 +160,29 @@ def test_an_objective_that_cannot_be_met_is_429(tmp_path: Path) -> None:
         cluster.stop()
 
 
-def test_detach_status_and_stop(tmp_path: Path) -> None:
-    result = start(tmp_path, "--detach")
-    assert result.returncode == 0, result.stderr
-    assert "cluster mock is ready: 13 processes; the API is at http://127.0.0.1:" in result.stderr
-    environ = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+def commands(folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a mooncake command against what runs in a run directory."""
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         run = [sys.executable, "-m", "mooncake_cli.main", *arguments]
         return subprocess.run(run, env=environ, capture_output=True, text=True, timeout=60)
 
+    return command
+
+
+def suggested(started: subprocess.CompletedProcess[str]) -> list[str]:
+    """The command that a start says to try."""
+    (line,) = [line for line in started.stderr.splitlines() if line.startswith("try: mooncake ")]
+    return shlex.split(line.removeprefix("try: mooncake "))
+
+
+def test_detach_status_and_stop(tmp_path: Path) -> None:
+    result = start(tmp_path, "--detach")
+    assert result.returncode == 0, result.stderr
+    assert "cluster mock is ready: 13 processes; the API is at http://127.0.0.1:" in result.stderr
+    assert suggested(result) == ["complete", "--cluster", "mock", "In the beginning"]
+    command = commands(tmp_path)
     status = as_json(command("status", "--json"))
     assert status["ready"]
     assert {member["role"] for member in status["members"]} == {"gateway", "store", "prefill", "decode"}
@@ -178,6 +200,35 @@ def test_detach_status_and_stop(tmp_path: Path) -> None:
     assert command("inspect", "cache", "--check").returncode == 0
     assert command("stop").returncode == 0
     assert command("status").returncode == 3
+
+
+def test_a_pool_is_not_said_to_complete(tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text(POOL)
+    command = commands(tmp_path)
+    try:
+        result = start(tmp_path, "--detach", config=tmp_path / "pool.yaml")
+        assert result.returncode == 0, result.stderr
+        assert suggested(result) == ["inspect", "nodes", "--cluster", "pool"]
+        shown = command(*suggested(result))
+        assert shown.returncode == 0, shown.stderr
+        assert "node-1" in shown.stdout
+    finally:
+        command("stop")
+
+
+def test_one_role_alone_is_not_said_to_complete(tmp_path: Path) -> None:
+    command = commands(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = f"master.port={free.getsockname()[1]}"
+    try:
+        for role in ("master", "gateway"):
+            result = start(tmp_path, "--detach", "--set", port, role=role)
+            assert result.returncode == 0, result.stderr
+            assert suggested(result) == ["status", "--cluster", "mock"]
+        assert "no prefill instance has joined" in command(*suggested(result)).stderr
+    finally:
+        command("stop")
 
 
 def test_roles_started_one_by_one_find_each_other_in_any_order(tmp_path: Path) -> None:
