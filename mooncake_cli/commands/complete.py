@@ -131,7 +131,9 @@ def _first_model(http: Any) -> str:
         _fail(answer.status_code, answer.text)
     models = answer.json()["data"]
     if not models:
-        raise ServiceUnavailable("no model is served now: `mooncake status` says what is missing")
+        raise ServiceUnavailable(
+            "no model is served now: `mooncake status` shows which prefill and decode instances have joined"
+        )
     return str(models[0]["id"])
 
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 TIMEOUT_S = 5.0
 
 
-@click.command("status", help="Show the members of a running cluster. Exit code 1 while it cannot serve.")
+@click.command(
+    "status",
+    help="Show the members of a running cluster. Exit code 1 while something it needs is missing.",
+)
 @cluster_options
 @json_option
 def command(config_path: Path | None, overrides: tuple[str, ...], cluster: str | None, as_json: bool) -> int:

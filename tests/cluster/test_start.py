@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -212,6 +213,48 @@ def test_a_pool_is_not_said_to_complete(tmp_path: Path) -> None:
         shown = command(*suggested(result))
         assert shown.returncode == 0, shown.stderr
         assert "node-1" in shown.stdout
+    finally:
+        command("stop")
+
+
+def test_a_pool_is_ready_without_instances_and_its_gateway_is_not(tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text(POOL)
+    command = commands(tmp_path)
+    try:
+        assert start(tmp_path, "--detach", config=tmp_path / "pool.yaml").returncode == 0
+        shown = command("status")
+        assert shown.returncode == 0, shown.stderr
+        assert ": ready, 0 requests" in shown.stderr
+        status = as_json(command("status", "--json"))
+        assert (status["ready"], status["missing"]) == (True, [])
+        answer = httpx.get(f"{status['gateway_url']}/ready")
+        assert answer.status_code == 503
+        assert answer.json()["missing"] == ["no prefill instance has joined", "no decode instance has joined"]
+        refused = command("complete", "hello")
+        assert (refused.returncode, "shows which prefill and decode instances" in refused.stderr) == (1, True)
+    finally:
+        command("stop")
+
+
+def test_a_pool_awaits_its_nodes_and_instances_that_join_it_count(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "pool.yaml").write_text(f"{POOL}master: {{port: {port}}}\n")
+    (tmp_path / "more.yaml").write_text(
+        f"cluster: pool\nmaster: {{port: {port}}}\nprefill: [{{name: late, engine: {{kind: mock}}}}]\n"
+    )
+    command = commands(tmp_path)
+    try:
+        assert start(tmp_path, "--detach", config=tmp_path / "pool.yaml", role="master").returncode == 0
+        waits = command("status")
+        assert (waits.returncode, "not ready: no node has joined, 0 requests" in waits.stderr) == (1, True)
+        assert start(tmp_path, "--detach", config=tmp_path / "pool.yaml", role="store").returncode == 0
+        assert command("status").returncode == 0
+        joined = start(tmp_path, "--detach", config=tmp_path / "more.yaml", role="prefill")
+        assert joined.returncode == 0, joined.stderr
+        waits = command("status")
+        assert (waits.returncode, "not ready: no decode instance has joined" in waits.stderr) == (1, True)
     finally:
         command("stop")
 

@@ -54,7 +54,7 @@ async def run(context: RoleContext) -> None:
     )
     members.listen(pool, conductor)
     cache = CacheReporter(pool, conductor)
-    inspection = Inspection(context.config.cluster, term, members=members, pool=pool, conductor=conductor, cache=cache)
+    inspection = Inspection(context.config, term, members=members, pool=pool, conductor=conductor, cache=cache)
     parts = (members, pool, conductor, inspection, timelines)
     handlers = {kind: handler for part in parts for kind, handler in part.handlers().items()}
     server = Server(context.name, handlers, key=context.key, door=True, cluster=context.config.cluster)

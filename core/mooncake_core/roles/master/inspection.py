@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mooncake_core.config.schema import ClusterConfig
 from mooncake_core.roles.master.cache_report import CacheReporter
 from mooncake_core.roles.master.conductor import ConductorDriver
 from mooncake_core.roles.master.members import Members
@@ -24,7 +25,7 @@ class Inspection:
 
     def __init__(
         self,
-        cluster: str,
+        config: ClusterConfig,
         term: int,
         *,
         members: Members,
@@ -32,7 +33,9 @@ class Inspection:
         conductor: ConductorDriver,
         cache: CacheReporter,
     ) -> None:
-        self._cluster = cluster
+        self._cluster = config.cluster
+        self._awaits_instances = bool(config.prefill or config.decode)
+        self._awaits_nodes = bool(config.store)
         self._term = term
         self._members = members
         self._pool = pool
@@ -44,14 +47,25 @@ class Inspection:
         return {GetStatus: self._status, InspectCache: self._cache, InspectDecisions: self._decisions}
 
     async def _status(self, message: GetStatus, call: Call) -> Status:
+        serving_needs = self._conductor.conductor.missing()
         return Status(
             cluster=self._cluster,
             term=self._term,
             uptime_s=self._members.now() - self._started,
             members=[self._member(record) for record in self._members.records()],
-            missing=self._conductor.conductor.missing(),
+            missing=self._pool_needs() if self._is_pool() else serving_needs,
             num_requests=self._conductor.conductor.num_requests,
+            serving_needs=serving_needs,
         )
+
+    def _is_pool(self) -> bool:
+        """The YAML has no instances, and none has joined that another YAML has."""
+        return not self._awaits_instances and not any(record.join.instance for record in self._members.records())
+
+    def _pool_needs(self) -> list[str]:
+        """A pool whose YAML has no nodes gets them from engines, which come and go."""
+        has_node = any(record.join.segment for record in self._members.records())
+        return ["no node has joined"] if self._awaits_nodes and not has_node else []
 
     async def _cache(self, message: InspectCache, call: Call) -> CacheReport:
         return self._reporter.report(message)

@@ -40,7 +40,7 @@ class MemberStatus(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Status(Struct, frozen=True, tag=True, kw_only=True, gc=False):
-    """The cluster. `missing` says in words what is needed before it can serve; empty means it can."""
+    """The cluster. `missing` says in words what is needed before it can do what it is for; empty means it can."""
 
     cluster: str
     term: int
@@ -49,6 +49,8 @@ class Status(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     missing: list[str]
     num_requests: int
     """Requests placed and not ended."""
+    serving_needs: list[str]
+    """What is needed, in words, before requests can be served: also of a pool without instances, which misses nothing."""
 
 
 class InspectCache(Struct, frozen=True, tag=True, kw_only=True, gc=False):
