@@ -96,7 +96,10 @@ def _serve(loaded: Loaded, specs: list[ProcessSpec], selection: str) -> int:
         )
         return await supervisor.run()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    finally:
+        state_file.close()  # where it could not be written, nobody else does
 
 
 def _announce(state: StartState) -> None:
@@ -159,7 +162,7 @@ def _detach(loaded: Loaded, specs: Sequence[ProcessSpec], selection: str, as_jso
                     return exits.DONE
         code = process.poll()
         if code is not None:
-            console.note(log_file.read_text(errors="replace").rstrip())
+            _show_end(log_file, code)
             return code if code > 0 else exits.FAILED
         time.sleep(0.05)
     process.terminate()
@@ -167,6 +170,15 @@ def _detach(loaded: Loaded, specs: Sequence[ProcessSpec], selection: str, as_jso
         f"not ready within {DETACH_PATIENCE_S:g}s: {', '.join(waiting) or selection}; the last lines of {log_file}:\n"
         + "\n".join(log_file.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
     )
+
+
+def _show_end(log_file: Path, code: int) -> None:
+    """Why a start ended, if there was room to write that down."""
+    log = log_file.read_text(errors="replace").rstrip()
+    if log:
+        console.note(log)
+    else:
+        console.error(f"the start ended with code {code} and wrote nothing to {log_file}: is its disk full?")
 
 
 def _process_names(specs: Sequence[ProcessSpec]) -> set[str]:

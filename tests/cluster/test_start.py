@@ -312,6 +312,26 @@ def test_a_detached_start_that_fails_says_why(tmp_path: Path) -> None:
     assert "Hugging Face folder" in result.stderr
 
 
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_start_that_has_no_room_for_its_files_says_which(tmp_path: Path, detach: bool) -> None:
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "mooncake_cli.main", "start", "--role", "all", "-c", str(MOCK)]
+    result = subprocess.run(
+        ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *command, *(["--detach"] if detach else [])],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    folder = tmp_path / "mooncake" / "mock"
+    assert result.returncode == 1
+    if detach:
+        assert f"the start ended with code 1 and wrote nothing to {folder}/all.log: is its disk full?" in result.stderr
+    else:
+        assert f"error: cannot be written (File too large): {folder}/all.json" in result.stderr
+    assert sorted(path.name for path in folder.iterdir()) == (["all.log"] if detach else [])
+
+
 def test_a_cluster_with_a_key_serves_and_refuses_other_keys(tmp_path: Path) -> None:
     keys = [tmp_path / "one.key", tmp_path / "two.key"]
     for key in keys:

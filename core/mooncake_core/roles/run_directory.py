@@ -104,10 +104,18 @@ class StateFile:
         self._lock = _lock(path)
 
     def write(self, state: StartState) -> None:
-        """Replaces the content; readers see the old or the new one."""
+        """Replaces the content; readers see the old or the new one.
+
+        Raises:
+            OSError: the disk is full, say; names the file, and leaves no other.
+        """
         draft = self._path.with_suffix(".draft")
-        draft.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
-        draft.replace(self._path)
+        try:
+            draft.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
+            draft.replace(self._path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise OSError(error.errno, f"cannot be written ({error.strerror})", str(self._path)) from error
 
     def close(self) -> None:
         """Gives the file up. Idempotent."""
