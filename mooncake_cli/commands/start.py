@@ -19,10 +19,13 @@ from mooncake_cli.options import config_options, json_option, load
 if TYPE_CHECKING:
     from mooncake_core.config.load import Loaded
     from mooncake_core.config.processes import ProcessSpec
-    from mooncake_core.roles.run_directory import StartState
+    from mooncake_core.roles.run_directory import RunDirectory, StartState
 
 ROLES = ("all", "master", "gateway", "store", "prefill", "decode")
 DETACH_PATIENCE_S = 120.0
+QUIET_S = 5.0
+"""After so long a detached start says what it waits for."""
+END_PATIENCE_S = 10.0
 LOG_LINES_SHOWN = 10
 
 
@@ -136,7 +139,6 @@ class _Prefix:
 
 def _detach(loaded: Loaded, specs: Sequence[ProcessSpec], selection: str, as_json: bool) -> int:
     """Starts the same command in a session of its own, and waits until it is ready or has failed."""
-    from mooncake_core.errors import DeadlineExceeded
     from mooncake_core.roles.run_directory import RunDirectory
 
     directory = RunDirectory(loaded.config.cluster)
@@ -151,25 +153,60 @@ def _detach(loaded: Loaded, specs: Sequence[ProcessSpec], selection: str, as_jso
             stderr=log,
             start_new_session=True,
         )
-    waiting: list[str] = []
-    deadline = time.monotonic() + DETACH_PATIENCE_S
-    while time.monotonic() < deadline:
+    try:
+        state = _wait_until_ready(process, directory, log_file)
+    except KeyboardInterrupt:
+        console.note(f"interrupted: ending process {process.pid}, which is not ready yet")
+        _end(process, directory.path.name)
+        raise
+    if state is None:
+        _show_end(log_file, process.returncode)
+        return process.returncode if process.returncode > 0 else exits.FAILED
+    _report(state, log_file, as_json)
+    return exits.DONE
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], directory: RunDirectory, log_file: Path) -> StartState | None:
+    """Its state once it is ready, or None where it ended before.
+
+    Raises:
+        DeadlineExceeded: it is not ready in time, and was ended.
+    """
+    from mooncake_core.errors import DeadlineExceeded
+
+    waiting = log_file.stem
+    started = time.monotonic()
+    is_quiet = True
+    while (passed_s := time.monotonic() - started) < DETACH_PATIENCE_S:
         for state in directory.states():
             if state.pid == process.pid:
-                waiting = [child.name for child in state.processes if not child.ready]
+                waiting = ", ".join(child.name for child in state.processes if not child.ready)
                 if state.ready:
-                    _report(state, log_file, as_json)
-                    return exits.DONE
-        code = process.poll()
-        if code is not None:
-            _show_end(log_file, code)
-            return code if code > 0 else exits.FAILED
+                    return state
+        if process.poll() is not None:
+            return None
+        if is_quiet and passed_s > QUIET_S:
+            is_quiet = False
+            console.note(f"not ready yet: {waiting}; the end of {log_file}:\n{_tail(log_file, 1)}")
         time.sleep(0.05)
-    process.terminate()
+    _end(process, directory.path.name)
     raise DeadlineExceeded(
-        f"not ready within {DETACH_PATIENCE_S:g}s: {', '.join(waiting) or selection}; the last lines of {log_file}:\n"
-        + "\n".join(log_file.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+        f"not ready within {DETACH_PATIENCE_S:g}s: {waiting}; the last lines of {log_file}:\n"
+        + _tail(log_file, LOG_LINES_SHOWN)
     )
+
+
+def _tail(log_file: Path, num_lines: int) -> str:
+    return "\n".join(log_file.read_text(errors="replace").splitlines()[-num_lines:])
+
+
+def _end(process: subprocess.Popen[bytes], cluster: str) -> None:
+    """Ends what is not to go on behind the user's back."""
+    process.terminate()
+    try:
+        process.wait(END_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        console.note(f"process {process.pid} has not ended yet: `mooncake stop --cluster {cluster}` ends it")
 
 
 def _show_end(log_file: Path, code: int) -> None:

@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from mooncake_core.roles.run_directory import RunDirectory
 from mooncake_core.testing.cluster import STOPPED_S, Cluster, alive, as_json, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
@@ -272,6 +273,32 @@ def test_one_role_alone_is_not_said_to_complete(tmp_path: Path) -> None:
         assert "no prefill instance has joined" in command(*suggested(result)).stderr
     finally:
         command("stop")
+
+
+def test_a_detached_start_says_what_it_waits_for_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text(f"{POOL}master: {{port: 1}}\n")
+    command = [sys.executable, "-m", "mooncake_cli.main", "start", "--role", "store", "--detach"]
+    process = subprocess.Popen(
+        [*command, "-c", str(tmp_path / "pool.yaml")],
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        log_file = tmp_path / "mooncake" / "pool" / "store.log"
+        assert process.stderr.readline() == f"not ready yet: node-0, node-1; the end of {log_file}:\n"
+        assert "waiting for the master: " in process.stderr.readline()
+        (state,) = RunDirectory("pool", tmp_path / "mooncake").states()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        said = process.stderr.read().strip()
+        assert said == f"interrupted: ending process {state.pid}, which is not ready yet"
+        assert not [pid for pid in (state.pid, *(child.pid for child in state.processes)) if alive(pid)]
+    finally:
+        process.kill()
+        process.communicate()
+        commands(tmp_path)("stop", "--cluster", "pool")
 
 
 def test_roles_started_one_by_one_find_each_other_in_any_order(tmp_path: Path) -> None:
