@@ -29,7 +29,8 @@ PARTS_PATIENCE_S = 5.0
 def command(config_path: Path | None, overrides: tuple[str, ...], cluster: str | None, as_json: bool) -> int:
     from mooncake_core.roles import run_directory
 
-    states = run_directory.find(cluster_name(config_path, overrides, cluster))
+    name = cluster_name(config_path, overrides, cluster)
+    states = run_directory.find(name)
     masters = [state for state in states if any(process.role == "master" for process in state.processes)]
     _end([state for state in states if state not in masters], PARTS_PATIENCE_S)  # they need the master to leave it
     _end(masters, PATIENCE_S)
@@ -39,10 +40,19 @@ def command(config_path: Path | None, overrides: tuple[str, ...], cluster: str |
     if as_json:
         console.json({"stopped": gone, "left": [state.pid for state in left]})
     elif not states:
-        console.note("nothing runs here")
+        console.note(_nothing_to_stop(name))
     else:
         console.note(f"stopped cluster {states[0].cluster}" if not left else f"process {left[0].pid} does not end")
     return exits.FAILED if left else exits.DONE
+
+
+def _nothing_to_stop(name: str | None) -> str:
+    from mooncake_core.roles import run_directory
+
+    if name is None:
+        return "nothing runs here"
+    running = ", ".join(run_directory.clusters())
+    return f"no cluster called {name} runs here" + (f"; there is: {running}" if running else ", and no other")
 
 
 def _end(states: Sequence[StartState], patience_s: float) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from mooncake_cli import exits, main
 from mooncake_core import errors
+from mooncake_core.roles.run_directory import RunDirectory, StartState
 
 COMMANDS = sorted(main.COMMANDS)
 
@@ -73,6 +74,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         (["inspect", "cache", "-c", "ok.yaml"], 3, "nobody"),
         (["inspect", "cache", "--cluster", "nix"], 3, "no cluster called nix runs on this host"),
         (["stop"], 0, "nothing runs here"),
+        (["stop", "--cluster", "nix"], 0, "no cluster called nix runs here, and no other"),
         (["complete", "x", "-c", "ok.yaml", "--cluster", "zz"], 2, "is of cluster local, --cluster says zz"),
         (["status", "-c", "free.yaml"], 3, "cluster free does not run on this host, and has no fixed port"),
     ],
@@ -259,6 +261,25 @@ def test_stop_finds_the_cluster_as_the_others_do(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("modle: x")
     result = mooncake("stop", cwd=tmp_path, MOONCAKE_CONFIG="bad.yaml")
     assert (result.returncode, "did you mean model?" in result.stderr) == (2, True)
+
+
+def test_stop_says_which_clusters_there_are(tmp_path: Path) -> None:
+    state = StartState(
+        cluster="here",
+        selection="all",
+        pid=os.getpid(),
+        config="",
+        master_address="tcp://127.0.0.1:1",
+        gateway_url="",
+        key_file="",
+        processes=[],
+        ready=True,
+    )
+    file = RunDirectory("here", tmp_path / "mooncake").claim("all")
+    file.write(state)
+    result = mooncake("stop", "--cluster", "nix", cwd=tmp_path)
+    file.close()
+    assert (result.returncode, result.stderr) == (0, "no cluster called nix runs here; there is: here\n")
 
 
 def test_spans_that_were_dropped_are_said_to_be(
