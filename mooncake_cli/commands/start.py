@@ -58,7 +58,11 @@ def _select(loaded: Loaded, role: str, name: str | None) -> list[ProcessSpec]:
     of_role = [spec for spec in specs if role in ("all", spec.role) and (role != "store" or not spec.local_to)]
     chosen = [spec for spec in of_role if name is None or name in (spec.name, spec.entry, spec.local_to)]
     if not chosen:
-        known = ", ".join(spec.name for spec in of_role) or "none"
+        if not of_role:
+            raise UsageError(
+                f"{loaded.path} has no entry under `{role}`: add one, in the file or with --set '{role}=[{{name: {role}}}]'"
+            )
+        known = ", ".join(spec.name for spec in of_role)
         wanted = f"role {role}" + (f" called {name}" if name else "")
         raise UsageError(f"the configuration has no {wanted} (it has: {known})")
     owners = {spec.process for spec in chosen}  # whoever shares a process with one that was chosen comes along

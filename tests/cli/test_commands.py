@@ -54,6 +54,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         (["start", "--role", "all", "-c", "no.yaml"], 2, "no.yaml: cannot be read: No such file"),
         (["start", "--role", "store", "--name", "x", "-c", "ok.yaml"], 2, "no role store called x (it has: s)"),
         (["start", "--role", "all", "-c", "bad.yaml"], 2, "bad.yaml:1:1: modle: unknown key; did you mean model?"),
+        (["start", "--role", "store", "-c", "free.yaml"], 2, "free.yaml has no entry under `store`: add one"),
         (["config", "validate", "bad.yaml", "ok.yaml"], 2, "did you mean model?"),
         (["config", "validate", "-c", "bad.yaml"], 2, "bad.yaml:1:1: modle: unknown key"),
         (["config", "validate"], 2, "no configuration: give -c FILE or set MOONCAKE_CONFIG"),
