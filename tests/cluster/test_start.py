@@ -116,6 +116,22 @@ def test_ctrl_c_ends_everything_soon(cluster: Cluster) -> None:
     assert not [child.pid for child in children if alive(child.pid)]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_what_ctrl_c_ends_before_it_is_ready_has_its_exit_code(tmp_path: Path, number: int, code: int) -> None:
+    (tmp_path / "pool.yaml").write_text(f"{POOL}master: {{port: 1}}\n")
+    command = [sys.executable, "-m", "mooncake_cli.main", "start", "--role", "store"]
+    process = subprocess.Popen(
+        [*command, "-c", str(tmp_path / "pool.yaml")], env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    )
+    try:
+        wait_for(lambda: bool(RunDirectory("pool", tmp_path / "mooncake").states()))
+        process.send_signal(number)
+        assert process.wait(30) == code
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_kill_9_of_the_parent_leaves_nothing(cluster: Cluster) -> None:
     shared_memory = set(os.listdir("/dev/shm"))
     children = psutil.Process(cluster.process.pid).children(recursive=True)

@@ -35,6 +35,8 @@ AFTER_DRAIN_S: Final = 2.5
 it takes under five seconds."""
 STOP_ORDER: Final = (("gateway",), ("prefill", "decode"), ("store", "master"))
 """Who is needed by others ends after them."""
+INTERRUPTED: Final = 128 + signal.SIGINT
+"""Exit code of a start that Ctrl-C ended before all of it was ready."""
 LOG_LINE_LIMIT: Final = 1 << 20
 
 
@@ -146,12 +148,13 @@ class Supervisor:
         """Error → the process that said it."""
         self._said_by: dict[str, str] = {}
         """Process whose error is not shown → the one that said the same before."""
+        self._was_ready = False
 
     async def run(self) -> int:
         """Starts everything, serves until SIGINT or SIGTERM, ends everything; returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._told_to_stop)
+            loop.add_signal_handler(number, self._told_to_stop, number)
         self._write_state(ready=False)
         keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
         announcer = asyncio.create_task(self._announce_ready())
@@ -163,11 +166,13 @@ class Supervisor:
             self._state_file.close()
         return self._exit_code
 
-    def _told_to_stop(self) -> None:
+    def _told_to_stop(self, number: signal.Signals) -> None:
         """The first signal stops in good order, a second one ends everything at once."""
         if self._stop.is_set():
             self._hurry.set()
             self._kill.set()
+        elif number == signal.SIGINT and not self._was_ready:
+            self._exit_code = INTERRUPTED
         self._stop.set()
 
     def _pass_on(self, name: str, line: str) -> None:
@@ -227,6 +232,7 @@ class Supervisor:
 
     async def _announce_ready(self) -> None:
         await asyncio.gather(*(child.ready.wait() for child in self._children))
+        self._was_ready = True
         self._on_ready(self._write_state(ready=True))
 
     async def _end(self, keepers: Sequence[asyncio.Task[None]]) -> None:
