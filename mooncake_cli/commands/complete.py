@@ -98,13 +98,13 @@ class _Stream:
         with http.stream("POST", route, json=body) as answer:
             if answer.status_code != 200:
                 answer.read()
-                _fail(answer.status_code, answer.text)
+                _fail(answer)
             for line in answer.iter_lines():
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
                 event = json.loads(line[6:])
                 if "error" in event:
-                    _fail(500, line[6:])
+                    raise _refusal(500, event)
                 self.usage = event.get("usage") or self.usage
                 self.ttft_s = self.ttft_s or time.perf_counter() - started
                 for choice in event["choices"]:
@@ -128,8 +128,11 @@ def _first_model(http: Any) -> str:
 
     answer = http.get("/v1/models")
     if answer.status_code != 200:
-        _fail(answer.status_code, answer.text)
-    models = answer.json()["data"]
+        _fail(answer)
+    try:
+        models = answer.json()["data"]
+    except (ValueError, KeyError, TypeError):
+        raise _foreign(answer) from None
     if not models:
         raise ServiceUnavailable(
             "no model is served now: `mooncake status` shows which prefill and decode instances have joined"
@@ -137,15 +140,31 @@ def _first_model(http: Any) -> str:
     return str(models[0]["id"])
 
 
-def _fail(status: int, body: str) -> None:
+def _fail(answer: Any) -> None:
     """Raises what the server said."""
-    import json
+    try:
+        body = answer.json()
+    except ValueError:
+        raise _foreign(answer) from None
+    raise _refusal(answer.status_code, body)
 
+
+def _refusal(status: int, body: Any) -> Exception:
     from mooncake_core.errors import InvalidRequest, MooncakeError
 
     try:
-        message = json.loads(body)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = body[:200]
+        message = body["error"]["message"]
+    except (KeyError, TypeError):
+        message = str(body)[:200]
     kind = InvalidRequest if 400 <= status < 429 else MooncakeError
-    raise kind(f"the server answered {status}: {message}")
+    return kind(f"the server answered {status}: {message}")
+
+
+def _foreign(answer: Any) -> Exception:
+    """Of a server that does not speak this API: what it says is a page for people."""
+    from mooncake_core.errors import PeerUnreachable
+
+    return PeerUnreachable(
+        f"{answer.url} does not answer like an OpenAI-compatible server ({answer.status_code} {answer.reason_phrase}): "
+        "is it the address of a gateway?"
+    )

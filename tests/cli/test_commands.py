@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import click
@@ -262,6 +264,39 @@ def test_stop_finds_the_cluster_as_the_others_do(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("modle: x")
     result = mooncake("stop", cwd=tmp_path, MOONCAKE_CONFIG="bad.yaml")
     assert (result.returncode, "did you mean model?" in result.stderr) == (2, True)
+
+
+class Pages(BaseHTTPRequestHandler):
+    """A web server for people."""
+
+    status = 404
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(b"<!DOCTYPE html><p>a page")
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("status", "said"), [(404, "404 Not Found"), (200, "200 OK")])
+def test_a_server_that_is_no_gateway_is_said_to_be_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, said: str
+) -> None:
+    monkeypatch.setattr(Pages, "status", status)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        result = mooncake("complete", "x", "--url", url, cwd=tmp_path)
+        server.shutdown()
+        thread.join()
+    assert result.returncode == exits.UNREACHABLE
+    assert result.stderr == (
+        f"error: {url}/v1/models does not answer like an OpenAI-compatible server ({said}): "
+        "is it the address of a gateway?\n"
+    )
 
 
 def test_stop_says_which_clusters_there_are(tmp_path: Path) -> None:
