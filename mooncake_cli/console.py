@@ -8,7 +8,7 @@ import select
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 SCHEMA_VERSION: Final = 1
 
@@ -63,6 +63,11 @@ def error(text: str, hint: str = "") -> None:
         note(f"error: {line}")
     if hint:
         note(f"hint: {hint}")
+
+
+def takes_colour(stream: TextIO) -> bool:
+    """A terminal that knows colours, whose user wants them."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") and not os.environ.get("NO_COLOR")
 
 
 def nobody_reads() -> bool:

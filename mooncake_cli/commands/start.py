@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -130,7 +129,7 @@ class _Prefix:
 
     def __init__(self, width: int) -> None:
         self._width = width
-        self._colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        self._colour = console.takes_colour(sys.stderr)
         self._lock = threading.Lock()
 
     def log(self, name: str, line: str) -> None:
