@@ -404,7 +404,7 @@ def test_an_interpreter_without_an_engine_is_named(tmp_path: Path, capsys: pytes
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
     bare.chmod(0o755)
-    assert main.run(["bench", "transfer", "--against", str(bare)]) == exits.FAILED
+    assert main.run(["bench", "transfer", "--against", str(bare)]) == exits.USAGE
     assert "has no mooncake.engine" in capsys.readouterr().err
 
 

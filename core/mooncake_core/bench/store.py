@@ -154,6 +154,7 @@ class StoreRun:
         """Measures everything; the order turns round from pair to pair, so that drift hits all alike.
 
         Raises:
+            PluginUnavailable: a side has no `mooncake.store`.
             StoreError: a side does not start, a call failed, or bytes are not those that were put.
             UsageError: the machine has not got the memory.
         """

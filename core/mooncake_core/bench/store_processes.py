@@ -18,7 +18,7 @@ from typing import IO, Any, Final
 
 from mooncake_core.config.schema import TlsConfig
 from mooncake_core.config.tls import absolute
-from mooncake_core.errors import MooncakeError, StoreError, UsageError
+from mooncake_core.errors import MooncakeError, PluginUnavailable, StoreError, UsageError
 from mooncake_core.units import format_duration
 
 HOST: Final = "127.0.0.1"
@@ -115,7 +115,8 @@ class Process:
         """The next line.
 
         Raises:
-            StoreError: it says that something went wrong, or nothing within the time.
+            PluginUnavailable: its interpreter lacks what is to be measured.
+            StoreError: it says that something else went wrong, or nothing within the time.
         """
         if not select.select([self._stdout], [], [], timeout_s)[0]:
             raise self._error(f"did not answer within {timeout_s:g}s")
@@ -123,6 +124,8 @@ class Process:
         if not line:
             raise self._error("ended")
         answer: dict[str, Any] = json.loads(line)
+        if answer.get("not_installed"):
+            raise PluginUnavailable(answer["error"])
         if "error" in answer:
             raise self._error(f"says: {answer['error']}")
         return answer

@@ -37,6 +37,10 @@ class Wrong(Exception):
     """A call did not answer as it must, or moved wrong bytes."""
 
 
+class NotInstalled(Wrong):
+    """The interpreter lacks what is to be measured."""
+
+
 class Engine(ABC):
     """What moves bytes. Memory is registered, and touched, by the constructor."""
 
@@ -228,7 +232,7 @@ def find_engine(boot: dict[str, Any]) -> Engine:
         return NixlEngine(boot)
     except ImportError:
         install = "pip install ./dropin, upstream's wheel, or nixl"
-        raise Wrong(f"{sys.executable} has no mooncake.engine ({reason}), and no NIXL: {install}") from None
+        raise NotInstalled(f"{sys.executable} has no mooncake.engine ({reason}), and no NIXL: {install}") from None
 
 
 def _nixl() -> tuple[Any, str]:
@@ -261,7 +265,7 @@ def main() -> None:
         for line in sys.stdin:
             say(run_phase(engine, json.loads(line)))
     except Wrong as error:
-        say({"error": str(error)})
+        say({"error": str(error), "not_installed": isinstance(error, NotInstalled)})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,10 @@ class Wrong(Exception):
     """A call did not answer as it must, or bytes are not those that were put."""
 
 
+class NotInstalled(Wrong):
+    """The interpreter lacks what is to be measured."""
+
+
 class Payload:
     """The bytes of object N: random ones, that begin elsewhere for each object."""
 
@@ -179,7 +183,7 @@ def connect(boot: dict[str, Any]) -> Any:
     try:
         store = importlib.import_module("mooncake.store").MooncakeDistributedStore()
     except ModuleNotFoundError as error:
-        raise Wrong(
+        raise NotInstalled(
             f"{sys.executable} has no mooncake.store ({error}): pip install ./dropin, or upstream's wheel"
         ) from None
     code = store.setup(
@@ -212,7 +216,8 @@ def main() -> None:
     try:
         store = connect(json.loads(sys.argv[1]))
     except Exception as error:
-        answer({"error": str(error) if isinstance(error, Wrong) else repr(error)})
+        text = str(error) if isinstance(error, Wrong) else repr(error)
+        answer({"error": text, "not_installed": isinstance(error, NotInstalled)})
         return
     answer({"ready": True})
     for line in sys.stdin:
