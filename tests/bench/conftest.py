@@ -94,6 +94,7 @@ class Running:
         # With the protocol named, asyncio turns Nagle's delays off.
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen()  # whoever connects before the server accepts waits
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn.Config(self.fake.app(), log_config=None, lifespan="off"))
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],))

@@ -70,7 +70,8 @@ class ClusterServing:
         return self._models
 
     async def missing(self) -> list[str]:
-        return (await self._master.call(GetStatus(), Status, timeout_s=MASTER_TIMEOUT_S)).serving_needs
+        status = await self._master.call(GetStatus(), Status, timeout_s=MASTER_TIMEOUT_S)
+        return status.serving_needs or status.missing
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Step, None]:
         deadline = time.monotonic() + generation.timeout_s

@@ -49,8 +49,9 @@ class Status(Struct, frozen=True, tag=True, kw_only=True, gc=False):
     missing: list[str]
     num_requests: int
     """Requests placed and not ended."""
-    serving_needs: list[str]
-    """What is needed, in words, before requests can be served: also of a pool without instances, which misses nothing."""
+    serving_needs: list[str] = []
+    """What is needed, in words, before requests can be served: also of a pool without instances, which misses nothing. Older
+    masters do not say; theirs is what is missing."""
 
 
 class InspectCache(Struct, frozen=True, tag=True, kw_only=True, gc=False):
