@@ -88,6 +88,7 @@ class RunningGateway:
         self.gateway = Gateway(self.serving, GatewayConfig(**settings), lambda: tokenizer, RequestLog(Spans("gateway")))
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen()  # whoever connects before the gateway accepts waits
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn.Config(self.gateway.app(), log_config=None, lifespan="off"))
         self._loop: asyncio.AbstractEventLoop
