@@ -60,7 +60,7 @@ class Relay:
 
     def cut(self) -> None:
         """Ends the connections that there are."""
-        for sock in self._sockets:
+        for sock in [*self._sockets]:  # who is cut off connects anew meanwhile, and that stays
             _shut_down(sock)
 
     def close(self) -> None:
