@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the standard library's own
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -16,17 +17,18 @@ class Postponed:
         self._handler: Any = None
         self._came: FrameType | None = None
         if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
+            # `signal` makes enums of what these return, which takes longer than all the rest here.
+            handler = _signal.getsignal(signal.SIGINT)
             if callable(handler):
                 self._handler = handler
-                signal.signal(signal.SIGINT, self._note)
+                _signal.signal(signal.SIGINT, self._note)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._handler is None:
             return
-        signal.signal(signal.SIGINT, self._handler)
+        _signal.signal(signal.SIGINT, self._handler)
         if self._came is not None:
             self._handler(signal.SIGINT, self._came)
 

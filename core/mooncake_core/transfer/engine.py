@@ -64,7 +64,6 @@ class TransferEngine:
         Raises:
             PluginUnknown, PluginUnavailable: of a transport.
         """
-        self._owner = owner
         self._timeout_s = timeout_s
         self._lanes = Lanes()
         self._pinned = PinnedBuffers(register=self.register_memory)
