@@ -122,31 +122,36 @@ class Peers:
 
     def detach(self, connection: Connection, now: float, *, set_aside: bool) -> bool:
         """Whether it was that of its rail until now; which is then not used for a while, where that is asked for."""
-        for peer in self._peers.values():
-            track = peer.tracks.get(connection.rail)
-            if track is None or track.connection is not connection:
-                continue
-            track.connection = None
-            if set_aside:
-                track.back_off_s = min(max(2 * track.back_off_s, FIRST_BACK_OFF_S), LAST_BACK_OFF_S)
-                track.set_aside_until_s = now + track.back_off_s
-                peer.shares.forget(connection.rail)
-                connection.lane.num_set_aside += 1
-            return True
-        return False
+        peer = self._peer_of(connection)
+        if peer is None:
+            return False
+        track = peer.tracks[connection.rail]
+        track.connection = None
+        if set_aside:
+            track.back_off_s = min(max(2 * track.back_off_s, FIRST_BACK_OFF_S), LAST_BACK_OFF_S)
+            track.set_aside_until_s = now + track.back_off_s
+            peer.shares.forget(connection.rail)
+            connection.lane.num_set_aside += 1
+        return True
 
     def has_others(self, connection: Connection, now: float) -> bool:
         """Whether other rails to its peer could take over: those which are not set aside."""
-        for peer in self._peers.values():
-            track = peer.tracks.get(connection.rail)
-            if track is not None and track.connection is connection:
-                return any(other.set_aside_until_s <= now for other in peer.tracks.values() if other is not track)
-        return False
+        peer = self._peer_of(connection)
+        others = [track for rail, track in peer.tracks.items() if rail != connection.rail] if peer else []
+        return any(other.set_aside_until_s <= now for other in others)
 
     def connections(self) -> list[Connection]:
         """Of all rails that have one."""
         tracks = [track for peer in self._peers.values() for track in peer.tracks.values()]
         return [track.connection for track in tracks if track.connection is not None]
+
+    def _peer_of(self, connection: Connection) -> Peer | None:
+        """To whom it is that of its rail; None where others have taken its place."""
+        for peer in self._peers.values():
+            track = peer.tracks.get(connection.rail)
+            if track is not None and track.connection is connection:
+                return peer
+        return None
 
     def _rails(self, path: RdmaPath) -> list[Rail]:
         return rails(self._ports, path.ports, self._weights)

@@ -145,9 +145,7 @@ class Peers:
                 self._hear(known, *news)
             self._ask(known)
         except PathFailed as error:
-            if (
-                error.detail["errno"] == errno.ECONNREFUSED
-            ):  # a connection may also end for an error of a peer that lives
+            if error.detail["errno"] == errno.ECONNREFUSED:  # ends may also be errors of a peer that lives
                 self._bury(known.peer.name)
             self._drop(known, error)
         except Exception as error:  # whatever it is, nobody may be left waiting, and other peers are innocent

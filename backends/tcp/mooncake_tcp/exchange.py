@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import math
-import select
 import socket
 import threading
 import time
@@ -71,7 +70,6 @@ class Exchange:
         self._sender: Sender
         self._looking: Looking
         """Both of the socket, once there is one."""
-        self._poller = select.poll()
         self._broken: TransferError | None = None
         self._deadline_s = math.inf
         self._writing = False
@@ -92,7 +90,7 @@ class Exchange:
             return False
         if self._socket is None:
             return True
-        return not self._poller.poll(0)  # ended, or bytes that nobody asked for
+        return not self._looking.has_some()  # ended, or bytes that nobody asked for
 
     def carry_out(self, pairs: Sequence[Pair]) -> list[Completion | None]:
         """Returns when all operations have ended; one completion each, in order; None for what is to be asked again."""
@@ -149,7 +147,6 @@ class Exchange:
                 sock = self._socket = self._dialer.new_socket(self.address[0])
                 self._sender = Sender(sock)
                 self._looking = Looking(sock, self._busy_poll_s)
-                self._poller.register(sock, select.POLLIN)
         self._note_deadline(deadline_s)
         if is_new:
             if self.link is None:

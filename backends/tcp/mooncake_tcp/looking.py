@@ -30,6 +30,10 @@ class Looking:
         self._pause = 0
         """Payloads that nobody looks for."""
 
+    def has_some(self) -> bool:
+        """Whether something is there now: bytes, or the end."""
+        return bool(self._poller.poll(0))
+
     def look(self) -> bool:
         """Whether something is there, after looking for so long at most."""
         return self._most_s > 0 and busy_poll.look(self._poller.poll, self._most_s)
