@@ -17,7 +17,8 @@ import pytest
 
 from mooncake_cli import exits, main
 from mooncake_core import errors
-from mooncake_core.roles.run_directory import RunDirectory, StartState
+from mooncake_core.roles.run_directory import RunDirectory
+from tests.roles.start_states import state
 
 COMMANDS = sorted(main.COMMANDS)
 
@@ -300,19 +301,8 @@ def test_a_server_that_is_no_gateway_is_said_to_be_none(
 
 
 def test_stop_says_which_clusters_there_are(tmp_path: Path) -> None:
-    state = StartState(
-        cluster="here",
-        selection="all",
-        pid=os.getpid(),
-        config="",
-        master_address="tcp://127.0.0.1:1",
-        gateway_url="",
-        key_file="",
-        processes=[],
-        ready=True,
-    )
     file = RunDirectory("here", tmp_path / "mooncake").claim("all")
-    file.write(state)
+    file.write(state("here", os.getpid()))
     result = mooncake("stop", "--cluster", "nix", cwd=tmp_path)
     file.close()
     assert (result.returncode, result.stderr) == (0, "no cluster called nix runs here; there is: here\n")

@@ -12,21 +12,8 @@ import pytest
 from mooncake_core.errors import UsageError
 from mooncake_core.roles import run_directory
 from mooncake_core.roles.restart import LONGEST_DELAY_S, RestartPolicy
-from mooncake_core.roles.run_directory import ProcessState, RunDirectory, StartState
-
-
-def state(cluster: str, pid: int = 7) -> StartState:
-    return StartState(
-        cluster=cluster,
-        selection="all",
-        pid=pid,
-        config="",
-        master_address="tcp://127.0.0.1:1",
-        gateway_url="",
-        key_file="",
-        processes=[],
-        ready=True,
-    )
+from mooncake_core.roles.run_directory import ProcessState, RunDirectory
+from tests.roles.start_states import state
 
 
 def test_a_claimed_state_is_found_and_released(tmp_path: Path) -> None:

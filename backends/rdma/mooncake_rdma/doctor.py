@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mooncake_core.config.schema import TransferConfig
-from mooncake_core.doctor import Finding, Subject, fail, ok, skip, warn
+from mooncake_core.doctor import Finding, Subject, fail, found_and_fix, ok, skip, warn
 from mooncake_core.errors import MooncakeError
 from mooncake_core.transfer.topology import read_inventory
 from mooncake_core.transfer.weights import Weights
@@ -81,5 +81,4 @@ def _names(transfer: TransferConfig, devices: Sequence[str]) -> Iterator[Finding
 
 
 def _of(error: MooncakeError, bad: Callable[[str, str], Finding]) -> Finding:
-    found, _, fix = error.message.partition("; ")
-    return bad(found, fix)
+    return bad(*found_and_fix(error))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from mooncake_core.config.schema import ClusterConfig
+from mooncake_core.errors import MooncakeError
 
 
 class State(StrEnum):
@@ -42,6 +43,12 @@ class Subject(NamedTuple):
     config: ClusterConfig | None = None
     root: Path = Path("/")
     """Where /proc and /sys are."""
+
+
+def found_and_fix(error: MooncakeError) -> tuple[str, str]:
+    """What an error says, and what to do, which follows a semicolon; empty where it does not say."""
+    found, _, fix = error.message.partition("; ")
+    return found, fix
 
 
 Check = Callable[[Subject], Iterable[Finding]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from mooncake_core import registry
-from mooncake_core.doctor.contract import Check, Finding, Subject, fail, ok, skip
+from mooncake_core.doctor.contract import Check, Finding, Subject, fail, found_and_fix, ok, skip
 from mooncake_core.doctor.places import plugins_here
 from mooncake_core.errors import MooncakeError, PluginUnavailable, UsageError
 
@@ -47,6 +47,6 @@ def _findings(name: str, subject: Subject) -> list[Finding]:
 
 def _unavailable(name: str, subject: Subject, error: PluginUnavailable) -> Finding:
     """A check lacks the library that what it looks at lacks: nothing is wrong where nobody wants that, which has its name."""
-    missing, _, fix = str(error).partition("; ")
+    missing, fix = found_and_fix(error)
     is_wanted = subject.config is not None and any(name == wanted for _, wanted in plugins_here(subject.config))
     return fail(missing, fix or "see the message") if is_wanted else skip(missing, fix)

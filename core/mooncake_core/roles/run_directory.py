@@ -14,6 +14,7 @@ from typing import IO
 import msgspec
 from msgspec import Struct
 
+from mooncake_core import whole_file
 from mooncake_core.config.schema import TlsConfig
 from mooncake_core.errors import UsageError
 
@@ -109,12 +110,9 @@ class StateFile:
         Raises:
             OSError: the disk is full, say; names the file, and leaves no other.
         """
-        draft = self._path.with_suffix(".draft")
         try:
-            draft.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
-            draft.replace(self._path)
+            whole_file.write(self._path, msgspec.json.format(msgspec.json.encode(state), indent=2))
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise OSError(error.errno, f"cannot be written ({error.strerror})", str(self._path)) from error
 
     def close(self) -> None:

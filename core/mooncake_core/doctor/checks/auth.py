@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mooncake_core.doctor.contract import Finding, Subject, fail, ok, skip
+from mooncake_core.doctor.contract import Finding, Subject, fail, found_and_fix, ok, skip
 from mooncake_core.errors import ConfigError
 from mooncake_core.roles.context import load_key
 
@@ -20,7 +20,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     try:
         load_key(key_file)
     except ConfigError as error:
-        found, _, fix = str(error).partition("; ")
+        found, fix = found_and_fix(error)
         yield fail(f"auth.key_file: {found}", fix or "see the message")
     else:
         yield ok(f"auth.key_file: {key_file or '$MOONCAKE_KEY_FILE'} has a cluster key, which only its owner can read")

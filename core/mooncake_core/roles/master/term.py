@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from mooncake_core import whole_file
+
 IDS_PER_TERM: Final = 1 << 40
 """Allocation ids count from the term on: terms that do not come from the clock keep so far apart."""
 
@@ -14,9 +16,7 @@ def next_term(file: Path, now_us: int) -> int:
     previous = _read(file)
     term = now_us if now_us > previous else previous + IDS_PER_TERM
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = file.with_suffix(".draft")
-    draft.write_text(f"{term}\n")
-    draft.replace(file)
+    whole_file.write(file, f"{term}\n".encode())
     return term
 
 
